@@ -1,0 +1,9 @@
+"""Hybrid (dynamical + neural) refinement of crystal structures against 3D electron diffraction."""
+
+__version__ = "0.1.0"
+
+import os as _os
+
+# Before torch is imported: idle OpenMP threads that spin make a shared machine several times
+# slower, and waiting passively costs little on a quiet one.
+_os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

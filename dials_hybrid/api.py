@@ -1,0 +1,414 @@
+"""From files to a refined structure, for Python scripts and for the commands.
+
+    from dials_hybrid import api
+
+    job = api.load(["integrated.expt", "integrated.refl"], "model.cif")
+    job = api.choose_setting(job)
+    outcome = api.refine(job)
+    outcome.structure.show_summary().show_scatterers()      # cctbx.xray.structure
+    outcome.miller_arrays["FOBS_corr"].show_summary()       # cctbx.miller.array
+    api.write(outcome, api.Outputs(structure="refined.cif", mtz="refined.mtz"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from dials.util.version import dials_version
+
+from . import io_cif_mtz, io_dials, io_results, io_settings, report, validation
+from .data import InputError, Problem, Result, load_records, save_records
+from .io_cctbx import reconcile, to_structure, update_xray_structure
+from .io_dials import Loaded, Sampling, Selection
+from .io_structures import read_structure
+from .model import ModelSettings
+from .propagation import DepthGrid
+from .refine import Progress, Refinement, RefineSettings, State
+
+logger = logging.getLogger("dials.hybrid.api")
+
+SEARCH_DEPTH = 2000.0  # A, thickness to which the search before the refinement goes
+SEARCH_BLOCKS = 40
+
+
+@dataclass(frozen=True)
+class Options:
+    """All choices of a refinement. Thicknesses in A; None is found from the data."""
+
+    selection: Selection = Selection(d_min=0.625)
+    sampling: Sampling = Sampling(1.0, 0.05)
+    model: ModelSettings = ModelSettings()
+    refine: RefineSettings = RefineSettings()
+    free_fraction: float = 0.05
+    block: str | None = None
+    depth_max: float | None = None
+    thickness_start: float | None = None
+    test_settings: bool = True
+    minimum_gain: float = 0.002
+
+
+@dataclass(frozen=True)
+class Job:
+    """A problem with what its results are written back to."""
+
+    problem: Problem
+    xray_structure: object  # cctbx.xray.structure, in the experiment's cell
+    loaded: Loaded | None  # None if the files of a continued problem are gone
+    options: Options
+    indexing: dict = field(default_factory=dict)
+    state: State | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A refined job. `contract` is what the JSON file holds."""
+
+    job: Job
+    result: Result
+    structure: object  # cctbx.xray.structure
+    contract: dict
+    refinement: Refinement
+
+    @property
+    def miller_arrays(self) -> dict:
+        """Observed, calculated and corrected data as cctbx.miller.array by name."""
+        return io_cif_mtz.miller_arrays(self.structure, self.job.problem, self.result)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Names of the files to write; None leaves one out."""
+
+    experiments: str | None = None
+    reflections: str | None = None
+    structure: str | None = None
+    mtz: str | None = None
+    problem: str | None = None
+    html: str | None = None
+    json: str | None = None
+
+    def names(self) -> list[str]:
+        """Return the names that are given."""
+        return [n for n in dataclasses.asdict(self).values() if n is not None]
+
+
+def load(files, structure, options: Options = Options()) -> Job:
+    """Read .expt and .refl files and a structure file; return the job.
+
+    Raises InputError, with one sentence for the user, when something cannot be used.
+    """
+    xray_structure = read_structure(structure, options.block)
+    loaded = io_dials.load(files)
+    xray_structure = reconcile(
+        xray_structure, loaded.experiments, structure, ", ".join(loaded.expt_files)
+    )
+    rows, table = io_dials.select_reflections(loaded.reflections, options.selection)
+    logger.info("Selection of reflections:\n%s\n", io_dials.format_table(table))
+    scan = io_dials.scan_from_experiments(loaded.experiments, options.sampling)
+    observations = io_dials.observations_from_reflections(
+        loaded.reflections, rows, loaded.experiments, scan, options.selection
+    )
+    record = to_structure(xray_structure)
+    free = validation.choose_free(
+        record, observations.hkl, options.free_fraction, options.refine.seed
+    )
+    problem = Problem(
+        record, scan, observations.replace(free=free), io_dials.provenance(loaded, structure)
+    )
+    logger.info(
+        "%d reflections (%d above 3 sigma, %d free), %d blocks of %d orientation samples",
+        len(free),
+        int(observations.observed.sum()),
+        int(free.sum()),
+        *scan.angle.shape,
+    )
+    return Job(problem, xray_structure, loaded, options)
+
+
+def choose_setting(job: Job) -> Job:
+    """Find the hand, the indexing setting and the thickness that agree best with the data.
+
+    Returns the job with the structure in that setting and the depth grid chosen.
+    """
+    options = job.options
+    grid = DepthGrid(options.model.depth.step, math.ceil(SEARCH_DEPTH / options.model.depth.step))
+    settings = dataclasses.replace(options.model, depth=grid)
+    part = validation.part_of(job.problem, SEARCH_BLOCKS)
+    found = [("h,k,l", "given", job.xray_structure)]
+    if options.test_settings:
+        found = io_settings.candidates(job.xray_structure)
+    scores, thickness = [], []
+    for operator, hand, candidate in found:
+        r1, depth = validation.quick_r1(
+            part.replace(structure=to_structure(candidate)), settings, options.refine.device
+        )
+        symbol = str(candidate.space_group_info())
+        scores.append(validation.Candidate(operator, hand, symbol, r1))
+        thickness.append(depth)
+    best = min(range(len(found)), key=lambda i: scores[i].r1_obs)
+    if scores[0].r1_obs - scores[best].r1_obs < options.minimum_gain:
+        best = 0
+    _log_candidates(scores, thickness, best)
+    indexing = {
+        "operator": scores[best].operator,
+        "inverted": scores[best].hand == "inverted",
+        "changed": best != 0,
+        "candidates": [dataclasses.asdict(s) for s in scores],
+    }
+    chosen = found[best][2]
+    return dataclasses.replace(
+        job,
+        problem=job.problem.replace(structure=to_structure(chosen)),
+        xray_structure=chosen,
+        indexing=indexing,
+        options=_with_depth(options, thickness[best]),
+    )
+
+
+def _with_depth(options: Options, found: float) -> Options:
+    start = options.thickness_start or found
+    step = options.model.depth.step
+    longest = options.depth_max or max(2 * start, 20 * step)
+    model = dataclasses.replace(
+        options.model,
+        depth=DepthGrid(step, max(8, math.ceil(longest / step))),
+        thickness_start=start,
+    )
+    return dataclasses.replace(options, model=model)
+
+
+def _log_candidates(scores, thickness, best: int) -> None:
+    lines = [
+        f"  {s.operator:<16} {s.hand:<9} {s.space_group:<14} {s.r1_obs:8.4f} {t:8.0f}"
+        for s, t in zip(scores, thickness, strict=True)
+    ]
+    head = f"  {'indexing':<16} {'hand':<9} {'space group':<14} {'R1(obs)':>8} {'t / A':>8}"
+    logger.info("Hand, indexing and thickness, nothing refined:\n%s\n", "\n".join([head, *lines]))
+    if best != 0:
+        logger.warning(
+            "The %s structure indexed as %s (%s) agrees better (R1 %.4f) than the given one (%.4f) "
+            "and is refined instead; hand_and_indexing.test=False keeps the given one",
+            scores[best].hand,
+            scores[best].operator,
+            scores[best].space_group,
+            scores[best].r1_obs,
+            scores[0].r1_obs,
+        )
+
+
+def refine(job: Job, progress: Progress | None = None) -> Outcome:
+    """Refine the job and return the outcome; logs an estimate of time and memory first.
+
+    Raises InputError when memory runs out.
+    """
+    collected: list[str] = []
+    handler = _Collector(collected)
+    logging.getLogger("dials.hybrid").addHandler(handler)
+    try:
+        refinement = _out_of_memory_explained(_make_refinement, job, progress)
+        seconds, memory = _out_of_memory_explained(refinement.estimate)
+        logger.info(
+            "Estimated time: %.0f s (%.1f s per iteration, about 12 of them); memory: %.1f GB\n",
+            12 * seconds,
+            seconds,
+            memory / 1e9,
+        )
+        result = _out_of_memory_explained(refinement.run)
+    finally:
+        logging.getLogger("dials.hybrid").removeHandler(handler)
+    return outcome_of(job, refinement, result, collected)
+
+
+def _make_refinement(job: Job, progress: Progress | None) -> Refinement:
+    refinement = Refinement(
+        job.problem, job.options.model, job.options.refine, progress, job.state
+    )
+    refinement.context = _context(job)
+    counts = refinement.model.beams.counts
+    logger.info(
+        "Beams per block: %.0f on average, %d at most; depths %g to %g A",
+        float(counts.double().mean()),
+        int(counts.max()),
+        job.options.model.depth.step,
+        job.options.model.depth.step * job.options.model.depth.count,
+    )
+    return refinement
+
+
+def _out_of_memory_explained(function, *args):
+    try:
+        return function(*args)
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, RuntimeError) and "memory" not in text.lower():
+            raise
+        raise InputError(
+            "there is not enough memory; lower compute.memory, or use fewer beams "
+            "(beams.s_max, beams.g_max) or a coarser sampling.step"
+        ) from error
+
+
+class _Collector(logging.Handler):
+    def __init__(self, messages: list[str]):
+        super().__init__(logging.WARNING)
+        self.messages = messages
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+
+def outcome_of(job: Job, refinement: Refinement, result: Result, messages) -> Outcome:
+    """Combine a result with the job into what is reported."""
+    structure = update_xray_structure(job.xray_structure, result.structure)
+    summary = {**result.summary, "indexing": job.indexing, "absolute_structure": _hands(job)}
+    result = result.replace(summary=summary)
+    contract = report.contract(
+        job.problem,
+        result,
+        space_group=str(structure.space_group_info()),
+        warnings=[*job.problem.provenance.get("warnings", []), *messages],
+        dials_version=dials_version(),
+    )
+    return Outcome(job, result, structure, contract, refinement)
+
+
+def _hands(job: Job) -> dict:
+    """What the test before the refinement says of the two hands of the chosen indexing."""
+    chosen = job.indexing.get("operator")
+    scores = {
+        c["hand"]: c for c in job.indexing.get("candidates", []) if c["operator"] == chosen
+    }
+    if len(scores) < 2:
+        return {"tested": False}
+    refined = "inverted" if job.indexing["inverted"] else "given"
+    other = "given" if refined == "inverted" else "inverted"
+    return {
+        "tested": True,
+        "space_group": scores[refined]["space_group"],
+        "r1_obs": scores[refined]["r1_obs"],
+        "r1_obs_other_hand": scores[other]["r1_obs"],
+    }
+
+
+def write(outcome: Outcome, outputs: Outputs) -> None:
+    """Write the chosen files, each complete or not at all."""
+    job, result = outcome.job, outcome.result
+    problem = job.problem
+    if job.loaded is not None and outputs.experiments:
+        io_results.write_experiments(
+            outputs.experiments, job.loaded.experiments, problem, result
+        )
+    if job.loaded is not None and outputs.reflections:
+        io_results.write_reflections(
+            outputs.reflections, job.loaded.reflections, problem, result
+        )
+    if outputs.structure:
+        io_cif_mtz.write_cif(
+            outputs.structure, outcome.structure, problem, result, outcome.contract
+        )
+    if outputs.mtz:
+        io_cif_mtz.write_mtz(outputs.mtz, outcome.structure, problem, result)
+    if outputs.problem:
+        outcome.refinement.save(outputs.problem, result=result)
+    if outputs.json:
+        report.write_json(outputs.json, outcome.contract)
+    if outputs.html:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # font remarks of matplotlib mean nothing to users
+            report.write_html(outputs.html, problem, result, outcome.contract)
+
+
+def _context(job: Job) -> dict:
+    """What a continuation needs beside the numbers."""
+    return {
+        "structure_cif": _cif_text(job.xray_structure),
+        "indexing": job.indexing,
+        "free_fraction": job.options.free_fraction,
+    }
+
+
+def _cif_text(xray_structure) -> str:
+    import iotbx.cif.model
+
+    model = iotbx.cif.model.cif()
+    model["start"] = xray_structure.as_cif_block()
+    return str(model)
+
+
+def save_problem(job: Job, path) -> None:
+    """Write the problem with its settings, to be run elsewhere."""
+    save_records(
+        path,
+        problem=job.problem,
+        model_settings=job.options.model.to_dict(),
+        refine_settings=dataclasses.asdict(job.options.refine),
+        state=State().to_dict(),
+        context=_context(job),
+    )
+
+
+def resume(path, options: Options | None = None) -> Job:
+    """Return the job of a saved problem or checkpoint, to be refined on.
+
+    The settings of the file hold; of `options`, only the number of iterations, the device and
+    the checkpoint interval are taken. Raises InputError when the file is not of this kind.
+    """
+    records = load_records(path)
+    missing = [k for k in ("problem", "model_settings", "state", "context") if k not in records]
+    if missing:
+        raise InputError(
+            f"{path}: holds no {' or '.join(missing)}; give a file written by dials.hybrid_refine"
+        )
+    problem, context = records["problem"], records["context"]
+    settings = RefineSettings(**records["refine_settings"])
+    if options is not None:
+        settings = dataclasses.replace(
+            settings,
+            iterations=options.refine.iterations,
+            device=options.refine.device,
+            checkpoint_seconds=options.refine.checkpoint_seconds,
+        )
+    loaded = _reload(problem, path)
+    return Job(
+        problem,
+        _structure_from_cif(context["structure_cif"]),
+        loaded,
+        Options(model=ModelSettings.from_dict(records["model_settings"]), refine=settings),
+        context["indexing"],
+        State.from_dict(records["state"]),
+    )
+
+
+def _structure_from_cif(text: str):
+    import iotbx.cif
+
+    return iotbx.cif.reader(input_string=text).build_crystal_structures()["start"]
+
+
+def _reload(problem: Problem, path) -> Loaded | None:
+    """Read the experiment files again, if they are where they were and unchanged."""
+    provenance = problem.provenance
+    prints = [*provenance.get("experiments", []), *provenance.get("reflections", [])]
+    names = [p["file"] for p in prints]
+    gone = [n for n in names if not os.path.isfile(n)]
+    if gone or not names:
+        logger.warning(
+            "%s: the original files (%s) are not there; .expt and .refl will not be written",
+            path,
+            ", ".join(gone) or "not recorded",
+        )
+        return None
+    changed = [p["file"] for p in prints if io_dials.fingerprint(p["file"]) != p]
+    if changed:
+        logger.warning(
+            "%s: %s changed since; .expt and .refl will not be written", path, ", ".join(changed)
+        )
+        return None
+    return io_dials.load(names)

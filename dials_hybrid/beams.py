@@ -1,0 +1,133 @@
+"""Beams of each block, their excitation errors and the potential matrix that couples them.
+
+S_g = (K^2 - |K + g|^2) / 2K with K inside the crystal. Vectors in A^-1, laboratory frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .data import InputError, Observations, Record, Scan, Structure
+
+BEAM_LIMIT = 2.0  # A^-1: couplings g - h reach twice as far, and the form factors end at 4 A^-1
+
+
+@dataclass(frozen=True)
+class BeamSet(Record):
+    """Beams of F blocks, padded to N; beam 0 of each block is the incident one."""
+
+    hkl: Tensor  # (F, N, 3) int64, zero where padded
+    valid: Tensor  # (F, N) bool
+    link_beam: Tensor  # (L,) index of each link's reflection among the beams of its block
+
+    @property
+    def counts(self) -> Tensor:
+        """(F,) number of beams of each block."""
+        return self.valid.sum(1)
+
+
+def inner_wavenumber(s0: Tensor, mean_potential: Tensor) -> Tensor:
+    """Return K = sqrt(k0^2 + U_0) in A^-1 for incident beams s0 (F, 3), U_0 in A^-2."""
+    return (s0.square().sum(-1) + mean_potential).sqrt()
+
+
+def excitation_errors(vectors: Tensor, s0: Tensor, wavenumber: Tensor) -> Tensor:
+    """Return S_g in A^-1 for g `vectors` (F, ..., 3), beams s0 (F, 3) and K (F,)."""
+    shape = (len(s0),) + (1,) * (vectors.ndim - 2)
+    direction = (s0 / s0.norm(dim=-1, keepdim=True)).reshape(*shape, 3)
+    along = (vectors * direction).sum(-1)
+    return -along - vectors.square().sum(-1) / (2 * wavenumber.reshape(shape))
+
+
+def rotation_matrices(rotation_vector: Tensor) -> Tensor:
+    """Return rotation matrices (..., 3, 3) of rotation vectors (..., 3) in rad."""
+    x, y, z = rotation_vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1)
+    return torch.linalg.matrix_exp(cross.reshape(*x.shape, 3, 3))
+
+
+def lattice_points(structure: Structure, g_max: float) -> Tensor:
+    """Return every hkl (M, 3) with 0 < |g| <= g_max that the lattice centring allows.
+
+    Raises InputError when g_max is beyond what the form factors can serve.
+    """
+    if not 0 < g_max <= BEAM_LIMIT:
+        raise InputError(
+            f"beams.g_max is {g_max} A^-1; it must lie between 0 and {BEAM_LIMIT} A^-1, because "
+            "couplings between beams reach twice as far and the form factors end at 4 A^-1"
+        )
+    cell = structure.cell.cpu()
+    # |h| <= |g| |a|: the plane spacing argument in direct space
+    limits = [int(g_max * float(length)) + 1 for length in cell[:3]]
+    axes = [torch.arange(-n, n + 1) for n in limits]
+    hkl = torch.cartesian_prod(*axes)
+    from .crystal import reciprocal_length_sq
+
+    g_sq = reciprocal_length_sq(cell, hkl)
+    keep = (g_sq <= g_max**2) & (hkl != 0).any(1)
+    return hkl[keep & ~centring_absent(structure, hkl)]
+
+
+def centring_absent(structure: Structure, hkl: Tensor) -> Tensor:
+    """Return (M,) bool, true where pure lattice translations extinguish hkl (M, 3)."""
+    identity = torch.eye(3, dtype=torch.float64)
+    pure = (structure.sym_rot.cpu() - identity).abs().amax((1, 2)) < 1e-9
+    phase = hkl.to(torch.float64) @ structure.sym_trans.cpu()[pure].T
+    return ((phase - phase.round()).abs() > 1e-6).any(1)
+
+
+def choose_beams(
+    structure: Structure, scan: Scan, observations: Observations, g_max: float, s_max: float
+) -> BeamSet:
+    """Choose the beams of each block.
+
+    A beam is taken when |g| <= g_max and |S_g| <= s_max (A^-1) at some sample of the block, or
+    when an observation is linked to the block. Raises InputError when an observation lies
+    beyond 2 A^-1.
+    """
+    hkl = lattice_points(structure, g_max)
+    vacuum = scan.s0.norm(dim=-1)
+    per_block, link_beam = [], torch.zeros(len(observations.link_block), dtype=torch.int64)
+    for block in range(len(scan.setting)):
+        links = torch.nonzero(observations.link_block == block).flatten()
+        linked = observations.hkl[observations.link_observation[links]]
+        near = hkl[_near_sphere(hkl, scan, block, vacuum, s_max)]
+        chosen, place = _merge(linked, near)
+        link_beam[links] = place
+        per_block.append(chosen)
+    n = max(len(h) for h in per_block)
+    padded = torch.zeros(len(per_block), n, 3, dtype=torch.int64)
+    valid = torch.zeros(len(per_block), n, dtype=torch.bool)
+    for block, chosen in enumerate(per_block):
+        padded[block, : len(chosen)] = chosen
+        valid[block, : len(chosen)] = True
+    return BeamSet(padded, valid, link_beam)
+
+
+def _near_sphere(hkl, scan, block, vacuum, s_max) -> Tensor:
+    vectors = torch.einsum("tij,mj->tmi", scan.setting[block], hkl.to(torch.float64))
+    s = excitation_errors(vectors[None], scan.s0[block, None], vacuum[block, None])[0]
+    # a beam may cross the sphere between two samples
+    crosses = (s.amax(0) > 0) & (s.amin(0) < 0)
+    return crosses | (s.abs().amin(0) <= s_max)
+
+
+def _merge(linked: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the incident beam and the distinct hkl of both, and the places of the linked."""
+    origin = torch.zeros(1, 3, dtype=torch.int64)
+    both = torch.cat([origin, linked, near])
+    distinct, place = torch.unique(both, dim=0, return_inverse=True)
+    first = int(place[0])
+    order = torch.cat([torch.tensor([first]), _all_but(len(distinct), first)])
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    return distinct[order], rank[place[1 : 1 + len(linked)]]
+
+
+def _all_but(n: int, index: int) -> Tensor:
+    every = torch.arange(n)
+    return every[every != index]

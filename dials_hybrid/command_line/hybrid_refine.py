@@ -1,0 +1,232 @@
+"""
+Refine a crystal structure against integrated 3D electron diffraction data, with dynamical
+(multiple) scattering.
+
+Atoms, displacement parameters, the crystal's orientation, a smooth scale and the
+distribution of the crystal's thickness are refined together. A small neural network learns
+how the thickness changes over the rotation. The results are the refined structure (.cif),
+corrected data (.mtz), the refined orientations (.expt), the reflections with calculated
+intensities (.refl), a report (.html) and its figures (.json).
+
+The structure may be a CIF, a SHELX .res or .ins file or a PDB file. A refinement that was
+stopped continues from its checkpoint.
+
+Examples::
+
+  dials.hybrid_refine integrated.expt integrated.refl model.cif
+
+  dials.hybrid_refine sweep1.expt sweep1.refl sweep2.expt sweep2.refl model.res
+
+  dials.hybrid_refine integrated.expt integrated.refl model.cif thickness.model=single
+
+  dials.hybrid_refine hybrid_refined.h5
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from pathlib import Path
+
+import libtbx.phil
+import torch
+from libtbx import Auto
+
+from .. import api
+from ..data import InputError
+from ..io_dials import Sampling, Selection
+from ..model import ModelSettings
+from ..phil_files import phil_text
+from ..propagation import DepthGrid
+from ..refine import Progress, RefineSettings
+from ..thickness import ThicknessPrior
+from . import common
+from .progress import Reporter
+
+logger = logging.getLogger("dials.hybrid.command_line.hybrid_refine")
+
+phil_scope = libtbx.phil.parse(phil_text("hybrid_refine.phil"))
+
+OUTPUTS = ("experiments", "reflections", "structure", "mtz", "problem", "html", "json")
+STRUCTURES = (".cif", ".mmcif", ".res", ".ins", ".pdb", ".ent")
+MAX_THREADS = 8
+CITATIONS = (
+    "DIALS: G. Winter et al. (2018) Acta Cryst. D74, 85-97. "
+    "https://doi.org/10.1107/S2059798317017235",
+    "cctbx: R. W. Grosse-Kunstleve et al. (2002) J. Appl. Cryst. 35, 126-136. "
+    "https://doi.org/10.1107/S0021889801017824",
+    "Hybrid refinement: Malik et al. (2026) Nat. Commun. "
+    "https://doi.org/10.1038/s41467-026-71673-9",
+)
+
+
+@common.reports_input_errors
+def run(args: list[str] | None = None, phil: libtbx.phil.scope = phil_scope) -> None:
+    """Run dials.hybrid_refine as from the command line.
+
+    Args:
+        args: the arguments of the user (default: sys.argv[1:])
+        phil: the PHIL scope of the parameters
+    """
+    usage = "dials.hybrid_refine [options] integrated.expt integrated.refl model.cif"
+    parser = common.Parser(usage=usage, phil=phil, epilog=__doc__)
+    params, options, files = parser.parse(args)
+    outputs = {f"output.{n}": getattr(params.output, n) for n in (*OUTPUTS, "log")}
+    continued = len(files) == 1 and files[0].endswith(".h5")
+    common.check_outputs(outputs, [] if continued else files)
+    torch.set_num_threads(_threads(params.compute.threads))
+    with common.logging_to(params.output.log, options.verbose):
+        common.log_parameters(parser)
+        chosen = refine_options(params)
+        if continued:
+            job = api.resume(files[0], chosen)
+        else:
+            data, structure = sort_files(files)
+            job = api.choose_setting(api.load(data, structure, chosen))
+        refine_job(job, params)
+        common.log_citations(CITATIONS)
+
+
+def refine_job(job: api.Job, params) -> None:
+    """Refine, write the outputs and log what was found."""
+    with Reporter(params.refinement.iterations) as reporter:
+        progress = Progress(reporter.row, params.output.problem)
+        outcome = api.refine(job, progress)
+    api.write(outcome, api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS}))
+    log_outcome(outcome)
+    written = [getattr(params.output, n) for n in OUTPUTS if getattr(params.output, n)]
+    if job.loaded is None:
+        skipped = (params.output.experiments, params.output.reflections)
+        written = [name for name in written if name not in skipped]
+    logger.info("Written: %s\n", ", ".join(written))
+
+
+def sort_files(files: list[str]) -> tuple[list[str], str]:
+    """Return (data files, structure file).
+
+    Raises InputError unless there is exactly one structure and some data.
+    """
+    structures = [f for f in files if Path(f).suffix.lower() in STRUCTURES]
+    data = [f for f in files if f not in structures]
+    if len(structures) != 1:
+        found = f"{len(structures)} ({', '.join(structures)})" if structures else "none"
+        raise InputError(
+            f"give exactly one structure (.cif, .res, .ins or .pdb) beside the data; found {found}"
+        )
+    if not data:
+        raise InputError(
+            f"{structures[0]}: no data with it; give the .expt and .refl of dials.integrate too"
+        )
+    return data, structures[0]
+
+
+def refine_options(params) -> api.Options:
+    """Translate the PHIL parameters.
+
+    Raises InputError when CUDA is asked for and absent.
+    """
+    start = None if params.thickness.start is Auto else params.thickness.start
+    longest = None if params.depth.max is Auto else params.depth.max
+    refinement, selection = params.refinement, params.selection
+    return api.Options(
+        selection=Selection(
+            intensity=selection.intensity,
+            partiality=selection.partiality,
+            zeta=selection.zeta,
+            d_min=selection.d_min,
+            d_max=selection.d_max,
+            i_over_sigma=selection.i_over_sigma,
+        ),
+        sampling=Sampling(params.sampling.block_width, params.sampling.step),
+        model=_model_settings(params),
+        refine=RefineSettings(
+            iterations=refinement.iterations,
+            seed=refinement.seed,
+            checkpoint_seconds=refinement.checkpoint_seconds,
+            device=_device(params.compute.device),
+        ),
+        free_fraction=params.free.fraction,
+        block=params.structure.block,
+        depth_max=longest,
+        thickness_start=start,
+        test_settings=params.hand_and_indexing.test,
+        minimum_gain=params.hand_and_indexing.minimum_gain,
+    )
+
+
+def _model_settings(params) -> ModelSettings:
+    prior = params.thickness.prior
+    return ModelSettings(
+        g_max=params.beams.g_max,
+        s_max=params.beams.s_max,
+        depth=DepthGrid(params.depth.step, 1),  # the number follows from the data
+        precision=params.compute.precision,
+        thickness=params.thickness.model,
+        prior=ThicknessPrior(
+            smoothness=prior.smoothness,
+            entropy=prior.entropy,
+            angle=prior.angle,
+            thin=prior.thin,
+            dip=prior.dip,
+        ),
+        scale_spacing=math.radians(params.scale.spacing),
+        scale_stiffness=params.scale.stiffness,
+        orientation_spacing=math.radians(params.orientation.spacing),
+        orientation_sigma=math.radians(params.orientation.sigma),
+        orientation_stiffness=params.orientation.stiffness,
+        memory=1e9 * params.compute.memory,
+    )
+
+
+def _device(choice: str) -> str:
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "compute.device=cuda: torch finds no CUDA device here; use compute.device=cpu, or "
+            "install a CUDA build of torch"
+        )
+    return "cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _threads(choice) -> int:
+    # more threads than this wait for each other on matrices of these sizes
+    return min(MAX_THREADS, torch.get_num_threads()) if choice is Auto else choice
+
+
+def log_outcome(outcome: api.Outcome) -> None:
+    """Log the R factors and the refined atoms."""
+    c = outcome.contract
+    final, start = c["final"], c["start"]
+    logger.info("\n%s: %s", "Converged" if c["converged"] else "Stopped", c["stop_reason"])
+    logger.info(
+        "R1(obs) kinematic %.4f, dynamical before %.4f, after %.4f (all %.4f); free %s\n"
+        "wR2 %.4f, GooF %.2f, %d reflections, %d above 3 sigma, %d parameters",
+        c["kinematic"]["r1_obs"],
+        start["r1_obs"],
+        final["r1_obs"],
+        final["r1_all"],
+        "-" if c["free"]["r1_obs"] is None else f"{c['free']['r1_obs']:.4f}",
+        final["wr2_all"],
+        final["gof"],
+        c["n_all"],
+        c["n_obs"],
+        c["n_parameters"],
+    )
+    mean = c["thickness"]["mean"]
+    logger.info("Mean thickness over the rotation: %.0f to %.0f A\n", min(mean), max(mean))
+    rows = [f"  {'atom':<6} {'x':>12} {'y':>12} {'z':>12} {'U':>12}"]
+    for site in c["sites"]:
+        xyz = [_with_su(v, s) for v, s in zip(site["xyz"], site["xyz_su"], strict=True)]
+        u = _with_su(site["u_iso"], site["u_iso_su"])
+        rows.append(f"  {site['label']:<6} {xyz[0]:>12} {xyz[1]:>12} {xyz[2]:>12} {u:>12}")
+    logger.info("%s %s\n%s\n", "Refined structure,", c["space_group"], "\n".join(rows))
+
+
+def _with_su(value: float, su: float | None) -> str:
+    from ..io_cif_mtz import with_uncertainty
+
+    return with_uncertainty(value, su if su else math.nan)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -1,0 +1,184 @@
+"""Free parameters of a crystal structure and its electron structure factors.
+
+`CrystalModel` moves sites and displacement parameters only along directions that the site
+symmetry allows; `structure_factors` sums over the asymmetric unit and the symmetry operators.
+Form factors are the Gaussians that the Structure carries (Peng et al. 1996,
+doi:10.1107/S0108767395014371), valid to s = |g|/2 = 2 A^-1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .data import InputError, Structure
+
+G_LIMIT = 4.0  # A^-1, where the tabulated form factors end
+SITE_UNIT = 0.01  # A, the step in which free site parameters are counted
+U_UNIT = 0.003  # A^2, the same for displacement parameters: equal curvatures help the optimiser
+_CHUNK_ELEMENTS = 4_000_000  # reflections x operators x atoms summed at once, bounds the memory
+
+
+def metric(cell: Tensor) -> Tensor:
+    """Return the real-space metric tensor (3, 3) in A^2 of a cell (6,) in A and degree."""
+    a, b, c, alpha, beta, gamma = (float(x) for x in cell)
+    ca, cb, cg = (math.cos(math.radians(x)) for x in (alpha, beta, gamma))
+    rows = [
+        [a * a, a * b * cg, a * c * cb],
+        [a * b * cg, b * b, b * c * ca],
+        [a * c * cb, b * c * ca, c * c],
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def cell_volume(cell: Tensor) -> float:
+    """Return the cell volume in A^3."""
+    return float(torch.linalg.det(metric(cell)).sqrt())
+
+
+def reciprocal_length_sq(cell: Tensor, hkl: Tensor) -> Tensor:
+    """Return |g|^2 in A^-2 of reflections hkl (..., 3)."""
+    g_star = torch.linalg.inv(metric(cell)).to(hkl.device)
+    h = hkl.to(torch.float64)
+    return torch.einsum("...i,ij,...j->...", h, g_star, h)
+
+
+def _allowed_directions(projector: Tensor, scale: Tensor) -> Tensor:
+    """Return an orthonormal basis (m, n) of the projector's range, measured in units of `scale`.
+
+    `scale` (n, n) takes the vectors to A or A^2, so that a unit step of a free parameter moves
+    the atom by about that much.
+    """
+    in_units = scale @ projector @ torch.linalg.inv(scale)
+    u, s, _ = torch.linalg.svd(in_units)
+    return torch.linalg.solve(scale, u[:, s > 1e-6]).T
+
+
+class CrystalModel(nn.Module):
+    """Sites and displacement parameters of a structure as free parameters.
+
+    Parameters (zero at the start): `site_shift`, in SITE_UNIT, along the allowed directions of
+    each site; `u_shift`, in U_UNIT, of each isotropic atom and of each allowed component of
+    anisotropic ones.
+    """
+
+    def __init__(self, structure: Structure):
+        super().__init__()
+        self.structure = structure
+        self.register_buffer("site_basis", self._site_basis(structure))
+        self.register_buffer("u_iso_basis", self._u_iso_basis(structure))
+        self.register_buffer("u_star_basis", self._u_star_basis(structure))
+        new = torch.zeros
+        self.site_shift = nn.Parameter(new(len(self.site_basis), dtype=torch.float64))
+        self.u_shift = nn.Parameter(
+            new(len(self.u_iso_basis) + len(self.u_star_basis), dtype=torch.float64)
+        )
+
+    @staticmethod
+    def _site_basis(structure: Structure) -> Tensor:
+        """(P, A, 3) fractional shift of every atom per A of each free site parameter."""
+        to_cartesian = torch.linalg.cholesky(metric(structure.cell)).T.contiguous()
+        rows = []
+        for i, projector in enumerate(structure.site_projector.cpu()):
+            for direction in _allowed_directions(projector, to_cartesian):
+                row = torch.zeros(len(structure.labels), 3, dtype=torch.float64)
+                row[i] = direction
+                rows.append(row)
+        return torch.stack(rows) if rows else torch.zeros(0, len(structure.labels), 3).double()
+
+    @staticmethod
+    def _u_iso_basis(structure: Structure) -> Tensor:
+        """(P, A) change of U_iso per free parameter."""
+        return torch.eye(len(structure.labels), dtype=torch.float64)[~structure.anisotropic.cpu()]
+
+    @staticmethod
+    def _u_star_basis(structure: Structure) -> Tensor:
+        """(P, A, 6) change of u_star per A^2 of each free anisotropic parameter."""
+        lengths = 1 / torch.linalg.inv(metric(structure.cell)).diagonal().sqrt()
+        pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+        to_u_cif = torch.diag(torch.stack([lengths[i] * lengths[j] for i, j in pairs]))
+        rows = []
+        for i in torch.nonzero(structure.anisotropic.cpu()).flatten().tolist():
+            for direction in _allowed_directions(structure.adp_projector[i].cpu(), to_u_cif):
+                row = torch.zeros(len(structure.labels), 6, dtype=torch.float64)
+                row[i] = direction
+                rows.append(row)
+        return torch.stack(rows) if rows else torch.zeros(0, len(structure.labels), 6).double()
+
+    def site(self) -> Tensor:
+        """Fractional coordinates, (A, 3)."""
+        return self.structure.site + torch.einsum(
+            "p,pai->ai", SITE_UNIT * self.site_shift, self.site_basis
+        )
+
+    def u_iso(self) -> Tensor:
+        """Isotropic displacement parameters, (A,) A^2."""
+        n = len(self.u_iso_basis)
+        return self.structure.u_iso + U_UNIT * self.u_shift[:n] @ self.u_iso_basis
+
+    def u_star(self) -> Tensor:
+        """Anisotropic displacement parameters, (A, 6), dimensionless u_star."""
+        n = len(self.u_iso_basis)
+        return self.structure.u_star + torch.einsum(
+            "p,pai->ai", U_UNIT * self.u_shift[n:], self.u_star_basis
+        )
+
+    def forward(self, hkl: Tensor) -> Tensor:
+        """Return F(g) in A of reflections hkl (M, 3); complex128 (M,)."""
+        return structure_factors(self.structure, hkl, self.site(), self.u_iso(), self.u_star())
+
+    @torch.no_grad()
+    def refined(self) -> Structure:
+        """Return the structure with the parameters' present values."""
+        return self.structure.replace(
+            site=self.site().clone(), u_iso=self.u_iso().clone(), u_star=self.u_star().clone()
+        )
+
+
+def form_factors(structure: Structure, s_sq: Tensor) -> Tensor:
+    """Return f_e (M, K) in A at s^2 = |g|^2/4 (M,) in A^-2.
+
+    Raises InputError beyond s = 2 A^-1, where the tables end.
+    """
+    limit = (G_LIMIT / 2) ** 2
+    if len(s_sq) and float(s_sq.max()) > limit * (1 + 1e-9):
+        raise InputError(
+            f"structure factors are needed to |g| = {2 * float(s_sq.max()) ** 0.5:.2f} A^-1, the "
+            f"electron form factors end at {G_LIMIT} A^-1; set beams.g_max to "
+            f"{G_LIMIT / 2} or less"
+        )
+    a, b = structure.ff_a, structure.ff_b
+    return (a * torch.exp(-b * s_sq[:, None, None])).sum(-1)
+
+
+def structure_factors(
+    structure: Structure, hkl: Tensor, site: Tensor, u_iso: Tensor, u_star: Tensor
+) -> Tensor:
+    """Return F(g) = sum f_e occ T exp(2 pi i g.r) in A, complex128 (M,), for hkl (M, 3).
+
+    The sign is the crystallographers' (International Tables B, 1.2); `potential` in the room
+    beams takes it to the convention of the wave equation. Differentiable in site (A, 3),
+    u_iso (A,) in A^2 and u_star (A, 6).
+    """
+    per_row = len(structure.sym_rot) * len(structure.labels)
+    chunks = hkl.split(max(1, _CHUNK_ELEMENTS // per_row))
+    return torch.cat([_sum_atoms(structure, h, site, u_iso, u_star) for h in chunks])
+
+
+def _sum_atoms(structure, hkl, site, u_iso, u_star) -> Tensor:
+    g_sq = reciprocal_length_sq(structure.cell, hkl)
+    h = hkl.to(torch.float64)
+    # h.(R x + t) = (h R).x + h.t: rotate the index, not the atoms
+    h_rot = torch.einsum("mi,sij->msj", h, structure.sym_rot)
+    phase = torch.einsum("msj,aj->msa", h_rot, site) + (h @ structure.sym_trans.T)[:, :, None]
+    x, y, z = h_rot.unbind(-1)
+    products = torch.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], dim=-1)
+    u_star = torch.where(structure.anisotropic[:, None], u_star, torch.zeros_like(u_star))
+    damping = torch.exp(-2 * math.pi**2 * torch.einsum("msk,ak->msa", products, u_star))
+    waves = torch.polar(damping, 2 * math.pi * phase).sum(1)
+    u_iso = torch.where(structure.anisotropic, torch.zeros_like(u_iso), u_iso)
+    isotropic = torch.exp(-2 * math.pi**2 * g_sq[:, None] * u_iso)
+    f = form_factors(structure, g_sq / 4)[:, structure.type]
+    return (waves * (f * isotropic * structure.occ * structure.weight)).sum(-1)

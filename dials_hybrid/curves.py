@@ -1,0 +1,79 @@
+"""Smooth functions of the rotation angle, one curve per sweep: uniform cubic B-splines."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CurveBasis:
+    """Uniform cubic B-splines over the rotation range of each sweep.
+
+    `start`, `spacing` (rad) and `count` hold one entry per sweep; the coefficients of all
+    sweeps stand one after the other.
+    """
+
+    start: tuple
+    spacing: tuple
+    count: tuple
+
+    @classmethod
+    def over(cls, angle: Tensor, sweep: Tensor, spacing: float) -> CurveBasis:
+        """Cover angles (n,) in rad of each sweep with knots about `spacing` rad apart."""
+        start, step, count = [], [], []
+        for index in range(int(sweep.max()) + 1):
+            mine = angle[sweep == index]
+            low, high = float(mine.min()), float(mine.max())
+            intervals = max(1, math.ceil((high - low) / spacing - 1e-9))
+            start.append(low)
+            step.append(max(high - low, 1e-6) / intervals)
+            count.append(intervals + 3)
+        return cls(tuple(start), tuple(step), tuple(count))
+
+    @property
+    def size(self) -> int:
+        """Number of coefficients of all sweeps."""
+        return sum(self.count)
+
+    def matrix(self, angle: Tensor, sweep: Tensor) -> Tensor:
+        """Return the values of every basis function, (n, size), at angles (n,) of each sweep.
+
+        Rows add up to one; angles outside the range take the value at its end.
+        """
+        out = torch.zeros(len(angle), self.size, dtype=torch.float64, device=angle.device)
+        offset = 0
+        for index, (start, spacing, count) in enumerate(
+            zip(self.start, self.spacing, self.count, strict=True)
+        ):
+            rows = torch.nonzero(sweep == index).flatten()
+            u = ((angle[rows] - start) / spacing).clamp(0, count - 3)
+            cell = u.floor().clamp(max=count - 4)
+            for k, value in enumerate(_cubic_pieces(u - cell)):
+                out[rows, offset + cell.to(torch.int64) + k] = value
+            offset += count
+        return out
+
+    def roughness(self, device=None) -> Tensor:
+        """Return the second-difference operator (m, size) of the coefficients within a sweep."""
+        rows, offset = [], 0
+        for count in self.count:
+            for i in range(count - 2):
+                row = torch.zeros(self.size, dtype=torch.float64)
+                row[offset + i : offset + i + 3] = torch.tensor([1.0, -2.0, 1.0]).double()
+                rows.append(row)
+            offset += count
+        return torch.stack(rows).to(device)
+
+
+def _cubic_pieces(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four uniform cubic B-splines that are not zero on an interval, at u in [0, 1]."""
+    return (
+        (1 - u) ** 3 / 6,
+        (3 * u**3 - 6 * u**2 + 4) / 6,
+        (-3 * u**3 + 3 * u**2 + 3 * u + 1) / 6,
+        u**3 / 6,
+    )

@@ -1,0 +1,320 @@
+"""The records that every room shares: what is measured, and what comes out.
+
+Lengths in Angstrom, reciprocal lengths in A^-1 (no factor 2 pi), angles in radian, vectors in
+the DIALS laboratory frame. Records are frozen, hold torch tensors, validate themselves, and
+travel as HDF5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+from torch import Tensor
+
+FORMAT = "dials_hybrid"
+FORMAT_VERSION = 1
+
+
+class InputError(Exception):
+    """Something in the user's input is wrong; the message is one sentence meant for the user."""
+
+
+class Record:
+    """Base of the frozen records: conversion, validation and HDF5."""
+
+    def to(self, device=None, dtype=None):
+        """Return a copy on `device` with floating-point tensors as `dtype`; None keeps either."""
+
+        def convert(value):
+            if isinstance(value, Tensor):
+                return value.to(device, dtype if value.is_floating_point() else None)
+            return value.to(device, dtype) if isinstance(value, Record) else value
+
+        values = {f.name: convert(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return type(self)(**values)
+
+    def replace(self, **changes):
+        """Return a copy with the named fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def write(self, group: h5py.Group) -> None:
+        """Write every field below an HDF5 group."""
+        for f in dataclasses.fields(self):
+            _write_value(group, f.name, getattr(self, f.name))
+
+    @classmethod
+    def read(cls, group: h5py.Group):
+        """Read what `write` wrote.
+
+        Raises InputError when a field is missing.
+        """
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in group]
+        if missing:
+            raise InputError(
+                f"{group.file.filename}: {group.name} lacks {', '.join(missing)}; "
+                "the file is not complete, or another version of dials_hybrid wrote it"
+            )
+        return cls(**{f.name: _read_value(group[f.name]) for f in dataclasses.fields(cls)})
+
+    def _expect(self, name: str, *shape: int) -> None:
+        value = getattr(self, name)
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{type(self).__name__}.{name}: shape {tuple(value.shape)}, not {shape}")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"{type(self).__name__}.{name} holds NaN or infinite values")
+
+
+def _write_value(group: h5py.Group, name: str, value: Any) -> None:
+    if isinstance(value, Record):
+        sub = group.create_group(name)
+        sub.attrs["record"] = type(value).__name__
+        value.write(sub)
+    elif isinstance(value, Tensor):
+        group.create_dataset(name, data=value.detach().cpu().numpy())
+    else:
+        group.create_dataset(name, data=json.dumps(value))
+        group[name].attrs["json"] = True
+
+
+def _read_value(node) -> Any:
+    if isinstance(node, h5py.Group):
+        return _RECORDS[node.attrs["record"]].read(node)
+    if node.attrs.get("json", False):
+        value = json.loads(node[()])
+        return tuple(value) if isinstance(value, list) else value
+    return torch.as_tensor(node[()])
+
+
+@dataclass(frozen=True)
+class Structure(Record):
+    """A crystal structure with what the physics needs of its symmetry.
+
+    A atoms, S operators (centring included), K scattering types, G Gaussians.
+    """
+
+    cell: Tensor  # (6,) A, degree
+    hall_symbol: str
+    sym_rot: Tensor  # (S, 3, 3), acts on fractional coordinates
+    sym_trans: Tensor  # (S, 3)
+    site: Tensor  # (A, 3) fractional
+    u_iso: Tensor  # (A,) A^2; used where `anisotropic` is false
+    u_star: Tensor  # (A, 6) 11 22 33 12 13 23, used where `anisotropic` is true
+    anisotropic: Tensor  # (A,) bool
+    occ: Tensor  # (A,) site occupancy, without the multiplicity
+    weight: Tensor  # (A,) multiplicity / order of the space group
+    site_projector: Tensor  # (A, 3, 3) allowed shifts of each site, fractional
+    adp_projector: Tensor  # (A, 6, 6) allowed changes of each u_star
+    type: Tensor  # (A,) index into ff_a, ff_b
+    ff_a: Tensor  # (K, G) A
+    ff_b: Tensor  # (K, G) A^2, f(s) = sum a exp(-b s^2), s = |g| / 2
+    labels: tuple  # (A,) str
+    elements: tuple  # (K,) str
+
+    def __post_init__(self):
+        a, s = len(self.labels), len(self.sym_rot)
+        k, g = self.ff_a.shape
+        shapes = {
+            "cell": (6,),
+            "sym_rot": (s, 3, 3),
+            "sym_trans": (s, 3),
+            "site": (a, 3),
+            "u_iso": (a,),
+            "u_star": (a, 6),
+            "anisotropic": (a,),
+            "occ": (a,),
+            "weight": (a,),
+            "site_projector": (a, 3, 3),
+            "adp_projector": (a, 6, 6),
+            "type": (a,),
+            "ff_b": (k, g),
+        }
+        for name, shape in shapes.items():
+            self._expect(name, *shape)
+        if a == 0:
+            raise ValueError("Structure without atoms")
+
+
+@dataclass(frozen=True)
+class Scan(Record):
+    """Orientation samples: F blocks of T samples each, cut from one or several sweeps."""
+
+    setting: Tensor  # (F, T, 3, 3) A^-1, takes hkl to the laboratory frame
+    angle: Tensor  # (F, T) rad, rotation angle of each sample
+    sample_width: Tensor  # (F, T) rad, the angle that each sample stands for
+    s0: Tensor  # (F, 3) A^-1, incident beam
+    normal: Tensor  # (F, 3) unit vector, exit direction of the surface normal
+    sweep: Tensor  # (F,) index of the sweep
+    axis: Tensor  # (F, 3) unit vector, rotation axis
+
+    def __post_init__(self):
+        f, t = self.angle.shape
+        self._expect("setting", f, t, 3, 3)
+        self._expect("sample_width", f, t)
+        self._expect("sweep", f)
+        for name in ("s0", "normal", "axis"):
+            self._expect(name, f, 3)
+        if f == 0 or t == 0:
+            raise ValueError("Scan without orientation samples")
+
+    @property
+    def block_angle(self) -> Tensor:
+        """Mean rotation angle of each block, (F,) rad."""
+        return self.angle.mean(dim=1)
+
+    @property
+    def wavelength(self) -> float:
+        """Wavelength in A; all sweeps share it."""
+        return float(1 / self.s0[0].norm())
+
+
+@dataclass(frozen=True)
+class Observations(Record):
+    """R measured reflections and L links to the samples over which each one was integrated."""
+
+    hkl: Tensor  # (R, 3) int64
+    intensity: Tensor  # (R,)
+    sigma: Tensor  # (R,) > 0
+    row: Tensor  # (R,) row in the source table
+    free: Tensor  # (R,) bool, kept out of the refinement
+    sweep: Tensor  # (R,) index of the sweep
+    angle: Tensor  # (R,) rad, rotation angle of the centroid
+    link_observation: Tensor  # (L,) index into the R observations
+    link_block: Tensor  # (L,) index into the F blocks
+    link_first: Tensor  # (L,) first sample in that block
+    link_last: Tensor  # (L,) last sample in that block, inclusive
+
+    def __post_init__(self):
+        r, n = len(self.intensity), len(self.link_block)
+        self._expect("hkl", r, 3)
+        for name in ("sigma", "row", "free", "sweep", "angle", "intensity"):
+            self._expect(name, r)
+        for name in ("link_observation", "link_first", "link_last"):
+            self._expect(name, n)
+        if r == 0:
+            raise ValueError("no observations")
+        if not (self.sigma > 0).all():
+            raise ValueError("Observations.sigma must be positive")
+        if len(torch.unique(self.link_observation)) != r:
+            raise ValueError("an observation is linked to no block")
+
+    @property
+    def observed(self) -> Tensor:
+        """(R,) bool, I > 3 sigma."""
+        return self.intensity > 3 * self.sigma
+
+
+@dataclass(frozen=True)
+class Problem(Record):
+    """All that a refinement needs. This is what travels to a GPU machine."""
+
+    structure: Structure
+    scan: Scan
+    observations: Observations
+    provenance: dict = field(default_factory=dict)  # files, hashes, versions, settings
+
+    def save(self, path) -> None:
+        """Write an HDF5 file; an existing file is replaced only when all is written."""
+        save_records(path, problem=self)
+
+    @staticmethod
+    def load(path) -> Problem:
+        """Read an HDF5 file written by `save` or a checkpoint that holds a problem.
+
+        Raises InputError when the file is not such a file.
+        """
+        return load_records(path)["problem"]
+
+
+@dataclass(frozen=True)
+class Result(Record):
+    """What a refinement found. F blocks, D depths, R observations."""
+
+    structure: Structure  # refined
+    start_structure: Structure
+    calculated: Tensor  # (R,) intensity on the scale of the observations
+    start_calculated: Tensor  # (R,) the same before the atoms moved
+    kinematic: Tensor  # (R,) kinematic intensity, scaled
+    scale: Tensor  # (R,) multiplies the dynamical intensity
+    sigma_weight: Tensor  # (R,) sigma of the error model
+    depth: Tensor  # (D,) A
+    thickness: Tensor  # (F, D) p(t) of each block, sums to one
+    orientation: Tensor  # (F, 3) rad, rotation vector in the laboratory frame
+    block_scale: Tensor  # (F,) scale at the middle of each block
+    site_su: Tensor  # (A, 3) A, standard uncertainty along the cell axes; NaN where unknown
+    u_su: Tensor  # (A,) A^2, of U_iso or U_eq; NaN where unknown
+    state: dict  # parameters of the modules, as nested lists
+    history: tuple  # one dict per iteration
+    summary: dict  # scalars: R factors, counts, timings
+    converged: bool
+    stop_reason: str
+
+    def __post_init__(self):
+        r, d, f = len(self.calculated), len(self.depth), len(self.orientation)
+        for name in ("start_calculated", "kinematic", "scale", "sigma_weight"):
+            self._expect(name, r)
+        self._expect("calculated", r)
+        self._expect("thickness", f, d)
+        self._expect("block_scale", f)
+        self._expect("orientation", f, 3)
+
+
+_RECORDS = {c.__name__: c for c in (Structure, Scan, Observations, Problem, Result)}
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path` that is renamed to it only if the body succeeds.
+
+    A failed or killed run therefore leaves an existing file as it was.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    umask = os.umask(0)
+    os.umask(umask)
+    try:
+        yield Path(temporary)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def save_records(path, **values) -> None:
+    """Write records, tensors and JSON values by name to an HDF5 file, all or nothing."""
+    with replacing(path) as temporary, h5py.File(temporary, "w") as handle:
+        handle.attrs["format"] = FORMAT
+        handle.attrs["version"] = FORMAT_VERSION
+        for name, value in values.items():
+            _write_value(handle, name, value)
+
+
+def load_records(path) -> dict:
+    """Read what `save_records` wrote.
+
+    Raises InputError when the file is missing, damaged or of another kind.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with h5py.File(path, "r") as handle:
+            if handle.attrs.get("format") != FORMAT:
+                raise InputError(f"{path}: an HDF5 file, but not one that dials_hybrid wrote")
+            if handle.attrs["version"] != FORMAT_VERSION:
+                raise InputError(
+                    f"{path}: written in format {handle.attrs['version']}, this program reads "
+                    f"format {FORMAT_VERSION}; refine again from the original files"
+                )
+            return {name: _read_value(node) for name, node in handle.items()}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as HDF5 ({error})") from error

@@ -1,0 +1,247 @@
+"""The refined structure as CIF, and reflections as cctbx miller arrays and MTZ."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from pathlib import Path
+
+import iotbx.cif.model
+import iotbx.mtz
+import numpy as np
+from cctbx import miller
+from cctbx.array_family import flex
+from libtbx.utils import format_float_with_standard_uncertainty
+
+from . import __version__, electron
+from .data import Problem, Result
+from .io_cctbx import update_xray_structure
+from .io_results import writing
+from .io_structures import ELECTRON_TABLE, neutral
+
+_FORM_FACTORS = "electrons, Peng et al. (1996), doi:10.1107/S0108767395014371"
+
+# --- CIF ------------------------------------------------------------------------------------
+
+
+def write_cif(path, xray_structure, problem: Problem, result: Result, contract: dict) -> None:
+    """Write the refined structure with standard uncertainties and agreement factors.
+
+    `contract` is the JSON summary. Raises InputError when the file cannot be written.
+    """
+    refined = update_xray_structure(xray_structure, result.structure)
+    block = _neutral(refined).as_cif_block(format="coreCIF")
+    # the cell again: cctbx gives three digits, fewer than it is known to
+    cell = refined.crystal_symmetry().as_cif_block(format="coreCIF", numeric_format="%.5f")
+    for key in [key for key in cell.keys() if key.startswith("_cell_")]:
+        block[key] = cell[key]
+    _add_uncertainties(block, refined, result)
+    _set_atom_types(block, refined)
+    items = _experiment_items(refined, problem) | _agreement_items(problem, contract)
+    for key, value in items.items():
+        block[key] = "?" if value is None else str(value)
+    model = iotbx.cif.model.cif()
+    model[re.sub(r"\W+", "_", Path(path).stem) or "refined"] = block
+    with writing(path) as temporary:
+        temporary.write_text(f"{model}\n", encoding="utf-8")
+
+
+def _add_uncertainties(block, refined, result: Result) -> None:
+    """Rewrite sites and U of the atom loop in the standard notation, 0.4705(3)."""
+    loop = block.get_loop("_atom_site")
+    cell = refined.unit_cell()
+    site_su = result.site_su.detach().cpu().numpy() / np.array(cell.parameters()[:3])
+    atoms = refined.scatterers()
+    for axis, name in enumerate(("x", "y", "z")):
+        values = [with_uncertainty(a.site[axis], site_su[i, axis]) for i, a in enumerate(atoms)]
+        loop[f"_atom_site_fract_{name}"] = flex.std_string(values)
+    u_su = result.u_su.tolist()
+    u = [with_uncertainty(a.u_iso_or_equiv(cell), u_su[i]) for i, a in enumerate(atoms)]
+    loop["_atom_site_U_iso_or_equiv"] = flex.std_string(u)
+
+
+def _set_atom_types(block, refined) -> None:
+    """Name the atom types as the input did, and where their form factors are from."""
+    symbols = [a.scattering_type for a in refined.scatterers()]
+    block.get_loop("_atom_site")["_atom_site_type_symbol"] = flex.std_string(symbols)
+    types = sorted(set(symbols))
+    if block.get_loop("_atom_type") is not None:
+        del block["_atom_type"]
+    columns = {"_atom_type_symbol": types, "_atom_type_scat_source": [_FORM_FACTORS] * len(types)}
+    block.add_loop(iotbx.cif.model.loop(data=columns))
+
+
+def with_uncertainty(value: float, su: float) -> str:
+    """Return a number with its s.u. in parentheses, or six digits where the s.u. is not known."""
+    known = math.isfinite(su) and su > 0
+    text = format_float_with_standard_uncertainty(value, su) if known else f"{value:.6f}"
+    return re.sub(r"^-(0\.?0*(\(|$))", r"\1", text)  # no negative zero
+
+
+def _experiment_items(refined, problem: Problem) -> dict:
+    program = f"dials_hybrid {__version__}"
+    wavelength = problem.scan.wavelength
+    d = refined.unit_cell().d(_indices(problem))
+    return {
+        "_audit_creation_method": program,
+        "_audit_creation_date": datetime.date.today().isoformat(),
+        "_computing_data_reduction": problem.provenance.get("dials_version"),
+        "_computing_structure_refinement": program,
+        "_diffrn_source": "transmission electron microscope",
+        "_diffrn_source_voltage": f"{electron.voltage(wavelength) / 1000:.1f}",
+        "_diffrn_radiation_type": "electron",
+        "_diffrn_radiation_probe": "electron",
+        "_diffrn_radiation_wavelength": f"{wavelength:.6f}",
+        "_reflns_d_resolution_high": f"{flex.min(d):.3f}",
+        "_reflns_d_resolution_low": f"{flex.max(d):.3f}",
+    }
+
+
+def _agreement_items(problem: Problem, contract: dict) -> dict:
+    final = contract.get("final") or {}
+
+    def factor(name: str):
+        return None if final.get(name) is None else f"{final[name]:.4f}"
+
+    return {
+        "_reflns_number_total": contract.get("n_all"),
+        "_reflns_number_gt": contract.get("n_obs"),
+        "_reflns_threshold_expression": "I>3\\s(I)",
+        "_refine_ls_structure_factor_coef": "Inet",
+        "_refine_ls_number_reflns": int((~problem.observations.free).sum()),
+        "_refine_ls_number_parameters": contract.get("n_parameters"),
+        "_refine_ls_R_factor_gt": factor("r1_obs"),
+        "_refine_ls_R_factor_all": factor("r1_all"),
+        "_refine_ls_wR_factor_ref": factor("wr2_all"),
+        "_refine_ls_goodness_of_fit_ref": factor("gof"),
+    }
+
+
+# --- miller arrays and MTZ ------------------------------------------------------------------
+
+
+def _indices(problem: Problem):
+    return flex.miller_index([tuple(h) for h in problem.observations.hkl.tolist()])
+
+
+def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
+    """Return the reflections of a refinement as miller arrays, by name.
+
+    observed, calculated -- unmerged intensities, as indexed and integrated; their order is that
+        of the observations
+    observed_merged, calculated_merged -- their means over symmetry equivalents, with the same
+        weights 1 / sigma^2 of the error model, so that they can be compared
+    corrected -- merged kinematical amplitudes |F| with s.u., absolute scale: |Fc| times the
+        square root of sum w Io Ic / sum w Ic^2, Ic the dynamical intensity with its scale. For
+        one reflection that is sqrt(Io) |Fc| / sqrt(Ic).
+    f_calc -- complex kinematical structure factors, electron form factors, in A
+    """
+    refined = update_xray_structure(xray_structure, result.structure)
+    symmetry = refined.crystal_symmetry()
+    every = miller.set(symmetry, _indices(problem), anomalous_flag=True)
+    observed, calculated, sigma = (
+        x.detach().cpu().numpy().astype(float)
+        for x in (problem.observations.intensity, result.calculated, result.sigma_weight)
+    )
+    own_sigma = flex.double(problem.observations.sigma.cpu().numpy().astype(float))
+    unique, group = _symmetry_groups(symmetry, every)
+
+    def total(values):
+        return np.bincount(group, weights=values / sigma**2, minlength=unique.size())
+
+    weight = total(np.ones_like(observed))
+    arrays = {
+        "observed": _intensities(every, observed, own_sigma),
+        "calculated": _intensities(every, calculated),
+        "observed_merged": _intensities(
+            unique, total(observed) / weight, flex.double(1 / np.sqrt(weight))
+        ),
+        "calculated_merged": _intensities(unique, total(calculated) / weight),
+    }
+    present = flex.bool(total(calculated**2) > 0) & ~unique.sys_absent_flags().data()
+    kept = np.flatnonzero(present.as_numpy_array())
+    f_calc = kinematic_structure_factors(refined, unique.select(present))
+    power = np.abs(f_calc.data().as_numpy_array()) ** 2
+    norm = total(calculated**2)[kept]
+    intensity = power * total(observed * calculated)[kept] / norm
+    arrays["corrected"] = _amplitudes(f_calc, intensity, power / np.sqrt(norm))
+    arrays["f_calc"] = f_calc
+    return arrays
+
+
+def _symmetry_groups(symmetry, every):
+    """Return the unique set, Friedel mates taken as equal, and the member of each index."""
+    asu = every.customized_copy(anomalous_flag=False).map_to_asu().indices()
+    hkl = np.array(asu.as_vec3_double().as_numpy_array()).round().astype(int).reshape(-1, 3)
+    unique, group = np.unique(hkl, axis=0, return_inverse=True)
+    indices = flex.miller_index([tuple(h) for h in unique.tolist()])
+    return miller.set(symmetry, indices, anomalous_flag=False), group.reshape(-1)
+
+
+def _intensities(miller_set, values, sigmas=None):
+    array = miller.array(miller_set, data=flex.double(values), sigmas=sigmas)
+    return array.set_observation_type_xray_intensity()
+
+
+def _amplitudes(miller_set, intensity, sigma):
+    """Return |F| = sqrt(I) with s.u. sigma_I / (F + sqrt(I + sigma_I)), finite for I = 0."""
+    intensity = np.maximum(intensity, 0)
+    amplitude = np.sqrt(intensity)
+    su = sigma / (amplitude + np.sqrt(intensity + sigma))
+    array = miller.array(miller_set, data=flex.double(amplitude), sigmas=flex.double(su))
+    return array.set_observation_type_xray_amplitude()
+
+
+def kinematic_structure_factors(xray_structure, miller_set):
+    """Return F_calc in A with the electron form factors of neutral atoms."""
+    structure = _neutral(xray_structure)
+    return miller_set.structure_factors_from_scatterers(structure, algorithm="direct").f_calc()
+
+
+def _neutral(xray_structure):
+    """Return a copy with neutral atoms and the electron form factors."""
+    copy = xray_structure.deep_copy_scatterers()
+    for scatterer in copy.scatterers():
+        scatterer.scattering_type = neutral(scatterer.scattering_type)
+    copy.scattering_type_registry(table=ELECTRON_TABLE)
+    return copy
+
+
+class _Labels(iotbx.mtz.label_decorator):
+    """The labels SIGI and PHIC, which other programs look for."""
+
+    def sigmas(self, root_label, anomalous_sign=None):
+        return "SIGI" if root_label == "I-obs" else super().sigmas(root_label, anomalous_sign)
+
+    def phases(self, root_label, anomalous_sign=None):
+        return "PHIC"
+
+
+def write_mtz(path, xray_structure, problem: Problem, result: Result) -> None:
+    """Write merged intensities, kinematically corrected amplitudes and F_calc.
+
+    Columns I-obs SIGI I-calc FOBS_corr SIGFOBS_corr FC PHIC; see `miller_arrays`. Raises
+    InputError when the file cannot be written.
+    """
+    arrays = miller_arrays(xray_structure, problem, result)
+    columns = {
+        "I-obs": arrays["observed_merged"],
+        "I-calc": arrays["calculated_merged"],
+        "FOBS_corr": arrays["corrected"],
+        "FC": arrays["f_calc"],
+    }
+    labels = _Labels()
+    dataset = None
+    for name, array in columns.items():
+        if dataset is None:
+            dataset = array.as_mtz_dataset(
+                column_root_label=name,
+                label_decorator=labels,
+                title=f"dials_hybrid {__version__}",
+                wavelength=problem.scan.wavelength,
+            )
+        else:
+            dataset.add_miller_array(array, column_root_label=name, label_decorator=labels)
+    with writing(path) as temporary:
+        dataset.mtz_object().write(file_name=str(temporary))

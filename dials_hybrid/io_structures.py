@@ -1,0 +1,307 @@
+"""Crystal structures from CIF, SHELX and PDB files, as cctbx xray.structure."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import logging
+import re
+from pathlib import Path
+
+import iotbx.cif
+import iotbx.pdb
+from cctbx import crystal, xray
+from cctbx.array_family import flex
+from iotbx.shelx.lexer import command_stream
+
+from .data import InputError
+
+logger = logging.getLogger("dials.hybrid.io_structures")
+
+ELECTRON_TABLE = "electron"
+OVERLAP = 0.5  # A, nearer atoms are taken for copies of one another
+_UNKNOWN = ("?", ".")
+
+
+def read_structure(path, block: str | None = None):
+    """Return a cctbx xray.structure from a CIF, SHELX .res/.ins or PDB file.
+
+    Of a CIF with several data blocks the first that has atoms is taken, or the one named
+    `block`. Raises InputError with one sentence on anything that cannot be used; what can be
+    used but looks wrong is logged as a warning.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the model as .cif, .res, .ins or .pdb")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(
+            f"{path}: not a structure format known here; give the model as .cif, .res, .ins or .pdb"
+        )
+    try:
+        structure = reader(path, block)
+        check_structure(structure, path)
+    except InputError:
+        raise
+    except Exception as error:  # iotbx raises many kinds, down to AssertionError
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{path}: cannot be read as a crystal structure ({reason}); correct the file, or give "
+            "the model in another format"
+        ) from error
+    return structure
+
+
+def _text(path: Path) -> str:
+    """Return a file's text in ASCII, which is all that iotbx reads.
+
+    What is lost are accents in comments and names, in whatever encoding they were.
+    """
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    return data.decode("ascii", errors="replace").replace("\ufffd", "?")
+
+
+# --- CIF ------------------------------------------------------------------------------------
+
+
+def _read_cif(path: Path, block: str | None):
+    reader = iotbx.cif.reader(input_string=_text(path), raise_if_errors=True)
+    model = reader.model()
+    name = _choose_block(path, model, block)
+    if "_atom_site.Cartn_x" in model[name]:
+        return _read_pdb(path, None)
+    _require_cell_and_symmetry(path, model[name])
+    _refuse_placeholders(path, model[name])
+    return reader.build_crystal_structures(data_block_name=name)
+
+
+def _choose_block(path: Path, model, block: str | None) -> str:
+    names = [name for name in model if _has_sites(model[name])]
+    if block is not None:
+        found = [name for name in model if name.lower() == block.lower()]
+        if not found:
+            known = ", ".join(model) or "none"
+            raise InputError(
+                f"{path}: no data block {block}; set structure.block to one of those there: {known}"
+            )
+        if found[0] not in names:
+            raise InputError(
+                f"{path}: data block {block} has no atoms with coordinates; set structure.block "
+                f"to one that has: {', '.join(names) or 'none here'}"
+            )
+        return found[0]
+    if not names:
+        raise InputError(
+            f"{path}: no data block has atoms with coordinates; give a CIF that holds a structure"
+        )
+    if len(names) > 1:
+        logger.warning(
+            "%s: using data block %s; it also holds %s (structure.block= chooses)",
+            path,
+            names[0],
+            ", ".join(names[1:]),
+        )
+    return names[0]
+
+
+def _values(block, key: str) -> list[str]:
+    """Return a CIF item as a list, also when it stands outside a loop."""
+    value = block[key]
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _has_sites(block) -> bool:
+    keys = ("_atom_site_fract_x", "_atom_site.Cartn_x")
+    return any(v not in _UNKNOWN for key in keys if key in block for v in _values(block, key))
+
+
+def _require_cell_and_symmetry(path: Path, block) -> None:
+    if "_cell_length_a" not in block:
+        raise InputError(f"{path}: no unit cell; add _cell_length_a and the other cell items")
+    symmetry = ("_space_group", "_symmetry")
+    if not any(key.startswith(symmetry) for key in block):
+        raise InputError(f"{path}: no space group; add _space_group_name_H-M_alt or the operators")
+
+
+def _refuse_placeholders(path: Path, block) -> None:
+    sites = zip(*(_values(block, f"_atom_site_fract_{x}") for x in "xyz"), strict=True)
+    unknown = [i for i, site in enumerate(sites) if any(v in _UNKNOWN for v in site)]
+    if unknown:
+        labels = _values(block, "_atom_site_label") if "_atom_site_label" in block else None
+        names = [labels[i] if labels else f"number {i + 1}" for i in unknown]
+        raise InputError(
+            f"{path}: no coordinates for the atoms {', '.join(names)}; add them, or remove these "
+            "atoms"
+        )
+
+
+# --- SHELX ----------------------------------------------------------------------------------
+
+# instructions of SHELXL that the parser of iotbx does not know and takes for atoms
+_SHELX_NEWER = {"ABIN", "ANSC", "ANSR", "NEUT", "PRIG", "SKIP", "TWST", "WIGL", "XNPD"}
+
+
+def _read_shelx(path: Path, block: str | None):
+    text = _plain_shelx(path)
+    for instruction, what in (("CELL", "unit cell"), ("SFAC", "list of elements")):
+        if f"\n{instruction}" not in text:
+            raise InputError(f"{path}: no {what}; add the {instruction} instruction")
+    return xray.structure.from_shelx(file=io.StringIO(text), strictly_shelxl=False)
+
+
+def _plain_shelx(path: Path) -> str:
+    """Return the symmetry, elements and atoms of a SHELX file, the rest left out.
+
+    Explicit scattering factors, which files for electrons have (SFAC C 0.1361 0.3731 ...), and
+    several SFAC become one plain list of elements: iotbx knows only that. Peaks are no atoms.
+    """
+    head, elements, atoms = [], [], []
+    for words in _shelx_lines(path):
+        command = words[0].split("_")[0].upper()
+        if command == "SFAC":
+            explicit = len(words) > 2 and not words[2][0].isalpha()
+            elements += words[1:2] if explicit else words[1:]
+        elif command in ("FVAR", "PART", "RESI") or _is_shelx_atom(command, words):
+            atoms.append(" ".join(words))
+        elif command in ("CELL", "ZERR", "LATT", "SYMM"):
+            head.append(" ".join(words))
+    sfac = [" ".join(["SFAC", *elements])] if elements else []
+    return "\n".join(["", *head, *sfac, *atoms, "HKLF 4", "END", ""])
+
+
+def _shelx_lines(path: Path):
+    """Yield the words of each instruction up to HKLF or END, continued lines joined."""
+    lines = re.sub(r"=[^\n]*\n", " ", _text(path).replace("\r", "")).splitlines()
+    fragment = False  # the atoms between FRAG and FEND are a pattern to fit
+    for line in lines:
+        words = line.split("!")[0].split()
+        if not words or line[0].isspace():
+            continue
+        command = words[0].upper()
+        if command in ("HKLF", "END"):
+            return
+        fragment = command == "FRAG" or (fragment and command != "FEND")
+        if not fragment:
+            yield words
+    raise InputError(f"{path}: ends without HKLF or END; give the complete file")
+
+
+def _is_shelx_atom(command: str, words: list[str]) -> bool:
+    if command in command_stream.shelx_commands or command in _SHELX_NEWER:
+        return False
+    return not re.fullmatch(r"Q\d+", command) and len(words) > 1 and words[1].isdigit()
+
+
+# --- PDB ------------------------------------------------------------------------------------
+
+
+def _read_pdb(path: Path, block: str | None):
+    model = iotbx.pdb.input(file_name=str(path))
+    symmetry = model.crystal_symmetry()
+    complete = symmetry is not None and None not in (symmetry.unit_cell(), symmetry.space_group())
+    if not complete or symmetry.is_nonsense():
+        raise InputError(f"{path}: no unit cell and space group; complete the CRYST1 record")
+    structure = model.xray_structure_simple()
+    _label_by_name(structure, model.atoms())
+    return structure
+
+
+def _label_by_name(structure, atoms) -> None:
+    """Replace labels such as pdb=" O   HOH A   1 " by the atom's name, made unique."""
+    seen: dict[str, int] = {}
+    for scatterer, atom in zip(structure.scatterers(), atoms, strict=True):
+        name = atom.name.strip()
+        seen[name] = seen.get(name, 0) + 1
+        scatterer.label = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+_READERS = {
+    ".cif": _read_cif,
+    ".mmcif": _read_cif,
+    ".res": _read_shelx,
+    ".ins": _read_shelx,
+    ".pdb": _read_pdb,
+    ".ent": _read_pdb,
+}
+
+
+# --- checks ---------------------------------------------------------------------------------
+
+
+def check_structure(structure, path) -> None:
+    """Raise InputError, or warn, about what a refinement could not use."""
+    if structure.scatterers().size() == 0:
+        raise InputError(f"{path}: the structure has no atoms; give a model with atoms in it")
+    unknown = [
+        f"{sc.label} ({sc.scattering_type})"
+        for sc in structure.scatterers()
+        if not has_form_factor(neutral(sc.scattering_type))
+    ]
+    if unknown:
+        raise InputError(
+            f"{path}: no electron form factor is known for {', '.join(unknown)}; "
+            "correct the element symbols"
+        )
+    _check_occupancies(structure, path)
+    _warn_displacements(structure, path)
+    _warn_overlaps(structure, path)
+
+
+def neutral(scattering_type: str) -> str:
+    """Return the element of a scattering type: the ions' tables lack the divergent term."""
+    element = "".join(c for c in scattering_type if c.isalpha()).capitalize()
+    return "H" if element == "D" else element
+
+
+def has_form_factor(element: str) -> bool:
+    """Return whether the electron table knows the element."""
+    try:
+        return not form_factor_registry([element]).unassigned_types()
+    except RuntimeError:
+        return False
+
+
+def form_factor_registry(elements):
+    """Return the scattering type registry of one atom of each element, electron table."""
+    symmetry = crystal.symmetry(unit_cell=(5, 5, 5, 90, 90, 90), space_group_symbol="P1")
+    atoms = [xray.scatterer(e, scattering_type=e) for e in elements]
+    probe = xray.structure(crystal_symmetry=symmetry, scatterers=flex.xray_scatterer(atoms))
+    return probe.scattering_type_registry(table=ELECTRON_TABLE)
+
+
+def _check_occupancies(structure, path) -> None:
+    empty = [sc.label for sc in structure.scatterers() if sc.occupancy <= 0]
+    if len(empty) == structure.scatterers().size():
+        raise InputError(f"{path}: every atom has zero occupancy; correct the occupancies")
+    if empty:
+        logger.warning("%s: zero occupancy, these atoms do not count: %s", path, ", ".join(empty))
+
+
+def _warn_displacements(structure, path) -> None:
+    cell = structure.unit_cell()
+    bad = [sc.label for sc in structure.scatterers() if not sc.is_positive_definite_u(cell)]
+    if bad:
+        logger.warning(
+            "%s: displacement parameters that are missing, zero or negative: %s",
+            path,
+            ", ".join(bad),
+        )
+
+
+def _warn_overlaps(structure, path) -> None:
+    """Warn of atoms at one place whose occupancies add up to more than one."""
+    pairs = structure.pair_asu_table(distance_cutoff=OVERLAP).extract_pair_sym_table()
+    atoms = structure.scatterers()
+    close = [
+        f"{atoms[i].label}-{atoms[j].label}"
+        for i, neighbours in enumerate(pairs)
+        for j in neighbours.keys()
+        if atoms[i].occupancy + atoms[j].occupancy > 1.01
+    ]
+    if close:
+        logger.warning(
+            "%s: atoms closer than %g A whose occupancies add up to more than one: %s",
+            path,
+            OVERLAP,
+            ", ".join(close),
+        )

@@ -1,0 +1,229 @@
+"""Calculated intensities and their Jacobian around a linearisation of the diffraction model.
+
+Propagation is the costly part; it is linearised in atoms and orientations once, and within a
+trust region the intensities are then a cheap function
+
+    I = scale(phi) sum_t p(t | phi) (P + dP_c . c + dP_o . o)
+
+of the steps c and o and, exactly, of thickness and scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, jacfwd
+
+from .model import HybridModel
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """Profiles of the L links at D depths and their derivatives."""
+
+    profiles: Tensor  # (L, D)
+    crystal: Tensor  # (L, P, D) along the free parameters of the structure
+    orientation: Tensor  # (L, 2, D) along the two local rotations, in their prior's sigma
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where each group of parameters lies in the vector of all."""
+
+    crystal: slice
+    orientation: slice
+    thickness: slice
+    scale: slice
+    size: int
+
+
+class CheapModel:
+    """Residuals and Jacobian of everything, given a `Linearisation`.
+
+    The vector x holds steps of the structure and orientation away from the point of
+    linearisation, then the values of thickness and scale parameters.
+    """
+
+    def __init__(self, model: HybridModel, linearisation: Linearisation):
+        self.model, self.lin = model, linearisation
+        observations = model.problem.observations
+        self.block, self.observation = observations.link_block, observations.link_observation
+        self.rows = len(observations.intensity)
+        self.names = [n for n, _ in model.thickness.named_parameters()]
+        self.shapes = [p.shape for p in model.thickness.parameters()]
+        counts = [
+            linearisation.crystal.shape[1],
+            model.orientation.offset.numel(),
+            sum(p.numel() for p in model.thickness.parameters()),
+            model.scale.log_scale.numel(),
+        ]
+        ends = torch.tensor([0, *counts]).cumsum(0).tolist()
+        self.parts = Parts(*(slice(a, b) for a, b in zip(ends, ends[1:], strict=False)), ends[-1])
+
+    def start(self) -> Tensor:
+        """Return x at the model's present parameters: zero steps."""
+        x = torch.zeros(self.parts.size, dtype=torch.float64, device=self.model.depth.device)
+        flat = [p.detach().flatten() for p in self.model.thickness.parameters()]
+        x[self.parts.thickness] = torch.cat(flat)
+        x[self.parts.scale] = self.model.scale.log_scale.detach()
+        return x
+
+    @torch.no_grad()
+    def apply(self, x: Tensor) -> None:
+        """Write x into the model's parameters, steps added."""
+        model, parts = self.model, self.parts
+        n_sites = len(model.crystal.site_shift)
+        model.crystal.site_shift += x[parts.crystal][:n_sites]
+        model.crystal.u_shift += x[parts.crystal][n_sites:]
+        model.orientation.offset += x[parts.orientation].view_as(model.orientation.offset)
+        for p, value in zip(
+            model.thickness.parameters(), self._split(x[parts.thickness]), strict=True
+        ):
+            p.copy_(value)
+        model.scale.log_scale.copy_(x[parts.scale])
+
+    def _split(self, flat: Tensor) -> list[Tensor]:
+        sizes = [s.numel() for s in self.shapes]
+        return [v.view(s) for v, s in zip(flat.split(sizes), self.shapes, strict=True)]
+
+    def _thickness(self, flat: Tensor, jacobian: bool):
+        """p(t), prior residuals, and their derivatives by the parameters."""
+        module, names = self.model.thickness, self.names
+
+        def both(values):
+            given = dict(zip(names, self._split(values), strict=True))
+            return functional_call(_Both(module), {f"module.{k}": v for k, v in given.items()}, ())
+
+        p, prior = both(flat)
+        return (p, prior, *(jacfwd(both)(flat) if jacobian else (None, None)))
+
+    def _sum_links(self, values: Tensor) -> Tensor:
+        out = values.new_zeros(self.rows, *values.shape[1:])
+        return out.index_add(0, self.observation, values)
+
+    def _moved_profiles(self, x: Tensor) -> Tensor:
+        local = self._local_rotation(x[self.parts.orientation])
+        moved = torch.einsum("p,lpd->ld", x[self.parts.crystal], self.lin.crystal)
+        moved += torch.einsum("lk,lkd->ld", local[self.block], self.lin.orientation)
+        return self.lin.profiles + moved
+
+    def _local_rotation(self, flat: Tensor) -> Tensor:
+        return self.model.orientation.matrix @ flat.view_as(self.model.orientation.offset)
+
+    def evaluate(self, x: Tensor, jacobian: bool = True):
+        """Return (intensities (R,), prior residuals, dI/dx (R, n), dprior/dx) at x.
+
+        The last two are None unless `jacobian`.
+        """
+        parts, model = self.parts, self.model
+        p, thick_prior, dp, d_thick_prior = self._thickness(x[parts.thickness], jacobian)
+        scale = (model.scale_matrix @ x[parts.scale]).exp()
+        profiles = self._moved_profiles(x)
+        weight = p[self.block]
+        raw = self._sum_links((weight * profiles).sum(1))
+        smooth = model.scale.prior_operator() @ x[parts.scale]
+        offset = model.orientation.offset.detach().flatten() + x[parts.orientation]
+        wobble = model.orientation.prior_operator() @ offset
+        prior = torch.cat([thick_prior, smooth, wobble])
+        if not jacobian:
+            return scale * raw, prior, None, None
+        blocks = {
+            "crystal": torch.einsum("ld,lpd->lp", weight, self.lin.crystal),
+            "orientation": self._orientation_jacobian(weight),
+            "thickness": self._thickness_jacobian(profiles, dp),
+        }
+        columns = [scale[:, None] * self._sum_links(b) for b in blocks.values()]
+        columns.append((scale * raw)[:, None] * model.scale_matrix)
+        return scale * raw, prior, torch.cat(columns, 1), self._prior_jacobian(d_thick_prior)
+
+    def _orientation_jacobian(self, weight: Tensor) -> Tensor:
+        local = torch.einsum("ld,lkd->lk", weight, self.lin.orientation)
+        knots = self.model.orientation.matrix[self.block]
+        return (knots[:, :, None] * local[:, None, :]).flatten(1)
+
+    def _thickness_jacobian(self, profiles: Tensor, dp: Tensor) -> Tensor:
+        """(L, n): sum over depth of profile dp/dparameter, block by block."""
+        out = profiles.new_zeros(len(profiles), dp.shape[-1])
+        for block in range(len(dp)):
+            mine = torch.nonzero(self.block == block).flatten()
+            out[mine] = profiles[mine] @ dp[block]
+        return out
+
+    def _prior_jacobian(self, d_thick_prior: Tensor) -> Tensor:
+        parts, model = self.parts, self.model
+        smooth, wobble = model.scale.prior_operator(), model.orientation.prior_operator()
+        rows = [len(d_thick_prior), len(smooth), len(wobble)]
+        out = d_thick_prior.new_zeros(sum(rows), parts.size)
+        out[: rows[0], parts.thickness] = d_thick_prior
+        out[rows[0] : rows[0] + rows[1], parts.scale] = smooth
+        out[rows[0] + rows[1] :, parts.orientation] = wobble
+        return out
+
+
+class _Both(torch.nn.Module):
+    """Calls a thickness model and its prior in one functional call."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self):
+        return self.module(), self.module.prior_residuals()
+
+
+class LeastSquares:
+    """1/2 sum of squared residuals of the working reflections and of the priors.
+
+    `proximity` holds the steps of structure and orientation near the point of linearisation.
+    """
+
+    def __init__(self, cheap: CheapModel, sigma_w: Tensor, proximity: float):
+        observations = cheap.model.problem.observations
+        self.cheap, self.proximity = cheap, proximity
+        self.observed = observations.intensity
+        self.weight = torch.where(observations.free, torch.zeros_like(sigma_w), 1 / sigma_w)
+        self.steps = slice(0, cheap.parts.orientation.stop)
+
+    def cost(self, x: Tensor) -> float:
+        """Return the cost without the proximity term."""
+        intensity, prior, _, _ = self.cheap.evaluate(x, jacobian=False)
+        r = (intensity - self.observed) * self.weight
+        return 0.5 * float(r @ r + prior @ prior)
+
+    def total(self, x: Tensor) -> float:
+        """Return the cost with the proximity term."""
+        return self.cost(x) + 0.5 * self.proximity * float(x[self.steps].square().sum())
+
+    def normal_equations(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient (n,) and the Gauss-Newton matrix (n, n), proximity included."""
+        intensity, prior, j, j_prior = self.cheap.evaluate(x)
+        j = j * self.weight[:, None]
+        gradient = j.T @ ((intensity - self.observed) * self.weight) + j_prior.T @ prior
+        matrix = j.T @ j + j_prior.T @ j_prior
+        gradient[self.steps] += self.proximity * x[self.steps]
+        matrix.diagonal()[self.steps] += self.proximity
+        return gradient, matrix
+
+
+@torch.no_grad()
+def solve(problem: LeastSquares, x: Tensor, iterations: int) -> Tensor:
+    """Levenberg-Marquardt (Marquardt 1963, doi:10.1137/0111030) from x; returns the best x."""
+    damping, cost = 1e-2, problem.total(x)
+    for _ in range(iterations):
+        gradient, matrix = problem.normal_equations(x)
+        for _ in range(8):
+            damped = matrix + torch.diag(damping * (matrix.diagonal() + 1e-6))
+            step = torch.linalg.solve(damped, -gradient)
+            trial = problem.total(x + step)
+            if trial < cost:
+                break
+            damping *= 5
+        else:
+            return x
+        gain, cost, x = cost - trial, trial, x + step
+        damping = max(damping / 5, 1e-7)
+        if gain < 1e-4 * cost:
+            break
+    return x

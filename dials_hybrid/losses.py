@@ -1,0 +1,89 @@
+"""Residuals, error model, scale and R factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .curves import CurveBasis
+
+
+class SmoothScale(nn.Module):
+    """exp of a smooth curve over the rotation angle of each sweep."""
+
+    def __init__(self, basis: CurveBasis, stiffness: float):
+        super().__init__()
+        self.basis = basis
+        self.stiffness = stiffness
+        self.log_scale = nn.Parameter(torch.zeros(basis.size, dtype=torch.float64))
+        self.register_buffer("roughness", basis.roughness())
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        """Return the scale (n,) for rows of the basis matrix (n, size)."""
+        return (matrix @ self.log_scale).exp()
+
+    def prior_operator(self) -> Tensor:
+        """Return the matrix (m, size) that takes the coefficients to prior residuals."""
+        return self.stiffness**0.5 * self.roughness
+
+
+@dataclass(frozen=True)
+class ErrorModel:
+    """sigma_w^2 = (k sigma)^2 + (p I)^2; integration sigmas of electron data are too small."""
+
+    k: float = 1.0
+    p: float = 0.05
+
+    def sigma(self, sigma: Tensor, intensity: Tensor) -> Tensor:
+        """Return sigma_w (R,) for integration sigmas and intensities (R,)."""
+        return ((self.k * sigma).square() + (self.p * intensity.clamp(min=0)).square()).sqrt()
+
+
+def fit_error_model(observed: Tensor, calculated: Tensor, sigma: Tensor) -> ErrorModel:
+    """Choose k and p so that the residuals are most likely.
+
+    Maximum likelihood of Gaussian residuals with the error model's variance, over a grid of
+    logarithmic steps; k is not allowed below one.
+    """
+    residual_sq = (observed - calculated).square()
+    reference = model_intensity(observed, calculated)
+    ks = torch.logspace(0, 1.3, 40, dtype=observed.dtype, device=observed.device)
+    ps = torch.logspace(-2.3, 0, 60, dtype=observed.dtype, device=observed.device)
+    variance = (ks[:, None, None] * sigma).square() + (ps[None, :, None] * reference).square()
+    cost = (variance.log() + residual_sq / variance).sum(-1)
+    best = int(cost.argmin())
+    return ErrorModel(float(ks[best // len(ps)]), float(ps[best % len(ps)]))
+
+
+def model_intensity(observed: Tensor, calculated: Tensor) -> Tensor:
+    """Return (max(Io, 0) + 2 Ic) / 3, which weights without bias to either (Wilson 1976).
+
+    doi:10.1107/S0567739476001964.
+    """
+    return (observed.clamp(min=0) + 2 * calculated) / 3
+
+
+def weighted_chi_sq(observed: Tensor, calculated: Tensor, sigma_w: Tensor) -> Tensor:
+    """Return the mean of ((Io - Ic) / sigma_w)^2."""
+    return ((observed - calculated) / sigma_w).square().mean()
+
+
+def amplitudes(intensity: Tensor) -> Tensor:
+    """Return sqrt(max(I, 0))."""
+    return intensity.clamp(min=0).sqrt()
+
+
+def r1(observed: Tensor, calculated: Tensor, mask: Tensor | None = None) -> float:
+    """Return sum ||Fo| - |Fc|| / sum |Fo| over the reflections in `mask`; NaN if there are none."""
+    if mask is not None:
+        observed, calculated = observed[mask], calculated[mask]
+    fo, fc = amplitudes(observed), amplitudes(calculated)
+    return float((fo - fc).abs().sum() / fo.sum()) if len(fo) else float("nan")
+
+
+def wr2(observed: Tensor, calculated: Tensor, sigma_w: Tensor) -> float:
+    """Return sqrt(sum w (Io - Ic)^2 / sum w Io^2)."""
+    w = sigma_w**-2
+    return float(((w * (observed - calculated) ** 2).sum() / (w * observed**2).sum()).sqrt())

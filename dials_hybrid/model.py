@@ -1,0 +1,361 @@
+"""The hybrid model: crystal, orientation, propagation, thickness and scale together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacfwd
+from torch.utils.checkpoint import checkpoint
+
+from . import beams, crystal, electron
+from .curves import CurveBasis
+from .data import Problem, Record
+from .losses import SmoothScale
+from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
+from .thickness import MODELS, ThicknessPrior
+
+
+_DIRECTIONS = 8  # structure parameters differentiated together
+_CACHE_ELEMENTS = 150_000  # waves of a batch that still fit the processor's caches
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Choices of the model. Lengths in A, reciprocal lengths in A^-1, angles in rad.
+
+    `precision` is "single" or "double"; `memory` bounds the working arrays of a batch, bytes.
+    """
+
+    g_max: float = 1.8
+    s_max: float = 0.01
+    depth: DepthGrid = DepthGrid(20.0, 50)
+    propagator: Propagator = Splitting()
+    precision: str = "single"
+    thickness: str = "neural"
+    thickness_start: float = 400.0
+    prior: ThicknessPrior = ThicknessPrior()
+    scale_spacing: float = math.radians(10)
+    scale_stiffness: float = 1.0
+    orientation_spacing: float = math.radians(1)
+    orientation_sigma: float = math.radians(0.2)
+    orientation_stiffness: float = 0.1
+    memory: float = 2e9
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Complex dtype of the waves."""
+        return {"single": torch.complex64, "double": torch.complex128}[self.precision]
+
+    def to_dict(self) -> dict:
+        """Return nested dicts of plain numbers, for files."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> ModelSettings:
+        """Return the settings that `to_dict` described."""
+        nested = {
+            "depth": DepthGrid(**values["depth"]),
+            "propagator": Splitting(**values["propagator"]),
+            "prior": ThicknessPrior(**values["prior"]),
+        }
+        return cls(**{**values, **nested})
+
+
+class OrientationCurve(nn.Module):
+    """Small rotations of the crystal in the laboratory frame, smooth over each sweep.
+
+    A rotation about the beam changes no excitation error, so two components remain, along the
+    rotation axis (as far as it is across the beam) and across both.
+    """
+
+    def __init__(self, scan, spacing: float, sigma: float, stiffness: float):
+        super().__init__()
+        self.basis = CurveBasis.over(scan.block_angle, scan.sweep, spacing)
+        self.sigma, self.stiffness = sigma, stiffness
+        self.register_buffer("matrix", self.basis.matrix(scan.block_angle, scan.sweep))
+        self.register_buffer("roughness", self.basis.roughness())
+        self.register_buffer("directions", across_beam(scan.axis, scan.s0))
+        # in units of the prior's sigma
+        self.offset = nn.Parameter(torch.zeros(self.basis.size, 2, dtype=torch.float64))
+
+    def forward(self) -> Tensor:
+        """Return the rotation vector of every block, (F, 3) rad."""
+        return self.sigma * torch.einsum("fk,fkx->fx", self.matrix @ self.offset, self.directions)
+
+    def prior_operator(self) -> Tensor:
+        """Return the matrix that takes the flat offsets to prior residuals: size, curvature."""
+        identity = torch.eye(self.basis.size, dtype=torch.float64, device=self.offset.device)
+        per_component = torch.cat([identity, self.stiffness**0.5 * self.roughness])
+        return torch.kron(per_component, torch.eye(2).to(per_component))
+
+
+def across_beam(axis: Tensor, s0: Tensor) -> Tensor:
+    """Return two unit vectors across the beam, the first nearest to the axis: (F, 2, 3)."""
+    beam = s0 / s0.norm(dim=-1, keepdim=True)
+    first = axis - (axis * beam).sum(-1, keepdim=True) * beam
+    first = first / first.norm(dim=-1, keepdim=True)
+    return torch.stack([first, torch.linalg.cross(beam, first)], 1)
+
+
+@dataclass(frozen=True)
+class _Batch(Record):
+    """Blocks that are propagated together, padded to the same number of beams and slots."""
+
+    blocks: Tensor  # (f,)
+    hkl: Tensor  # (f, N, 3)
+    coupling: Tensor  # (f, N, N) index into the table of unique g; the last entry is zero
+    probe: Probe
+    links: Tensor  # (l,) links of these blocks
+    slot: Tensor  # (l,) flat index into (f, B)
+
+
+class HybridModel(nn.Module):
+    """Predicted intensities of a `Problem`.
+
+    The costly part, `profiles`, depends on the atoms and orientations; the cheap part,
+    `intensities`, combines its result with thickness and scale.
+    """
+
+    def __init__(self, problem: Problem, settings: ModelSettings, device: str = "cpu"):
+        super().__init__()
+        self.problem, self.settings = problem.to("cpu", torch.float64), settings
+        problem = self.problem
+        scan, observations = problem.scan, problem.observations
+        self.beams = beams.choose_beams(
+            problem.structure, scan, observations, settings.g_max, settings.s_max
+        )
+        self.crystal = crystal.CrystalModel(problem.structure)
+        self.orientation = OrientationCurve(
+            scan,
+            settings.orientation_spacing,
+            settings.orientation_sigma,
+            settings.orientation_stiffness,
+        )
+        depth = settings.depth.depths(dtype=torch.float64)
+        self.thickness = MODELS[settings.thickness](
+            depth, scan.block_angle, scan.sweep, settings.thickness_start, settings.prior
+        )
+        basis = CurveBasis.over(scan.block_angle, scan.sweep, settings.scale_spacing)
+        self.scale = SmoothScale(basis, settings.scale_stiffness)
+        self.register_buffer("scale_matrix", basis.matrix(observations.angle, observations.sweep))
+        self.register_buffer("block_matrix", basis.matrix(scan.block_angle, scan.sweep))
+        self.register_buffer("depth", depth)
+        self._prepare()
+        self._move(device)
+
+    def _move(self, device: str) -> None:
+        """Take all tensors, which were made on the processor, to the device."""
+        self.to(device)
+        self.problem = self.problem.to(device)
+        self.crystal.structure = self.crystal.structure.to(device)
+        self.beams = self.beams.to(device)
+        self.unique_g, self.wavenumber = self.unique_g.to(device), self.wavenumber.to(device)
+        self.batches = [batch.to(device) for batch in self.batches]
+
+    def _prepare(self) -> None:
+        self.unique_g, coupling = unique_couplings(self.beams)
+        f_zero = self.crystal(torch.zeros(1, 3, dtype=torch.int64)).real.detach()
+        factor = electron.potential_factor(
+            self.problem.scan.wavelength, crystal.cell_volume(self.problem.structure.cell)
+        )
+        self.wavenumber = beams.inner_wavenumber(self.problem.scan.s0, factor * f_zero)
+        # U / 2K in A^-1 from F in A; the crystallographic sign of F(g) asks for M_gh = U_(h-g)
+        self.potential_factor = factor / (2 * float(self.wavenumber.mean()))
+        order = torch.argsort(self.beams.counts, descending=True)
+        self.batches = [
+            make_batch(self.problem, self.beams, coupling, blocks)
+            for blocks in order.split(self._batch_size())
+        ]
+
+    def _batch_size(self) -> int:
+        """Blocks per batch: large enough to keep the processor busy, small enough to fit."""
+        n, samples = int(self.beams.counts.max()), self.problem.scan.angle.shape[1]
+        waves = (_DIRECTIONS + 3) * n * samples
+        matrices = 6 * (_DIRECTIONS + 3) * n * n
+        per_block = (waves + matrices) * self.dtype_bytes
+        fits = int(self.settings.memory // (4 * per_block))
+        return max(1, min(fits, _CACHE_ELEMENTS // waves))
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of one complex number of the waves."""
+        return 8 if self.settings.precision == "single" else 16
+
+    def potential_table(self) -> Tensor:
+        """Return U_g / 2K (A^-1) of the unique couplings, with a zero at the end."""
+        f = self.crystal(self.unique_g) * self.potential_factor
+        return torch.cat([f, f.new_zeros(1)])
+
+    def excitation(self, batch: _Batch, rotation: Tensor) -> Tensor:
+        """Return S_g (f, N, T) in A^-1 of a batch, in double precision."""
+        scan, blocks = self.problem.scan, batch.blocks
+        vectors = self._vectors(batch, rotation)
+        return beams.excitation_errors(vectors, scan.s0[blocks], self.wavenumber[blocks])
+
+    def _vectors(self, batch: _Batch, rotation: Tensor) -> Tensor:
+        """g in the laboratory frame, (f, N, T, 3) A^-1."""
+        turn = beams.rotation_matrices(rotation[batch.blocks])[:, None]
+        setting = turn @ self.problem.scan.setting[batch.blocks]
+        return torch.einsum("ftij,fnj->fnti", setting, batch.hkl.double())
+
+    def batch_profiles(self, batch: _Batch, table: Tensor, rotation: Tensor) -> Tensor:
+        """Return the profiles of the links of one batch, (l, D)."""
+        dtype = self.settings.dtype
+        excitation = self.excitation(batch, rotation).to(dtype.to_real())
+        potential = table[batch.coupling].to(dtype)
+        out = self.settings.propagator(potential, excitation, batch.probe, self.settings.depth)
+        return out.flatten(0, 1)[batch.slot].double()
+
+    def profiles(self) -> Tensor:
+        """Return, for every link and depth, the intensity integrated over its window, (L, D)."""
+        table, rotation = self.potential_table(), self.orientation()
+        parts = []
+        for batch in self.batches:
+            if torch.is_grad_enabled():  # the waves of one batch at a time, made anew backwards
+                part = checkpoint(
+                    self.batch_profiles, batch, table, rotation, use_reentrant=False
+                )
+            else:
+                part = self.batch_profiles(batch, table, rotation)
+            parts.append(part)
+        links = torch.cat([batch.links for batch in self.batches])
+        return torch.cat(parts)[torch.argsort(links)]
+
+    @torch.no_grad()
+    def value_profiles(self) -> Tensor:
+        """Return `profiles` without the means to differentiate them."""
+        return self.profiles()
+
+    def intensities(self, profiles: Tensor) -> Tensor:
+        """Return the calculated intensity of every observation, (R,)."""
+        observations = self.problem.observations
+        p = self.thickness()[observations.link_block]
+        per_link = (p * profiles).sum(1)
+        raw = per_link.new_zeros(len(observations.intensity))
+        raw = raw.index_add(0, observations.link_observation, per_link)
+        return raw * self.scale(self.scale_matrix)
+
+    def prior_residuals(self) -> Tensor:
+        """Return the residuals of all priors; half their squared sum is the negative log."""
+        offset = self.orientation.offset.flatten()
+        return torch.cat(
+            [
+                self.thickness.prior_residuals(),
+                self.scale.prior_operator() @ self.scale.log_scale,
+                self.orientation.prior_operator() @ offset,
+            ]
+        )
+
+    @torch.no_grad()
+    def tangents(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return profiles (L, D) and their derivatives by structure and orientation.
+
+        (L, P, D) per unit of each free parameter of the structure, and (L, 2, D) per local
+        rotation of one prior sigma about the two directions across the beam.
+        """
+        table, moved = self.potential_table(), self.potential_moves()
+        rotation = self.orientation()
+        parts = [self.batch_tangents(batch, table, moved, rotation) for batch in self.batches]
+        order = torch.argsort(torch.cat([batch.links for batch in self.batches]))
+        profiles, slopes = (torch.cat(x)[order] for x in zip(*parts, strict=True))
+        return profiles, slopes[:, : len(moved)], slopes[:, len(moved) :]
+
+    def potential_moves(self) -> Tensor:
+        """(P, M + 1): derivative of the potential table by each free structure parameter."""
+        names = ("site_shift", "u_shift")
+        given = {name: getattr(self.crystal, name).detach() for name in names}
+
+        def table(values):
+            f = functional_call(self.crystal, values, (self.unique_g,))
+            return torch.view_as_real(f * self.potential_factor)
+
+        slopes = jacfwd(table)(given)
+        moves = torch.cat([slopes[name] for name in names], -1)
+        moves = torch.view_as_complex(moves.permute(2, 0, 1).contiguous())
+        return torch.cat([moves, moves.new_zeros(len(moves), 1)], 1)
+
+    def batch_tangents(self, batch, table, moved, rotation) -> tuple[Tensor, Tensor]:
+        """Return profiles (l, D) and slopes (l, P + 2, D) of one batch.
+
+        Structure directions go in groups, so that memory does not grow with the structure.
+        """
+        dtype = self.settings.dtype
+        excitation = self.excitation(batch, rotation).to(dtype.to_real())
+        turns = self._excitation_moves(batch, rotation).to(dtype.to_real())
+        groups = moved.split(_DIRECTIONS) if len(moved) else [moved]
+        out = []
+        for i, group in enumerate(groups):
+            moves = Moves(group[:, batch.coupling].to(dtype), turns if i == 0 else turns[:0])
+            profiles, slopes = self.settings.propagator.tangents(
+                table[batch.coupling].to(dtype), excitation, moves, batch.probe, self.settings.depth
+            )
+            out.append(slopes)
+        rotations = out[0][len(groups[0]) :]
+        ordered = torch.cat([out[0][: len(groups[0])], *out[1:], rotations])
+        picked = ordered.permute(1, 2, 0, 3).flatten(0, 1)[batch.slot]
+        return profiles.flatten(0, 1)[batch.slot].double(), picked.double()
+
+    def _excitation_moves(self, batch: _Batch, rotation: Tensor) -> Tensor:
+        """dS_g/d(local rotation) = -((K + g).(e x g)) / K, (2, f, N, T), per prior sigma."""
+        scan, blocks = self.problem.scan, batch.blocks
+        vectors = self._vectors(batch, rotation)
+        s0 = scan.s0[blocks]
+        k = s0 / s0.norm(dim=-1, keepdim=True) * self.wavenumber[blocks, None]
+        k_plus_g = k[:, None, None] + vectors
+        out = []
+        for e in self.orientation.directions[blocks].unbind(1):
+            turned = torch.linalg.cross(e[:, None, None].expand_as(vectors), vectors)
+            out.append(-(k_plus_g * turned).sum(-1) / self.wavenumber[blocks, None, None])
+        return self.orientation.sigma * torch.stack(out)
+
+
+def unique_couplings(beam_set: beams.BeamSet) -> tuple[Tensor, Tensor]:
+    """Return unique h - g (M, 3) and, for every pair of beams of a block, its place (F, N, N).
+
+    Padded beams and the diagonal (whose mean potential is part of K) get the place M.
+    """
+    difference = beam_set.hkl[:, None, :, :] - beam_set.hkl[:, :, None, :]
+    reach = int(difference.abs().max())
+    base = 2 * reach + 1
+    key = ((difference[..., 0] + reach) * base + difference[..., 1] + reach) * base
+    key = key + difference[..., 2] + reach
+    unique, place = torch.unique(key, return_inverse=True)
+    hkl = torch.stack([unique // base**2, unique // base % base, unique % base], 1) - reach
+    valid = beam_set.valid[:, :, None] & beam_set.valid[:, None, :]
+    valid = valid & (difference != 0).any(-1)
+    return hkl, torch.where(valid, place, len(unique))
+
+
+def make_batch(problem: Problem, beam_set, coupling: Tensor, blocks: Tensor) -> _Batch:
+    """Collect the beams, couplings and links of some blocks."""
+    observations, scan = problem.observations, problem.scan
+    n = int(beam_set.counts[blocks].max())
+    where = torch.full((len(scan.sweep),), -1)
+    where[blocks] = torch.arange(len(blocks))
+    links = torch.nonzero(where[observations.link_block] >= 0).flatten()
+    row = where[observations.link_block[links]]
+    order = torch.argsort(row, stable=True)
+    links, row = links[order], row[order]
+    per_row = torch.bincount(row, minlength=len(blocks))
+    column = torch.arange(len(row)) - (torch.cumsum(per_row, 0) - per_row)[row]
+    slots = int(per_row.max())
+    beam = torch.zeros(len(blocks), slots, dtype=torch.int64)
+    beam[row, column] = beam_set.link_beam[links]
+    sample = torch.arange(scan.angle.shape[1])
+    inside = (sample >= observations.link_first[links, None]) & (
+        sample <= observations.link_last[links, None]
+    )
+    weight = torch.zeros(len(blocks), slots, len(sample), dtype=torch.float64)
+    weight[row, column] = inside * scan.sample_width[blocks[row]]
+    return _Batch(
+        blocks=blocks,
+        hkl=beam_set.hkl[blocks, :n],
+        coupling=coupling[blocks][:, :n, :n],
+        probe=Probe(torch.zeros(len(blocks), dtype=torch.int64), beam, weight),
+        links=links,
+        slot=row * slots + column,
+    )

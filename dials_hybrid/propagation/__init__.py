@@ -1,0 +1,32 @@
+"""From the structure matrix to diffracted intensities, summed over orientation samples.
+
+Every method is a callable value with one signature:
+
+    profiles = method(potential, excitation, probe, grid)
+
+- `potential` (F, N, N), complex A^-1: U_(g-h) m_g m_h / 2K, shared by all samples of a block;
+- `excitation` (F, N, T), real A^-1: S_g m_g^2 of every beam and orientation sample;
+- `probe` (`Probe`): which beams are asked for and how the samples are weighted;
+- `grid` (`DepthGrid`): the depths at which the intensity is wanted;
+- `profiles` (F, B, D): sum over samples of weight |psi_beam(depth)|^2.
+
+All solve dpsi/dz = 2 pi i (diag(S) + V) psi with psi(0) = 1 for the incident beam.
+"""
+
+from .base import DepthGrid, Probe, Propagator
+from .exact import Eigen, MatrixExp
+from .splitting import SCHEMES, Moves, Splitting
+
+METHODS = {"splitting": Splitting, "eigen": Eigen, "matrix_exp": MatrixExp}
+
+__all__ = [
+    "METHODS",
+    "SCHEMES",
+    "DepthGrid",
+    "Eigen",
+    "MatrixExp",
+    "Moves",
+    "Probe",
+    "Propagator",
+    "Splitting",
+]

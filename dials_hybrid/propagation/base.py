@@ -1,0 +1,50 @@
+"""What all propagation methods share: their arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..data import Record
+
+
+@dataclass(frozen=True)
+class DepthGrid:
+    """Depths step, 2 step, ... count step, in A."""
+
+    step: float
+    count: int
+
+    def depths(self, **kwargs) -> Tensor:
+        """Return the depths (D,) in A."""
+        return self.step * torch.arange(1, self.count + 1, **kwargs)
+
+
+@dataclass(frozen=True)
+class Probe(Record):
+    """The beams that are asked for, in B slots per block, and the weights of the samples.
+
+    A slot that is not needed has weight zero; the same beam may fill several slots.
+    """
+
+    incident: Tensor  # (F,) index of the incident beam
+    beam: Tensor  # (F, B) index of the beam of each slot
+    weight: Tensor  # (F, B, T) real
+
+
+class Propagator(Protocol):
+    """The signature of a method; see the package's docstring."""
+
+    def __call__(
+        self, potential: Tensor, excitation: Tensor, probe: Probe, grid: DepthGrid
+    ) -> Tensor: ...
+
+
+def start_waves(excitation: Tensor, incident: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return psi(0) (F, N, T): one in the incident beam, zero elsewhere."""
+    waves = torch.zeros(excitation.shape, dtype=dtype, device=excitation.device)
+    waves[torch.arange(len(incident), device=incident.device), incident] = 1
+    return waves

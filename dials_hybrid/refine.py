@@ -1,0 +1,355 @@
+"""The optimiser loop: damped Gauss-Newton steps of everything together.
+
+Each outer iteration linearises the propagation in atoms and orientations (`model.tangents`),
+solves the least-squares problem of all parameters near that point with the cheap model
+(`linear.CheapModel`), and accepts the step if the true cost falls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import losses, uncertainty
+from .data import Problem, Result, save_records
+from .kinematic import kinematic_intensities
+from .linear import CheapModel, LeastSquares, Linearisation, solve
+from .model import HybridModel, ModelSettings
+
+logger = logging.getLogger("dials.hybrid.refine")
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """Choices of the loop; see phil/hybrid_refine.phil for their meaning."""
+
+    iterations: int = 25
+    cost_tolerance: float = 1e-3
+    site_tolerance: float = 5e-4  # A
+    error_model_updates: int = 5
+    seed: int = 0
+    checkpoint_seconds: float = 20.0
+    device: str = "cpu"
+
+
+@dataclass
+class Progress:
+    """What a caller may listen to: `report(row)` after every iteration, `save` for checkpoints."""
+
+    report: Callable[[dict], None] = lambda row: None
+    checkpoint: str | None = None
+
+
+@dataclass
+class State:
+    """Where the loop stands; everything that a checkpoint needs beside the problem."""
+
+    iteration: int = 0
+    proximity: float = 10.0
+    error_model: losses.ErrorModel = losses.ErrorModel(3.0, 0.2)
+    parameters: dict = field(default_factory=dict)
+    start: dict = field(default_factory=dict)  # intensities before the atoms moved
+    history: list = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict:
+        """Return plain lists and numbers."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> State:
+        """Return the state that `to_dict` described."""
+        return cls(**{**values, "error_model": losses.ErrorModel(**values["error_model"])})
+
+
+def build_model(
+    problem: Problem, settings: ModelSettings, seed: int, device: str = "cpu"
+) -> HybridModel:
+    """Return the model with its networks initialised from the seed."""
+    torch.manual_seed(seed)
+    return HybridModel(problem, settings, device)
+
+
+class Refinement:
+    """One refinement from start to end; `run` returns the Result."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        model_settings: ModelSettings,
+        settings: RefineSettings = RefineSettings(),
+        progress: Progress | None = None,
+        state: State | None = None,
+    ):
+        self.settings = settings
+        self.progress = progress or Progress()
+        self.model = build_model(problem, model_settings, settings.seed, settings.device)
+        self.problem = self.model.problem
+        self.state = state or State()
+        if self.state.parameters:
+            self._restore()
+        self.context: dict = {}  # written with every checkpoint, for the one who continues
+        self.began = time.monotonic() - self.state.seconds
+        self.saved = -math.inf
+
+    def _restore(self) -> None:
+        values = {k: torch.tensor(v).double() for k, v in self.state.parameters.items()}
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(values[name].view_as(parameter))
+
+    def estimate(self) -> tuple[float, float]:
+        """Return (seconds of one pass with derivatives, bytes held), from one measured batch."""
+        model = self.model
+        batch = model.batches[len(model.batches) // 2]
+        table, moved = model.potential_table().detach(), model.potential_moves()
+        rotation = model.orientation().detach()
+        start = time.perf_counter()
+        model.batch_tangents(batch, table, moved, rotation)
+        seconds = time.perf_counter() - start
+        work = [len(b.blocks) * b.hkl.shape[1] ** 2 for b in model.batches]
+        share = len(batch.blocks) * batch.hkl.shape[1] ** 2 / sum(work)
+        links = len(self.problem.observations.link_block)
+        held = 8 * links * len(model.depth) * (len(moved) + 3)
+        return seconds / share, held + model.settings.memory
+
+    def _remember(self) -> None:
+        self.state.parameters = {
+            k: v.detach().cpu().tolist() for k, v in self.model.named_parameters()
+        }
+        self.state.seconds = time.monotonic() - self.began
+
+    def linearise(self) -> CheapModel:
+        """Propagate once, with derivatives, at the model's present parameters."""
+        return CheapModel(self.model, Linearisation(*self.model.tangents()))
+
+    def intensities(self, cheap: CheapModel) -> Tensor:
+        """Return the calculated intensities at the point of linearisation."""
+        return cheap.evaluate(cheap.start(), jacobian=False)[0]
+
+    def sigma_w(self, calculated: Tensor) -> Tensor:
+        """Return the standard deviations of the error model, (R,)."""
+        observations = self.problem.observations
+        reference = losses.model_intensity(observations.intensity, calculated)
+        return self.state.error_model.sigma(observations.sigma, reference)
+
+    def run(self) -> Result:
+        """Refine until convergence, the iteration limit or an interrupt."""
+        reason, converged = "the iteration limit was reached", False
+        cheap = self.linearise()
+        try:
+            if self.state.iteration == 0:
+                self._start(cheap)
+            while self.state.iteration < self.settings.iterations:
+                cheap, shift, gain = self._iterate(cheap)
+                if self._settled(shift, gain):
+                    reason, converged = "the last shifts are small against the errors", True
+                    break
+        except KeyboardInterrupt:
+            logger.warning("Interrupted: writing the results of iteration %d", self.state.iteration)
+            reason = "interrupted by the user"
+            self._restore()
+        self._remember()
+        return self._result(cheap, converged, reason)
+
+    def _start(self, cheap: CheapModel) -> None:
+        """Fit thickness and scale alone, atoms and orientations fixed."""
+        intensity = self.problem.observations.intensity
+        calculated = self.intensities(cheap)
+        weight = 1 / self.sigma_w(intensity).square()
+        factor = (calculated * intensity * weight).sum() / (calculated.square() * weight).sum()
+        with torch.no_grad():
+            self.model.scale.log_scale += factor.clamp(min=1e-30).log()
+        for _ in range(3):
+            problem = LeastSquares(cheap, self.sigma_w(self.intensities(cheap)), 1e9)
+            cheap.apply(solve(problem, cheap.start(), 15))
+            self._fit_error_model(cheap)
+        calculated = self.intensities(cheap)
+        self.state.start = {
+            "calculated": calculated.tolist(),
+            "kinematic": kinematic_intensities(self.model, calculated).tolist(),
+        }
+        self._remember()
+        self._record("thickness", LeastSquares(cheap, self.sigma_w(calculated), 0), 0.0)
+
+    def _fit_error_model(self, cheap: CheapModel) -> None:
+        o = self.problem.observations
+        work = ~o.free
+        calculated = self.intensities(cheap)
+        self.state.error_model = losses.fit_error_model(
+            o.intensity[work], calculated[work], o.sigma[work]
+        )
+
+    def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, float, float]:
+        """One outer iteration; returns the new linearisation, largest site shift (A) and gain."""
+        state = self.state
+        if state.iteration < self.settings.error_model_updates:
+            self._fit_error_model(cheap)
+        sigma_w = self.sigma_w(self.intensities(cheap))
+        before = LeastSquares(cheap, sigma_w, 0).cost(cheap.start())
+        for _ in range(6):
+            problem = LeastSquares(cheap, sigma_w, state.proximity)
+            x = solve(problem, cheap.start(), 10)
+            predicted = before - problem.cost(x)
+            sites = self.model.crystal.site().detach().clone()
+            cheap.apply(x)
+            fresh = self.linearise()
+            trial = LeastSquares(fresh, sigma_w, 0)
+            gain = before - trial.cost(fresh.start())
+            if gain > 0.6 * predicted:
+                state.proximity = max(state.proximity / 4, 1e-2)
+            elif gain < 0.25 * predicted:
+                state.proximity *= 4
+            if gain > 0 or predicted <= 1e-6 * before:
+                break
+            self._restore()
+        else:
+            gain, fresh, trial = 0.0, cheap, LeastSquares(cheap, sigma_w, 0)
+        state.iteration += 1
+        self._remember()
+        shift = self._site_shift(sites)
+        self._record("joint", trial, shift)
+        self._checkpoint()
+        return fresh, shift, gain / before
+
+    @torch.no_grad()
+    def _site_shift(self, before: Tensor) -> float:
+        """Largest distance that a site moved, in A."""
+        from .crystal import metric
+
+        moved = self.model.crystal.site() - before
+        g = metric(self.problem.structure.cell).to(moved)
+        return float(torch.einsum("ai,ij,aj->a", moved, g, moved).max().sqrt())
+
+    def _settled(self, shift: float, gain: float) -> bool:
+        if self.state.iteration <= self.settings.error_model_updates:
+            return False
+        return gain < self.settings.cost_tolerance and shift < self.settings.site_tolerance
+
+    def _record(self, stage: str, problem: LeastSquares, shift: float) -> None:
+        o = self.problem.observations
+        calculated = self.intensities(problem.cheap)
+        row = {
+            "iteration": self.state.iteration,
+            "stage": stage,
+            "loss": problem.cost(problem.cheap.start()),
+            "r1_obs": losses.r1(o.intensity, calculated, o.observed & ~o.free),
+            "r1_all": losses.r1(o.intensity, calculated, ~o.free),
+            "r1_free": _number(losses.r1(o.intensity, calculated, o.observed & o.free)),
+            "site_shift": shift,
+            "proximity": self.state.proximity,
+            "error_model": dataclasses.asdict(self.state.error_model),
+            "time": time.monotonic() - self.began,
+        }
+        self.state.history.append(row)
+        self.progress.report(row)
+
+    def _checkpoint(self) -> None:
+        if self.progress.checkpoint is None:
+            return
+        if time.monotonic() - self.saved < self.settings.checkpoint_seconds:
+            return
+        self.save(self.progress.checkpoint)
+        self.saved = time.monotonic()
+
+    def save(self, path, **extra) -> None:
+        """Write the problem, the settings and the state, all that a continuation needs."""
+        save_records(
+            path,
+            problem=self.problem.to("cpu"),
+            model_settings=self.model.settings.to_dict(),
+            refine_settings=dataclasses.asdict(self.settings),
+            state=self.state.to_dict(),
+            context=self.context,
+            **extra,
+        )
+
+    def _result(self, cheap: CheapModel, converged: bool, reason: str) -> Result:
+        model, o = self.model, self.problem.observations
+        calculated = self.intensities(cheap).detach()
+        sigma_w = self.sigma_w(calculated)
+        errors = uncertainty.standard_uncertainties(LeastSquares(cheap, sigma_w, 0))
+        start = torch.tensor(self.state.start["calculated"]).to(calculated)
+        kinematic = torch.tensor(self.state.start["kinematic"]).to(calculated)
+        with torch.no_grad():
+            result = Result(
+                structure=model.crystal.refined(),
+                start_structure=self.problem.structure,
+                calculated=calculated,
+                start_calculated=start,
+                kinematic=kinematic,
+                scale=model.scale(model.scale_matrix),
+                sigma_weight=sigma_w,
+                depth=model.depth,
+                thickness=model.thickness(),
+                orientation=model.orientation(),
+                block_scale=model.scale(model.block_matrix),
+                site_su=errors.site,
+                u_su=errors.u,
+                state=self.state.parameters,
+                history=tuple(self.state.history),
+                summary=self._summary(o, (kinematic, start, calculated), sigma_w, errors),
+                converged=converged,
+                stop_reason=reason,
+            )
+        return result.to("cpu")
+
+    def _summary(self, o, intensities, sigma_w: Tensor, errors) -> dict:
+        kinematic, start, final = intensities
+        work, free = ~o.free, o.free
+        return {
+            "n_all": int(work.sum()),
+            "n_obs": int((work & o.observed).sum()),
+            "n_parameters": round(errors.effective_parameters),
+            "n_parameters_structure": errors.structure_parameters,
+            "device": str(self.model.depth.device),
+            "wall_time_s": time.monotonic() - self.began,
+            "seed": self.settings.seed,
+            "iterations": self.state.iteration,
+            "kinematic": {"r1_obs": losses.r1(o.intensity, kinematic, work & o.observed)},
+            "start": self._agreement(start, sigma_w),
+            "final": {
+                **self._agreement(final, sigma_w),
+                "gof": errors.goodness_of_fit,
+                "r1_obs_frame_mean": self._frame_mean(final),
+            },
+            "free": {
+                "r1_obs": _number(losses.r1(o.intensity, final, free & o.observed)),
+                "n": int(free.sum()),
+            },
+            "error_model": dataclasses.asdict(self.state.error_model),
+        }
+
+    def _agreement(self, calculated: Tensor, sigma_w: Tensor) -> dict:
+        o = self.problem.observations
+        work = ~o.free
+        return {
+            "r1_obs": losses.r1(o.intensity, calculated, work & o.observed),
+            "r1_all": losses.r1(o.intensity, calculated, work),
+            "wr2_all": losses.wr2(o.intensity[work], calculated[work], sigma_w[work]),
+        }
+
+    def _frame_mean(self, calculated: Tensor) -> float:
+        """Unweighted mean of R1 over blocks, each reflection in the block of its centroid."""
+        o, scan = self.problem.observations, self.problem.scan
+        distance = (o.angle[:, None] - scan.block_angle).abs()
+        distance = distance + 1e3 * (o.sweep[:, None] != scan.sweep)
+        block = distance.argmin(1)
+        mask = o.observed & ~o.free
+        values = [
+            losses.r1(o.intensity, calculated, mask & (block == b))
+            for b in torch.unique(block[mask])
+        ]
+        return sum(values) / len(values)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

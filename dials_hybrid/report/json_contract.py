@@ -1,0 +1,123 @@
+"""The numbers of a refinement as JSON.
+
+Lengths in Angstrom, U in A^2, angles in degree, agreement factors as fractions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..data import Problem, Result, Structure, replacing
+from .arrays import as_numpy, metric
+
+PROGRAM = "dials.hybrid_refine"
+
+_R_NAMES = ("r1_obs", "r1_all", "wr2_all")
+# Every key that readers may rely on; a value that no stage has filled stays null.
+_KEYS = {
+    **dict.fromkeys(("program", "version", "dials_version", "device", "wall_time_s")),
+    **dict.fromkeys(("n_all", "n_obs", "n_parameters", "converged", "stop_reason")),
+    "kinematic": {"r1_obs": None},
+    "start": dict.fromkeys(_R_NAMES),
+    "final": dict.fromkeys((*_R_NAMES, "gof", "r1_obs_frame_mean")),
+    "free": {"r1_obs": None, "n": 0},
+    **dict.fromkeys(("space_group", "absolute_structure", "indexing", "error_model")),
+    "warnings": [],
+}
+
+
+def contract(problem: Problem, result: Result, **extra) -> dict:
+    """Return the numbers of a refinement as plain JSON values, NaN as None.
+
+    `extra` adds or replaces top-level keys: space_group, warnings, dials_version.
+    """
+    found = {
+        "program": PROGRAM,
+        "version": __version__,
+        **result.summary,
+        "converged": result.converged,
+        "stop_reason": result.stop_reason,
+        "thickness": {
+            "grid": result.depth,
+            "mean": as_numpy(result.thickness) @ as_numpy(result.depth),
+            "distribution": result.thickness,
+            "angle": torch.rad2deg(problem.scan.block_angle),
+            "sweep": problem.scan.sweep,
+        },
+        "sites": _sites(result),
+        **extra,
+    }
+    return _plain(_filled(_KEYS, found))
+
+
+def _filled(keys: Mapping, found: Mapping) -> dict:
+    """Return `found` with every key of `keys` present, nested ones too."""
+    merged = {**keys, **found}
+    for name, inner in keys.items():
+        if isinstance(inner, Mapping):
+            merged[name] = {**inner, **(found.get(name) or {})}
+    return merged
+
+
+def _plain(value):
+    """Return a value as JSON knows it: lists, numbers of 8 digits, None for NaN."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return float(f"{value:.8g}") if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _sites(result: Result) -> list[dict]:
+    """Return one entry per atom: fractional xyz, U in A^2, their s.u."""
+    structure = result.structure
+    xyz_su = as_numpy(result.site_su) / as_numpy(structure.cell)[:3]
+    u_eq = equivalent_u(structure)
+    return [
+        {
+            "label": label,
+            "element": structure.elements[int(structure.type[i])],
+            "xyz": structure.site[i],
+            "xyz_su": xyz_su[i],
+            "u_iso": u_eq[i],
+            "u_iso_su": result.u_su[i],
+            "adp_type": "Uani" if structure.anisotropic[i] else "Uiso",
+            "occupancy": structure.occ[i],
+        }
+        for i, label in enumerate(structure.labels)
+    ]
+
+
+def equivalent_u(structure: Structure) -> np.ndarray:
+    """Return U_iso, or U_eq = 1/3 sum u*_ij a_i.a_j of anisotropic atoms, (A,) A^2."""
+    g = metric(structure.cell)
+    u_star = as_numpy(structure.u_star)
+    # the off-diagonal terms stand twice in the sum over i and j
+    paired = [g[0, 0], g[1, 1], g[2, 2], 2 * g[0, 1], 2 * g[0, 2], 2 * g[1, 2]]
+    anisotropic = structure.anisotropic.cpu().numpy()
+    return np.where(anisotropic, u_star @ paired / 3, as_numpy(structure.u_iso))
+
+
+def write_json(path, contract: dict) -> None:
+    """Write the contract, one top-level key per line; an old file goes only at the end.
+
+    Raises ValueError when a value is NaN or infinite.
+    """
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}"
+        for key, value in contract.items()
+    ]
+    with replacing(path) as temporary:
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

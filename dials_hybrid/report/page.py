@@ -1,0 +1,251 @@
+"""The HTML page: words, tables, and the template that holds them.
+
+The page is one file that works offline: figures are inline SVG, the style sheet is
+inline, there is no script. Agreement factors are given in per cent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from ..data import Problem, Result, replacing
+from .arrays import Arrays, arrays, as_numpy
+from .figures import draw_all
+
+_N_WORST = 20
+
+
+def with_su(value: float | None, su: float | None, digits: int = 5) -> str:
+    """Return a value with its standard uncertainty as crystallographers write it.
+
+    The s.u. keeps two figures up to 19 and one beyond, 0.4697(3) or 0.46970(14);
+    without an s.u. (None or zero) the value has `digits` decimals.
+    """
+    if value is None:
+        return "–"
+    decimals = digits
+    if su:
+        decimals = 1 - math.floor(math.log10(su))
+        decimals = max(0, decimals - (round(su * 10**decimals) > 19))
+    # adding zero turns -0.0 into 0.0
+    text = f"{round(value, decimals) + 0.0:.{decimals}f}"
+    return f"{text}({round(su * 10**decimals)})" if su else text
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction in per cent, three figures below 10 %."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.{2 if abs(value) < 0.0995 else 1}f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time as a person says it."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes / 60:.1f} h"
+
+
+def verdict(contract: dict) -> str:
+    """Return the outcome in one sentence."""
+    kinematic, final = contract["kinematic"]["r1_obs"], contract["final"]["r1_obs"]
+    free = contract["free"]
+    if final is None:
+        outcome = "No dynamical agreement factor was computed"
+    elif kinematic is None:
+        outcome = f"R1 of the dynamical model is {percent(final)}"
+    elif final < kinematic:
+        outcome = (
+            f"Dynamical refinement lowered R1 from {percent(kinematic)} (kinematic) "
+            f"to {percent(final)}"
+        )
+    else:
+        outcome = (
+            f"Dynamical refinement did not lower R1: {percent(kinematic)} kinematic, "
+            f"{percent(final)} dynamical"
+        )
+    if contract["n_obs"] is not None:
+        outcome += f" over {contract['n_obs']} reflections with I > 3σ"
+    if free["r1_obs"] is not None:
+        outcome += f", and {percent(free['r1_obs'])} over {free['n']} held out"
+    end = "it converged" if contract["converged"] else "it stopped before convergence"
+    reason = contract["stop_reason"]
+    return f"{outcome}; {end}{f' ({reason})' if reason else ''}."
+
+
+def _facts(mapping: Mapping | None, prefix: str = "") -> list[tuple[str, str]]:
+    """Return (name, value) rows of a nested mapping; lists of mappings are left out."""
+    rows = []
+    for key, value in (mapping or {}).items():
+        name = prefix + key.replace("r1_obs", "R1").replace("_", " ")
+        if isinstance(value, Mapping):
+            rows += _facts(value, prefix=f"{name}, ")
+        elif isinstance(value, list):
+            if not any(isinstance(item, Mapping) for item in value):
+                rows.append((name, ", ".join(map(_scalar, value))))
+        elif key.startswith(("r1_", "wr2_")):
+            rows.append((name, percent(value)))
+        else:
+            rows.append((name, _scalar(value)))
+    return rows
+
+
+def _scalar(value) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{float(f'{value:.4g}'):.10g}"  # 12340, not 1.234e+04
+    return "–" if value is None else str(value)
+
+
+def _worst(data: Arrays) -> list[dict]:
+    """Return the reflections with the largest |Io - Ic| / sigma."""
+    order = np.argsort(-np.abs(data.delta))[:_N_WORST]
+    return [
+        {
+            "hkl": "".join(f"{index:4d}" for index in data.hkl[i]),
+            "d": f"{data.d[i]:.2f}",
+            "angle": f"{data.angle[i]:.2f}",
+            "sweep": int(data.sweep[i]),
+            "i_obs": _scalar(float(data.i_obs[i])),
+            "i_calc": _scalar(float(data.i_dynamical[i])),
+            "sigma": _scalar(float(data.sigma[i])),
+            "delta": f"{data.delta[i]:+.1f}",
+            "free": bool(data.free[i]),
+        }
+        for i in order
+    ]
+
+
+def _thickness_rows(data: Arrays) -> list[dict]:
+    """Return per sweep the mean thickness, its range, and the weight at both ends.
+
+    Weight at either end says that the grid is too short or that p(t) has collapsed.
+    """
+    tenth = max(1, len(data.depth) // 10)
+    rows = []
+    for i, blocks in enumerate(data.sweeps):
+        p = data.thickness[blocks]
+        mean = p @ data.depth
+        spread = np.sqrt(np.maximum(p @ data.depth**2 - mean**2, 0))
+        rows.append(
+            {
+                "sweep": i + 1,
+                "blocks": len(blocks),
+                "mean": f"{mean.mean():.0f}",
+                "range": f"{mean.min():.0f}–{mean.max():.0f}",
+                "spread": f"{spread.mean():.0f}",
+                "first": percent(p[:, :tenth].sum(1).mean()),
+                "last": percent(p[:, -tenth:].sum(1).mean()),
+            }
+        )
+    return rows
+
+
+def _site_rows(contract: dict) -> list[dict]:
+    """Return the sites with s.u. in parentheses."""
+    return [
+        {
+            **site,
+            "xyz": [with_su(x, su) for x, su in zip(site["xyz"], site["xyz_su"], strict=True)],
+            "u_iso": with_su(site["u_iso"], site["u_iso_su"], digits=4),
+            "occupancy": f"{site['occupancy']:.4g}",
+        }
+        for site in contract["sites"]
+    ]
+
+
+def _candidates(contract: dict) -> list[dict]:
+    """Return the tested indexings and hands, the best first."""
+    found = (contract["indexing"] or {}).get("candidates") or []
+    scores = [(math.inf if c.get("r1_obs") is None else c["r1_obs"], c) for c in found]
+    names = ("operator", "hand", "space_group")
+    return [
+        {**{name: _scalar(c.get(name)) for name in names}, "r1_obs": percent(c.get("r1_obs"))}
+        for _, c in sorted(scores, key=lambda pair: pair[0])
+    ]
+
+
+def _agreement(contract: dict) -> list[tuple]:
+    """Return rows (name, kinematic, start, final, held out) of the summary table."""
+    models = [contract[key] for key in ("kinematic", "start", "final", "free")]
+    names = {
+        "r1_obs": "R1, I > 3σ",
+        "r1_all": "R1, all",
+        "wr2_all": "wR2, all",
+        "r1_obs_frame_mean": "R1, frame mean",
+    }
+    rows = [(label, *(percent(m.get(key)) for m in models)) for key, label in names.items()]
+    gof = [f"{m['gof']:.2f}" if m.get("gof") is not None else "–" for m in models]
+    return [*rows, ("GooF", *gof)]
+
+
+def _conditions(problem: Problem, contract: dict, data: Arrays) -> list[tuple]:
+    """Return (name, value) rows on the data, the crystal and the run."""
+    cell = [f"{x:.4g}" for x in as_numpy(problem.structure.cell)]
+    free = contract["free"]["n"] or 0
+    names = {
+        "Space group": contract["space_group"],
+        "Cell": f"{', '.join(cell[:3])} Å; {', '.join(cell[3:])}°",
+        "Wavelength": f"{problem.scan.wavelength:.5f} Å",
+        "Resolution": f"{data.d.max():.2f}–{data.d.min():.2f} Å",
+        "Sweeps, blocks": f"{len(data.sweeps)}, {len(data.block_angle)}",
+        "Reflections": f"{_scalar(contract['n_all'])}, of them "
+        f"{_scalar(contract['n_obs'])} with I > 3σ; {free} held out",
+        "Parameters": contract["n_parameters"],
+        "Stop reason": contract["stop_reason"],
+        "Wall time": duration(contract["wall_time_s"]),
+        "Device": contract["device"],
+    }
+    error_model = _facts(contract["error_model"], prefix="Error model, ")
+    return [*((name, _scalar(value)) for name, value in names.items()), *error_model]
+
+
+def _file_names(problem: Problem) -> list[str]:
+    """Return the names of the input files, without their folders."""
+    files = problem.provenance.get("files", [])
+    return [Path(str(name)).name for name in files]
+
+
+def write_html(path, problem: Problem, result: Result, contract: dict) -> None:
+    """Write the page; an existing file is replaced only when all is drawn."""
+    data = arrays(problem, result)
+    assets = resources.files("dials_hybrid").joinpath("assets")
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.from_string(
+        assets.joinpath("report.html.jinja").read_text(encoding="utf-8")
+    )
+    text = template.render(
+        contract=contract,
+        css=assets.joinpath("report.css").read_text(encoding="utf-8"),
+        figures=draw_all(data),
+        files=_file_names(problem),
+        verdict=verdict(contract),
+        percent=percent,
+        agreement=_agreement(contract),
+        conditions=_conditions(problem, contract, data),
+        n_sweeps=len(data.sweeps),
+        thickness=_thickness_rows(data),
+        worst=_worst(data),
+        sites=_site_rows(contract),
+        candidates=_candidates(contract),
+        indexing=_facts(contract["indexing"]),
+        absolute_structure=_facts(contract["absolute_structure"]),
+    )
+    with replacing(path) as temporary:
+        # a file name may hold bytes that are no UTF-8
+        temporary.write_text(text, encoding="utf-8", errors="replace")

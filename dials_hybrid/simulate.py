@@ -1,0 +1,387 @@
+"""Rotation-integrated dynamical intensities of a crystal whose thickness has a distribution.
+
+This is a second path to the numbers that `model` predicts, kept apart from it so that the two
+can check each other. It diagonalises the structure matrix of every orientation sample in
+double precision, and averages over the thickness in closed form: with the Bloch waves
+psi_g(t) = sum_j C_gj conj(C_0j) exp(2 pi i x_j t) (C. J. Humphreys 1979,
+doi:10.1088/0034-4885/42/11/002), the mean of |psi_g(t)|^2 over p(t) needs of p nothing but its
+characteristic function at the differences x_j - x_k. No depth grid and no propagation enter.
+
+Lengths in A, reciprocal lengths in A^-1 without 2 pi, angles in rad. The surface normal is
+taken along the beam; the factors 1 / sqrt(1 + g_n / K_n) of the matrix elements then differ
+from one by less than 0.1 % for every beam that counts, and are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import beams, crystal, electron
+from .data import InputError, Structure
+
+TRUTH_STEP = 10.0  # A, the coarsest grid on which a distribution is written down
+MAX_STEP = math.radians(0.02)  # rad, orientation samples stand at most this far apart
+MAX_TILT = math.radians(80)  # rad, beyond it 1/cos makes no sense of a real crystal
+
+Trend = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def constant() -> Trend:
+    """Thickness does not depend on the rotation."""
+    return lambda angle: (np.ones_like(angle), np.zeros_like(angle))
+
+
+def slab(zero: float) -> Trend:
+    """A plate across the beam at the angle `zero` (rad): everything goes with 1/cos(tilt).
+
+    The trend raises InputError where the tilt passes 80 degrees.
+    """
+
+    def trend(angle: np.ndarray):
+        tilt = np.abs(angle - zero)
+        if tilt.size and tilt.max() > MAX_TILT:
+            raise InputError(
+                f"thickness.shape=slab: the plate is tilted by {math.degrees(tilt.max()):.0f} "
+                "degrees; change the scan or thickness.tilt_zero so that it stays within 80"
+            )
+        return 1 / np.cos(tilt), np.zeros_like(angle)
+
+    return trend
+
+
+def wedge(zero: float, slope: float) -> Trend:
+    """The mean grows by `slope` (A / rad) from its value at the angle `zero` (rad)."""
+    return lambda angle: (np.ones_like(angle), slope * (angle - zero))
+
+
+@dataclass(frozen=True)
+class ThicknessMixture:
+    """A mixture of gamma distributions, given by mean and standard deviation (A).
+
+    A gamma distribution is close to a Gaussian where it is narrow, and is never negative where
+    it is broad. Width zero stands for exactly one thickness. `trend` gives, at rotation angles
+    (rad), the factor on means and widths and what is then added to the means.
+    """
+
+    mean: tuple
+    width: tuple
+    weight: tuple
+    trend: Trend
+
+    def parts(self, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return means (n, K), widths (n, K) and weights (K,) at rotation angles (n,).
+
+        Raises InputError where a mean is not positive.
+        """
+        factor, shift = self.trend(np.asarray(angle, dtype=float))
+        mean = factor[:, None] * np.array(self.mean) + shift[:, None]
+        if mean.min() <= 0:
+            raise InputError(
+                f"the mean thickness falls to {mean.min():.0f} A within the scan; "
+                "increase thickness.mean or reduce thickness.tilt_slope"
+            )
+        weight = np.array(self.weight, dtype=float)
+        return mean, factor[:, None] * np.array(self.width), weight / weight.sum()
+
+    def overall_mean(self, angle: np.ndarray) -> np.ndarray:
+        """Return the mean of the whole mixture at rotation angles, (n,) A."""
+        mean, _, weight = self.parts(angle)
+        return mean @ weight
+
+    def reach(self, angle: np.ndarray) -> float:
+        """Return the largest thickness (A) that matters: five widths above the highest mean."""
+        mean, width, _ = self.parts(angle)
+        return float((mean + 5 * width).max())
+
+    def characteristic(self, x: np.ndarray, angle: float) -> np.ndarray:
+        """Return the mean of exp(2 pi i x t) over p(t) at one rotation angle, x in A^-1.
+
+        A gamma distribution of shape k and scale s has (1 - 2 pi i x s)^-k.
+        """
+        mean, width, weight = self.parts(np.array([angle]))
+        total = np.zeros(x.shape, dtype=complex)
+        for m, w, share in zip(mean[0], width[0], weight, strict=True):
+            if w == 0:
+                total += share * np.exp(2j * math.pi * m * x)
+            else:
+                total += share * np.exp(-((m / w) ** 2) * np.log(1 - 2j * math.pi * x * w**2 / m))
+        return total
+
+    def on_grid(self, depth: np.ndarray, angle: np.ndarray) -> np.ndarray:
+        """Return p at the depths (D,) A for each rotation angle, (n, D), rows adding up to one."""
+        mean, width, weight = self.parts(angle)
+        out = np.zeros((len(mean), len(depth)))
+        for m, w, share in zip(mean.T, width.T, weight, strict=True):
+            out += share * (_nearest_two(depth, m) if w[0] == 0 else _gamma(depth, m, w))
+        return out
+
+
+def truth_grid(mixture: ThicknessMixture, angle: np.ndarray) -> np.ndarray:
+    """Return depths (D,) A fine and far enough to write the mixture down at these angles."""
+    finest = min([TRUTH_STEP, *(w / 2 for w in mixture.width if w > 0)])
+    count = math.ceil(mixture.reach(angle) / finest) + 1
+    return finest * np.arange(1, count + 1)
+
+
+def _gamma(depth: np.ndarray, mean: np.ndarray, width: np.ndarray) -> np.ndarray:
+    shape, scale = ((mean / width) ** 2)[:, None], (width**2 / mean)[:, None]
+    log_p = (shape - 1) * np.log(depth) - depth / scale
+    p = np.exp(log_p - log_p.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+def _nearest_two(depth: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Share one thickness between its two neighbours on the grid, so that the mean is right."""
+    step = depth[1] - depth[0]
+    return np.clip(1 - np.abs(depth - mean[:, None]) / step, 0, None)
+
+
+def smooth_curves(angle: np.ndarray, deviation: float, length: float, rng) -> np.ndarray:
+    """Return three smooth random functions of the rotation angle, (n, 3).
+
+    Each is a Gaussian process of standard deviation `deviation` and correlation length `length`
+    (rad), made of random cosines (A. Rahimi & B. Recht 2007, "Random features for large-scale
+    kernel machines", NIPS 20).
+    """
+    terms = 64
+    frequency = rng.normal(size=(3, terms)) / length
+    phase = rng.uniform(0, 2 * math.pi, size=(3, terms))
+    waves = np.cos(np.asarray(angle)[:, None, None] * frequency + phase)
+    return deviation * math.sqrt(2 / terms) * waves.sum(-1)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How the crystal is turned in the beam.
+
+    `setting` takes rotation angles (n,) rad to matrices (n, 3, 3) A^-1, hkl to the laboratory
+    frame; `s0` (3,) A^-1 is the incident beam; the scan runs from `start` to `end`, rad.
+    """
+
+    setting: Callable[[np.ndarray], np.ndarray]
+    s0: np.ndarray
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What is to be integrated: R reflections and the rotation range of each, rad."""
+
+    hkl: np.ndarray  # (R, 3) int
+    start: np.ndarray  # (R,)
+    end: np.ndarray  # (R,)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Cut-offs. A beam counts where |g| <= g_max and |S_g| <= s_max (A^-1) in its block."""
+
+    g_max: float = 2.0
+    s_max: float = 0.02
+    block_width: float = math.radians(0.5)
+    step: float = MAX_STEP
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Integrated intensity (R,) in rad and its centroid (R,) in rad, and the work done."""
+
+    intensity: np.ndarray
+    centroid: np.ndarray
+    samples: int
+    mean_beams: float
+
+
+def coarsest_step(reach: float, g_max: float) -> float:
+    """Return the largest useful angle between samples, rad, for crystals up to `reach` A thick.
+
+    The fringes of a rocking curve are 1 / t apart in S_g, and S_g changes by up to g per rad: a
+    sum over samples is an integral, without aliases, when they stand closer than 1 / (g t).
+    """
+    return 1 / (reach * g_max)
+
+
+def simulate(
+    structure: Structure,
+    rotation: Rotation,
+    windows: Windows,
+    thickness: ThicknessMixture,
+    accuracy: Accuracy,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Simulated:
+    """Integrate |psi_g|^2 over the rotation window of every reflection and over p(t).
+
+    Raises InputError when beams lie beyond 2 A^-1, which the form factors do not cover.
+    """
+    potential = _Potential(structure, rotation.s0, windows.hkl, accuracy.g_max)
+    total, moment = np.zeros(len(windows.start)), np.zeros(len(windows.start))
+    count = max(1, math.ceil((rotation.end - rotation.start) / accuracy.block_width - 1e-9))
+    edges = np.linspace(rotation.start, rotation.end, count + 1)
+    samples = beams_seen = 0
+    for low, high in progress(list(zip(edges[:-1], edges[1:], strict=True))):
+        linked = np.flatnonzero((windows.start < high) & (windows.end > low))
+        if len(linked) == 0:
+            continue
+        block = _Block(potential, rotation, windows.hkl[linked], (low, high), accuracy)
+        for angle, half_width, excitation in block.samples():
+            # the part of this sample's interval that lies in each window
+            weight = np.minimum(windows.end[linked], angle + half_width)
+            weight = weight - np.maximum(windows.start[linked], angle - half_width)
+            inside = weight > 0
+            if not inside.any():
+                continue
+            intensity = block.intensities(excitation, block.place[inside], thickness, angle)
+            total[linked[inside]] += weight[inside] * intensity
+            moment[linked[inside]] += weight[inside] * intensity * angle
+            samples += 1
+            beams_seen += len(excitation)
+    middle = (windows.start + windows.end) / 2
+    centroid = np.where(total > 0, moment / np.where(total > 0, total, 1), middle)
+    return Simulated(total, centroid, samples, beams_seen / max(samples, 1))
+
+
+class _Potential:
+    """U_g / 2K (A^-1) of every lattice point that couples two beams, as a dense table."""
+
+    def __init__(self, structure: Structure, s0: np.ndarray, hkl: np.ndarray, g_max: float):
+        self.candidates = beams.lattice_points(structure, g_max).numpy()
+        self.cell = structure.cell
+        largest = np.abs(np.concatenate([self.candidates, hkl])).max(0)
+        self.reach = 2 * largest.astype(int)
+        index = np.stack(
+            np.meshgrid(*(np.arange(-n, n + 1) for n in self.reach), indexing="ij"), -1
+        )
+        flat = torch.from_numpy(index.reshape(-1, 3))
+        # beams end at 2 A^-1, so no coupling is longer than this
+        needed = crystal.reciprocal_length_sq(structure.cell, flat) <= crystal.G_LIMIT**2
+        f = crystal.structure_factors(
+            structure, flat[needed], structure.site, structure.u_iso, structure.u_star
+        ).numpy()
+        vacuum = float(np.linalg.norm(s0))
+        volume = crystal.cell_volume(structure.cell)
+        to_u = electron.potential_factor(1 / vacuum, volume)
+        f_zero = f[(flat[needed] == 0).all(1).numpy()][0].real
+        self.wavenumber = math.sqrt(vacuum**2 + to_u * f_zero)
+        table = np.zeros(len(flat), dtype=complex)
+        table[needed.numpy()] = f * to_u / (2 * self.wavenumber)
+        self.table = table.reshape(index.shape[:3])
+
+    def matrix(self, hkl: np.ndarray) -> np.ndarray:
+        """Return U_(h-g) / 2K for rows g and columns h of beams (N, 3), (N, N).
+
+        h - g and not g - h: F(g) has the crystallographers' sign of the phase, while a wave
+        that moves along +k is exp(+2 pi i k.r) here. U_0, which K has already, stays on the
+        diagonal: it turns all waves by the same phase.
+        """
+        difference = hkl[None, :, :] - hkl[:, None, :] + self.reach
+        return self.table[tuple(np.moveaxis(difference, -1, 0))]
+
+
+class _Block:
+    """The beams of one short piece of the rotation; beam 0 is the incident one."""
+
+    def __init__(self, potential: _Potential, rotation: Rotation, linked, limits, accuracy):
+        low, high = limits
+        count = max(1, math.ceil((high - low) / accuracy.step - 1e-9))
+        self.half_width = (high - low) / (2 * count)
+        self.angle = low + self.half_width * (2 * np.arange(count) + 1)
+        self.setting = rotation.setting(self.angle)
+        self.s0, self.wavenumber = rotation.s0, potential.wavenumber
+        near = self._near_sphere(potential.candidates, accuracy.s_max)
+        self.hkl, self.place = _with_linked(near, linked)
+        _check_reach(potential.cell, self.hkl)
+        self.potential = potential.matrix(self.hkl)
+
+    def _excitation(self, hkl: np.ndarray, setting: np.ndarray) -> np.ndarray:
+        """S_g = (K^2 - |K + g|^2) / 2K with K along s0, (T, M) A^-1."""
+        wave = self.s0 / np.linalg.norm(self.s0) * self.wavenumber
+        g = np.einsum("tij,mj->tmi", setting, hkl)
+        return -(g @ wave + np.einsum("tmi,tmi->tm", g, g) / 2) / self.wavenumber
+
+    def _near_sphere(self, candidates: np.ndarray, s_max: float) -> np.ndarray:
+        # a block is so short that S_g is almost linear within it
+        few = self._excitation(candidates, self.setting[[0, len(self.setting) // 2, -1]])
+        crosses = (few.max(0) > 0) & (few.min(0) < 0)
+        return candidates[crosses | (np.abs(few).min(0) <= s_max)]
+
+    def samples(self):
+        """Yield (rotation angle, half of the width it stands for, S_g of every beam)."""
+        for angle, excitation in zip(
+            self.angle, self._excitation(self.hkl, self.setting), strict=True
+        ):
+            yield angle, self.half_width, excitation
+
+    def intensities(
+        self, excitation: np.ndarray, beam: np.ndarray, thickness: ThicknessMixture, angle: float
+    ) -> np.ndarray:
+        """Return the mean of |psi_g(t)|^2 over p(t) for the beams asked for, (B,)."""
+        values, vectors = np.linalg.eigh(self.potential + np.diag(excitation))
+        start = vectors[0].conj()
+        mean_phase = thickness.characteristic(values[:, None] - values[None, :], angle)
+        pairs = start[:, None] * start.conj()[None, :] * mean_phase
+        rows = vectors[beam]
+        return ((rows @ pairs) * rows.conj()).sum(1).real
+
+
+def _with_linked(near: np.ndarray, linked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct beams, the incident one first, and the place of each linked one."""
+    every = [(0, 0, 0), *map(tuple, linked), *map(tuple, near)]
+    place = {hkl: index for index, hkl in enumerate(dict.fromkeys(every))}
+    return np.array(list(place)), np.array([place[tuple(hkl)] for hkl in linked])
+
+
+def _check_reach(cell, hkl: np.ndarray) -> None:
+    longest = float(crystal.reciprocal_length_sq(cell, torch.from_numpy(hkl)).max()) ** 0.5
+    if longest > beams.BEAM_LIMIT * (1 + 1e-9):
+        raise InputError(
+            f"d_min asks for beams at {longest:.2f} A^-1; the form factors serve beams up to "
+            f"{beams.BEAM_LIMIT} A^-1, so set d_min to {1 / beams.BEAM_LIMIT} A or more"
+        )
+
+
+def recorded_fraction(centre: np.ndarray, half: np.ndarray, n_sigma: float, limits) -> np.ndarray:
+    """Return the partiality: the share of each reflection's profile that lies in the scan.
+
+    The profile is the Gaussian of width half / n_sigma that DIALS assumes (W. Kabsch 2010,
+    doi:10.1107/S0907444909047374), cut off at the ends of the window centre +- half.
+    """
+    sigma = torch.from_numpy(half / n_sigma * math.sqrt(2))
+    low = torch.from_numpy(np.maximum(centre - half, limits[0]) - centre) / sigma
+    high = torch.from_numpy(np.minimum(centre + half, limits[1]) - centre) / sigma
+    mass = (torch.erf(high) - torch.erf(low)) / (2 * math.erf(n_sigma / math.sqrt(2)))
+    whole = (centre - half >= limits[0]) & (centre + half <= limits[1])
+    return np.where(whole, 1.0, mass.clamp(min=0).numpy())
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts (R,): intensity after background subtraction, its variance, the background."""
+
+    value: np.ndarray
+    variance: np.ndarray
+    background: np.ndarray
+
+
+def count_electrons(expected: np.ndarray, background: float, area_ratio: float, rng=None) -> Counts:
+    """Return Poisson counts of expected intensities (R,) over a background per reflection.
+
+    As in DIALS's summation, the background under the peak is estimated from an area
+    1 / area_ratio times as large, and the variance is that of both (A. G. W. Leslie 1999,
+    doi:10.1107/S090744499900846X). Without `rng` the counts are the expected ones. No variance
+    is below that of one count.
+    """
+    flat = np.full(len(expected), float(background))
+    if rng is None:
+        found, estimate = expected + flat, flat
+    else:
+        found = rng.poisson(expected + flat).astype(float)
+        estimate = rng.poisson(flat / area_ratio) * area_ratio
+    value = found - estimate
+    variance = np.abs(value) + estimate * (1 + area_ratio)
+    return Counts(value, np.maximum(variance, 1.0), estimate)

@@ -1,0 +1,126 @@
+"""Tests of a structure against the data: free reflections, hand and indexing."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import losses
+from .data import Observations, Problem, Structure
+from .model import ModelSettings
+from .refine import Refinement, RefineSettings
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to look at the structure, and how well it agrees."""
+
+    operator: str  # change of basis from the given indexing
+    hand: str  # "given" or "inverted"
+    space_group: str
+    r1_obs: float
+
+
+def choose_free(structure: Structure, hkl: Tensor, fraction: float, seed: int) -> Tensor:
+    """Return (R,) bool: a random share of the unique reflections, equivalents and mates together.
+
+    Symmetry operators act on the indices as h R; Friedel mates count as equivalent.
+    """
+    key = _unique_index(structure, hkl)
+    groups, place = torch.unique(key, dim=0, return_inverse=True)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(groups), dtype=torch.bool)
+    count = round(fraction * len(groups))
+    chosen[torch.randperm(len(groups), generator=generator)[:count]] = True
+    return chosen[place]
+
+
+def _unique_index(structure: Structure, hkl: Tensor) -> Tensor:
+    """(R, 3): the largest, in lexicographic order, of all equivalent indices."""
+    rotations = structure.sym_rot.round().to(torch.int64)
+    every = torch.einsum("ri,sij->rsj", hkl, rotations)
+    every = torch.cat([every, -every], 1)
+    reach = int(every.abs().max()) + 1
+    base = 2 * reach + 1
+    rank = ((every[..., 0] + reach) * base + every[..., 1] + reach) * base + every[..., 2] + reach
+    best = rank.argmax(1)
+    return every[torch.arange(len(hkl)), best]
+
+
+def quick_r1(
+    problem: Problem, settings: ModelSettings, device: str = "cpu"
+) -> tuple[float, float]:
+    """Return (R1 of I > 3 sigma, thickness in A) of an unrefined structure.
+
+    One thickness, searched over the depth grid, and one smooth scale are fitted.
+    """
+    settings = dataclasses.replace(settings, thickness="single")
+    refinement = Refinement(problem, settings, RefineSettings(device=device))
+    profiles = refinement.model.value_profiles()
+    best = min(
+        (_r1_at(refinement, profiles, i), float(depth))
+        for i, depth in enumerate(refinement.model.depth)
+        if i % 2 == 0
+    )
+    return best
+
+
+def _r1_at(refinement: Refinement, profiles: Tensor, depth: int) -> float:
+    o = refinement.problem.observations
+    raw = torch.zeros_like(o.intensity).index_add(0, o.link_observation, profiles[:, depth])
+    scale = _block_scales(refinement, raw)
+    return losses.r1(o.intensity, raw * scale, o.observed)
+
+
+def _block_scales(refinement: Refinement, raw: Tensor) -> Tensor:
+    """A scale that varies smoothly over the rotation, by local ratios of amplitudes."""
+    o, weight = refinement.problem.observations, refinement.model.scale_matrix
+    fo, fc = losses.amplitudes(o.intensity), losses.amplitudes(raw)
+    above, below = weight.T @ (fo * fc), weight.T @ fc.square()
+    total = (fo * fc).sum() / fc.square().sum()
+    ratio = torch.where(below > 1e-3 * below.max(), above / below.clamp(min=1e-30), total)
+    return (weight @ ratio).square()
+
+
+def part_of(problem: Problem, blocks: int) -> Problem:
+    """Return the problem reduced to about `blocks` blocks in a few runs over the rotation.
+
+    Observations that need other blocks are left out; all are kept if there are fewer blocks.
+    """
+    total = len(problem.scan.sweep)
+    if total <= blocks:
+        return problem
+    runs = max(1, blocks // 8)
+    length = blocks // runs
+    starts = torch.linspace(0, total - length, runs).round().to(torch.int64)
+    chosen = torch.zeros(total, dtype=torch.bool)
+    for start in starts.tolist():
+        chosen[start : start + length] = True
+    return keep_blocks(problem, chosen)
+
+
+def keep_blocks(problem: Problem, chosen: Tensor) -> Problem:
+    """Return the problem with the chosen blocks (F,) and the observations that lie in them."""
+    o, scan = problem.observations, problem.scan
+    outside = ~chosen[o.link_block]
+    lost = torch.zeros(len(o.intensity)).index_add(0, o.link_observation, outside.float()) > 0
+    if bool(lost.all()):
+        return problem
+    kept = ~lost
+    links = kept[o.link_observation]
+    new_block = torch.cumsum(chosen, 0) - 1
+    new_row = torch.cumsum(kept, 0) - 1
+    fields = {f.name: getattr(o, f.name) for f in dataclasses.fields(Observations)}
+    rows = {k: v[kept] for k, v in fields.items() if not k.startswith("link_")}
+    linked = {k: v[links] for k, v in fields.items() if k.startswith("link_")}
+    linked["link_block"] = new_block[linked["link_block"]]
+    linked["link_observation"] = new_row[linked["link_observation"]]
+    blocks = {f.name: getattr(scan, f.name)[chosen] for f in dataclasses.fields(scan)}
+    return problem.replace(
+        observations=Observations(**rows, **linked), scan=type(scan)(**blocks)
+    )
+
+

@@ -1,0 +1,598 @@
+"""The JSON contract and the HTML page, on a synthetic quartz refinement."""
+
+import json
+import math
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from dials_hybrid import report
+from dials_hybrid.data import Observations, Problem, Result, Scan, Structure
+from dials_hybrid.report import arrays, figures, page
+
+NAN = float("nan")
+
+
+def quartz() -> Structure:
+    """Alpha-quartz, P3221, with Si isotropic and O anisotropic."""
+    rot = [
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        [[0, -1, 0], [1, -1, 0], [0, 0, 1]],
+        [[-1, 1, 0], [-1, 0, 0], [0, 0, 1]],
+        [[0, 1, 0], [1, 0, 0], [0, 0, -1]],
+        [[1, -1, 0], [0, -1, 0], [0, 0, -1]],
+        [[-1, 0, 0], [-1, 1, 0], [0, 0, -1]],
+    ]
+    trans = [[0, 0, z / 3] for z in (0, 2, 1, 0, 1, 2)]
+    a, c = 4.9137, 5.4047
+    g_star = [4 / (3 * a**2), 4 / (3 * a**2), 1 / c**2, 2 / (3 * a**2), 0, 0]
+    f64 = {"dtype": torch.float64}
+    return Structure(
+        cell=torch.tensor([a, a, c, 90, 90, 120], **f64),
+        hall_symbol=' P 32 2"',
+        sym_rot=torch.tensor(rot, **f64),
+        sym_trans=torch.tensor(trans, **f64),
+        site=torch.tensor([[0.4697, 0, 2 / 3], [0.4135, 0.2669, 0.7858]], **f64),
+        u_iso=torch.tensor([0.009, 0.0], **f64),
+        # U = 0.012 A^2 in all directions: u* is U times the reciprocal metric
+        u_star=torch.tensor([[0] * 6, [0.012 * g for g in g_star]], **f64),
+        anisotropic=torch.tensor([False, True]),
+        occ=torch.ones(2, **f64),
+        weight=torch.tensor([0.5, 1.0], **f64),
+        site_projector=torch.eye(3, **f64).expand(2, 3, 3).clone(),
+        adp_projector=torch.eye(6, **f64).expand(2, 6, 6).clone(),
+        type=torch.tensor([0, 1]),
+        ff_a=torch.tensor([[2.0, 1.0], [1.5, 0.5]], **f64),
+        ff_b=torch.tensor([[20.0, 3.0], [12.0, 2.0]], **f64),
+        labels=("Si<b>1</b>", "O1"),
+        elements=("Si", "O"),
+    )
+
+
+def make_scan(n_sweeps=2, n_blocks=6, n_samples=5, width=1.0) -> Scan:
+    """Sweeps of consecutive blocks, each `width` degrees wide, about the x axis."""
+    f, f64 = n_sweeps * n_blocks, {"dtype": torch.float64}
+    first = torch.arange(n_blocks, **f64).repeat(n_sweeps) * width
+    inside = (torch.arange(n_samples, **f64) + 0.5) / n_samples * width
+    return Scan(
+        setting=torch.eye(3, **f64).expand(f, n_samples, 3, 3) / 5,
+        angle=torch.deg2rad(first[:, None] + inside),
+        sample_width=torch.full((f, n_samples), math.radians(width / n_samples), **f64),
+        s0=torch.tensor([0, 0, -1 / 0.02508], **f64).expand(f, 3).clone(),
+        normal=torch.tensor([0, 0, -1], **f64).expand(f, 3).clone(),
+        sweep=torch.arange(n_sweeps).repeat_interleave(n_blocks),
+        axis=torch.tensor([1, 0, 0], **f64).expand(f, 3).clone(),
+    )
+
+
+def make_observations(scan: Scan, n: int, rng) -> Observations:
+    hkl = rng.integers(-6, 7, (n, 3))
+    hkl[(hkl == 0).all(1)] = (1, 0, 0)
+    block = rng.integers(0, len(scan.sweep), n)
+    spread = float(scan.sample_width.sum(1).mean())
+    angle = scan.block_angle.numpy()[block] + rng.uniform(-0.49, 0.49, n) * spread
+    s_sq = (hkl**2).sum(1) / 50
+    intensity = rng.exponential(4000 * np.exp(-2.5 * s_sq)) + rng.normal(0, 3, n)
+    return Observations(
+        hkl=torch.tensor(hkl),
+        intensity=torch.tensor(intensity),
+        sigma=torch.tensor(3 + 0.02 * np.abs(intensity)),
+        row=torch.arange(n),
+        free=torch.tensor(rng.random(n) < 0.06),
+        sweep=scan.sweep[block],
+        angle=torch.tensor(angle),
+        link_observation=torch.arange(n),
+        link_block=torch.tensor(block),
+        link_first=torch.zeros(n, dtype=torch.long),
+        link_last=torch.full((n,), scan.angle.shape[1] - 1),
+    )
+
+
+def make_problem(n=200, seed=1, **scan_options) -> Problem:
+    scan = make_scan(**scan_options)
+    observations = make_observations(scan, n, np.random.default_rng(seed))
+    files = {"/data/<i>x</i>/integrated.expt": "ab12", "quartz <1>.cif": "cd34"}
+    return Problem(quartz(), scan, observations, {"files": files})
+
+
+def make_history(n=40) -> list[dict]:
+    return [
+        {
+            "iteration": i,
+            "stage": "scale" if i < 8 else "thickness" if i < 20 else "all",
+            "loss": 9 * math.exp(-i / 9) + 1,
+            "r1_obs": 0.12 * math.exp(-i / 12) + 0.07,
+            "r1_free": None if i % 5 else 0.11 * math.exp(-i / 12) + 0.085,
+            "time": 0.2 * i,
+        }
+        for i in range(n)
+    ]
+
+
+def make_summary() -> dict:
+    return {
+        "n_all": 200,
+        "n_obs": 141,
+        "n_parameters": 37,
+        "device": "cpu",
+        "wall_time_s": 83.4,
+        "kinematic": {"r1_obs": 0.2071},
+        "start": {"r1_obs": 0.1212, "r1_all": 0.15, "wr2_all": 0.31},
+        "final": {
+            "r1_obs": 0.0765,
+            "r1_all": 0.0912,
+            "wr2_all": 0.1533,
+            "gof": 1.84,
+            "r1_obs_frame_mean": 0.0812,
+        },
+        "free": {"r1_obs": 0.0871, "n": 12},
+        "absolute_structure": {"hand": "as given", "r1_obs_inverted": NAN},
+        "indexing": {
+            "operator": "-h-k,k,-l",
+            "inverted": False,
+            "changed": True,
+            "candidates": [
+                {
+                    "operator": "h,k,l",
+                    "hand": "inverted",
+                    "space_group": "P 31 2 1",
+                    "r1_obs": 0.2214,
+                },
+                {
+                    "operator": "-h-k,k,-l",
+                    "hand": "as given",
+                    "space_group": "P 32 2 1",
+                    "r1_obs": 0.1411,
+                },
+            ],
+        },
+        "error_model": {"a": 1.31, "b": 0.042},
+    }
+
+
+def make_result(problem: Problem, seed=2) -> Result:
+    rng = np.random.default_rng(seed)
+    structure, scan, observations = problem.structure, problem.scan, problem.observations
+    r = len(observations.intensity)
+    intensity = observations.intensity.numpy()
+
+    def noisy(relative):
+        noise = 1 + relative * rng.normal(size=r)
+        return torch.tensor(np.maximum(intensity, 0) * noise**2 + rng.exponential(3, r))
+
+    depth = np.arange(1, 31) * 40.0
+    angle = np.degrees(scan.block_angle.numpy())
+    mean = 620 + 80 * np.sin(angle / 15)
+    p = np.exp(-0.5 * ((depth - mean[:, None]) / 140) ** 2)
+    orientation = 0.001 * np.stack([np.sin(angle / 9), np.cos(angle / 7), angle / 50], 1)
+    site_su = [[0.00147411, NAN, NAN], [0.003, 0.0028, 0.0021]]
+    return Result(
+        structure=structure,
+        start_structure=structure,
+        calculated=noisy(0.08),
+        start_calculated=noisy(0.15),
+        kinematic=noisy(0.25),
+        scale=torch.ones(r, dtype=torch.float64),
+        sigma_weight=1.3 * observations.sigma + 0.06 * observations.intensity.abs(),
+        depth=torch.tensor(depth),
+        thickness=torch.tensor(p / p.sum(1, keepdims=True)),
+        orientation=torch.tensor(orientation),
+        block_scale=torch.tensor(1.2 + 0.2 * np.cos(angle / 20)),
+        site_su=torch.tensor(site_su, dtype=torch.float64),
+        u_su=torch.tensor([0.0004, NAN], dtype=torch.float64),
+        state={},
+        history=tuple(make_history()),
+        summary=make_summary(),
+        converged=True,
+        stop_reason="loss changes by less than 1e-4",
+    )
+
+
+class Page(HTMLParser):
+    """Tags, ids, links and visible text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.attributes, self.words = Counter(), Counter(), [], []
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        for name, value in attrs:
+            self.attributes.append((tag, name, value))
+            if name == "id":
+                self.ids[value] += 1
+
+    handle_startendtag = handle_starttag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+WARNING = "labels hold <script>alert(1)</script> & more"
+
+
+def make_contract(problem, result):
+    return report.contract(problem, result, space_group="P 32 2 1", warnings=[WARNING])
+
+
+def write_page(path, problem, result) -> str:
+    report.write_html(path, problem, result, make_contract(problem, result))
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_problem()
+
+
+@pytest.fixture(scope="module")
+def result(problem):
+    return make_result(problem)
+
+
+@pytest.fixture(scope="module")
+def html(problem, result, tmp_path_factory):
+    before = dict(matplotlib.rcParams)
+    text = write_page(tmp_path_factory.mktemp("page") / "report.html", problem, result)
+    assert dict(matplotlib.rcParams) == before, "drawing changed the settings of matplotlib"
+    return text
+
+
+# ------------------------------------------------------------------ contract
+
+
+def paths(mapping, prefix=""):
+    for key, value in mapping.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from paths(value, f"{prefix}{key}.")
+
+
+CONTRACT = {
+    "program",
+    "version",
+    "dials_version",
+    "device",
+    "wall_time_s",
+    "n_all",
+    "n_obs",
+    "n_parameters",
+    "converged",
+    "stop_reason",
+    "kinematic.r1_obs",
+    "start.r1_obs",
+    "start.r1_all",
+    "start.wr2_all",
+    "final.r1_obs",
+    "final.r1_all",
+    "final.wr2_all",
+    "final.gof",
+    "final.r1_obs_frame_mean",
+    "free.r1_obs",
+    "free.n",
+    "thickness.grid",
+    "thickness.mean",
+    "thickness.distribution",
+    "thickness.angle",
+    "sites",
+    "space_group",
+    "absolute_structure",
+    "indexing",
+    "error_model",
+    "warnings",
+}
+
+
+def test_contract_has_every_key(problem, result):
+    assert set(paths(make_contract(problem, result))) >= CONTRACT
+
+
+def test_contract_has_every_key_even_when_no_stage_filled_it(problem, result):
+    found = report.contract(problem, result.replace(summary={"free": None, "n_all": 3}))
+    assert set(paths(found)) >= CONTRACT
+    assert found["n_all"] == 3 and found["final"]["gof"] is None and found["warnings"] == []
+
+
+def test_contract_survives_strict_json(problem, result, tmp_path):
+    found = make_contract(problem, result)
+    report.write_json(tmp_path / "a.json", found)
+    text = (tmp_path / "a.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text) == found
+    assert found["absolute_structure"]["r1_obs_inverted"] is None
+
+
+def test_contract_values(problem, result):
+    found = make_contract(problem, result)
+    thickness = found["thickness"]
+    assert np.shape(thickness["distribution"]) == (12, 30)
+    assert thickness["mean"][0] == pytest.approx(620, abs=5)
+    assert thickness["angle"][:2] == pytest.approx([0.5, 1.5])
+    silicon, oxygen = found["sites"]
+    assert silicon["xyz"] == pytest.approx([0.4697, 0, 2 / 3])
+    assert silicon["xyz_su"] == [pytest.approx(0.0003, rel=1e-3), None, None]
+    assert oxygen["xyz_su"][2] == pytest.approx(0.0021 / 5.4047)
+    assert (silicon["adp_type"], oxygen["adp_type"]) == ("Uiso", "Uani")
+    assert (silicon["u_iso"], silicon["u_iso_su"]) == (0.009, 0.0004)
+    assert oxygen["u_iso"] == pytest.approx(0.012) and oxygen["u_iso_su"] is None
+    assert (silicon["element"], oxygen["occupancy"]) == ("Si", 1.0)
+
+
+def test_contract_of_float32_result(problem, result):
+    found = make_contract(problem, result.to(dtype=torch.float32))
+    assert found["thickness"]["mean"][0] == pytest.approx(620, abs=5)
+
+
+# ------------------------------------------------------------------ numbers
+
+
+@pytest.mark.parametrize(
+    "value, su, text",
+    [
+        (0.46971, 0.00034, "0.4697(3)"),
+        (0.46971, 0.00014, "0.46971(14)"),
+        (0.46971, 0.000194, "0.46971(19)"),
+        (0.46971, 0.000196, "0.4697(2)"),
+        (0.46971, 0.00096, "0.4697(10)"),
+        (-0.00001, 0.0003, "0.0000(3)"),
+        (0.0093, 0.012, "0.009(12)"),
+        (620.4, 34.0, "620(34)"),
+        (2 / 3, None, "0.66667"),
+        (2 / 3, 0.0, "0.66667"),
+        (None, None, "–"),
+    ],
+)
+def test_with_su(value, su, text):
+    assert page.with_su(value, su) == text
+
+
+def test_r1_by_group():
+    i_obs, i_calc = np.array([100.0, 400, -5, 900]), np.array([81.0, 484, 4, 900])
+    r1 = arrays.r1_by(np.array([0, 0, 0, 2]), 3, i_obs, i_calc)
+    assert r1[[0, 2]] == pytest.approx([(1 + 2 + 2) / 30, 0])
+    assert math.isnan(r1[1])
+
+
+def test_spacing():
+    d = arrays.spacing(quartz().cell, np.array([[1, 0, 0], [0, 0, 2], [1, 1, 0]]))
+    assert d == pytest.approx([4.9137 * math.sqrt(3) / 2, 5.4047 / 2, 4.9137 / 2])
+
+
+def test_nearest_block_stays_in_the_sweep(problem):
+    expected = problem.observations.link_block.numpy()
+    assert (arrays.nearest_block(problem.scan, problem.observations) == expected).all()
+
+
+def test_tilt_components(problem, result):
+    turns = torch.zeros(12, 3, dtype=torch.float64)
+    turns[0, 0], turns[1, 1], turns[2, 2] = 0.01, 0.02, 0.03
+    tilt = arrays.arrays(problem, result.replace(orientation=turns)).tilt
+    # the scan axis is x, the beam -z: a turn about z changes no excitation error
+    assert tilt[0] == pytest.approx([math.degrees(0.01), 0])
+    assert np.abs(tilt[1]) == pytest.approx([0, math.degrees(0.02)])
+    assert tilt[2] == pytest.approx([0, 0])
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, "lowered R1 from 20.7 % (kinematic) to 7.65 % over 141 reflections"),
+        ({"final": {"r1_obs": 0.3}}, "did not lower R1: 20.7 % kinematic, 30.0 % dynamical"),
+        ({"converged": False}, "it stopped before convergence (loss changes"),
+        ({"free": {"r1_obs": None, "n": 0}}, "I > 3σ; it converged"),
+        ({"final": {"r1_obs": None}}, "No dynamical agreement factor"),
+    ],
+)
+def test_verdict(problem, result, changes, words):
+    assert words in page.verdict({**make_contract(problem, result), **changes})
+
+
+# ------------------------------------------------------------------ page
+
+SECTIONS = {
+    "summary",
+    "warnings",
+    "structure",
+    "agreement",
+    "thickness",
+    "experiment",
+    "residuals",
+    "tests",
+    "convergence",
+    "citations",
+}
+
+
+def test_page_has_every_section_and_figure(html):
+    found = Page(html)
+    assert set(found.ids) >= SECTIONS
+    assert found.tags["figure"] == found.tags["svg"] == 12
+    for words in ("20.7 %", "12.1 %", "7.65 %", "8.71 %", "1.84", "1 min 23 s", "P 31 2 1"):
+        assert words in found.text
+    order = [found.text.index(operator) for operator in ("-h-k,k,-l", "h,k,l inverted")]
+    assert order == sorted(order), "candidates are not in the order of their R1"
+
+
+def test_page_needs_no_network_and_runs_nothing(html):
+    found = Page(html)
+    assert not set(found.tags) & {"script", "link", "iframe", "object", "embed", "base", "img"}
+    for tag, name, value in found.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("href", "src", "xlink:href"):
+            local = value.startswith(("#", "data:"))
+            assert local or (tag == "a" and value.startswith("https://doi.org/")), value
+    assert "@import" not in html
+    assert {target[0] for target in re.findall(r"url\((.)", html)} == {"#"}
+    without_links = re.sub(r'<a href="https://doi.org[^"]*"', "", html)
+    assert "http:" not in without_links and "https:" not in without_links
+    assert len(html) < 600_000
+
+
+def test_ids_are_unique_and_references_resolve(html):
+    found = Page(html)
+    assert max(found.ids.values()) == 1
+    targets = re.findall(r'(?:href="|url\()#([^")]+)', html)
+    assert targets and set(targets) <= set(found.ids)
+
+
+def test_user_strings_are_escaped(html):
+    assert "Si&lt;b&gt;1&lt;/b&gt;" in html and "<b>1</b>" not in html
+    assert "&lt;script&gt;alert(1)" in html and "<script" not in html
+    assert "quartz &lt;1&gt;.cif" in html
+    assert "/data/" not in html, "the folder of the user's files"
+
+
+def test_unknown_uncertainty_shows_none(html):
+    text = Page(html).text
+    assert "Si 0.4697(3) 0.00000 0.66667 0.0090(4) Uiso" in text
+    assert "O 0.4135(6) 0.2669(6) 0.7858(4) 0.0120 Uani" in text
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+
+
+def test_candidates_without_a_score_come_last():
+    scores = [None, 0.3, None, 0.2]
+    found = [{"operator": str(i), "hand": "as given", "r1_obs": r} for i, r in enumerate(scores)]
+    rows = page._candidates({"indexing": {"candidates": found}})
+    assert [row["operator"] for row in rows] == ["3", "1", "0", "2"]
+    assert [row["r1_obs"] for row in rows] == ["20.0 %", "30.0 %", "–", "–"]
+
+
+def test_worst_reflection_comes_first(problem, result):
+    observations = problem.observations
+    calculated = observations.intensity.clone()
+    calculated[17] += 100 * result.sigma_weight[17]
+    data = arrays.arrays(problem, result.replace(calculated=calculated))
+    first = page._worst(data)[0]
+    assert first["hkl"].split() == [str(h) for h in observations.hkl[17].tolist()]
+    assert first["delta"] == "-100.0"
+    assert first["sweep"] == int(observations.sweep[17]) + 1
+    assert float(first["angle"]) == pytest.approx(math.degrees(observations.angle[17]), abs=0.01)
+
+
+def test_page_is_the_same_each_time(problem, result, html, tmp_path):
+    assert write_page(tmp_path / "again.html", problem, result) == html
+
+
+def drawn(draw, data) -> Figure:
+    figure = Figure(layout="constrained")
+    draw(figure, data)
+    return figure
+
+
+def test_each_model_is_drawn_under_its_name(problem, result):
+    perfect = problem.observations.intensity
+    data = arrays.arrays(problem, result.replace(kinematic=perfect))
+    (kinematic, dynamical) = drawn(figures._draw_shells, data).axes[0].containers
+    assert kinematic.get_label() == "kinematic"
+    assert {bar.get_height() for bar in kinematic} == {0}
+    assert max(bar.get_height() for bar in dynamical) > 3
+    lines = drawn(figures._draw_frames, data).axes[0].get_lines()
+    assert [(line.get_label(), line.get_ydata().max() > 0) for line in lines] == [
+        ("kinematic", False),
+        ("dynamical", True),
+    ]
+    diagonal, *points = drawn(figures._draw_scatter_kinematic, data).axes[0].get_lines()
+    assert all((line.get_xdata() == line.get_ydata()).all() for line in points)
+
+
+def test_r1_of_shells_and_blocks_add_up_to_the_whole(problem, result):
+    data = arrays.arrays(problem, result)
+    use = data.observed & ~data.free
+    f_obs = np.sqrt(data.i_obs[use])
+    misfit = np.abs(f_obs - np.sqrt(data.i_dynamical[use])).sum()
+    per_block = arrays.r1_by(data.block[use], 12, data.i_obs[use], data.i_dynamical[use])
+    weight = np.bincount(data.block[use], f_obs, minlength=12)
+    assert (per_block * weight).sum() == pytest.approx(misfit)
+    labels = [text.get_text() for text in drawn(figures._draw_shells, data).axes[0].texts]
+    assert sum(map(int, labels)) == use.sum()
+
+
+def test_thickness_map_has_depth_upwards_and_angle_to_the_right(problem, result):
+    p = torch.zeros(12, 30, dtype=torch.float64)
+    p[:, 4] = 1
+    p[8] = 0
+    p[8, 20] = 1  # third block of the second sweep
+    data = arrays.arrays(problem, result.replace(thickness=p))
+    figure = drawn(figures._draw_thickness_map, data)
+    mesh = figure.axes[1].collections[0]
+    values = np.asarray(mesh.get_array()).reshape(30, 6)
+    assert values[20, 2] == values.max() and values[4, 2] == 0
+    corner = np.asarray(mesh.get_coordinates())[20, 2].tolist()
+    assert corner == pytest.approx([2, 820])  # degree, A: a grid of 40 A from 40 A
+    mean = figure.axes[1].get_lines()[-1].get_ydata().tolist()
+    assert mean == pytest.approx([200, 200, 840, 200, 200, 200])
+
+
+def test_many_reflections_become_a_bitmap(problem, result):
+    size, draw = (4.6, 4.6), figures._draw_scatter_dynamical
+    few = figures._svg("few", size, draw, arrays.arrays(problem, result))
+    assert few.count("<use") >= 200 and "<image" not in few
+    large = make_problem(n=6000)
+    many = figures._svg("many", size, draw, arrays.arrays(large, make_result(large)))
+    assert many.count("<use") < 100 and "<image" in many
+    assert len(many) < 300_000
+
+
+def test_smallest_problem(tmp_path):
+    """One block, one depth, one weak reflection, nothing refined."""
+    problem = make_problem(n=1, n_sweeps=1, n_blocks=1)
+    weak = problem.observations.replace(intensity=torch.tensor([-1.0]).double())
+    problem = problem.replace(observations=weak, provenance={})
+    result = make_result(problem).replace(
+        depth=torch.tensor([600.0]).double(),
+        thickness=torch.ones(1, 1).double(),
+        history=(),
+        summary={},
+    )
+    found = Page(write_page(tmp_path / "small.html", problem, result))
+    assert "convergence" not in found.ids and found.tags["svg"] == 10
+    assert "Neither was tested" in found.text
+
+
+def test_many_sweeps_take_the_width_of_the_page(tmp_path):
+    problem = make_problem(n=60, n_sweeps=4, n_blocks=2)
+    html = write_page(tmp_path / "many.html", problem, make_result(problem))
+    assert html.count('<figure class="wide">') == html.count('viewBox="0 0 691.2') == 4
+    assert "sweep 4" in Page(html).text
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_refused_json_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(ValueError):
+        report.write_json(path, {"final": {"r1_obs": NAN}})
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["json", "html"])
+def test_failed_write_leaves_the_old_file(kind, problem, result, tmp_path, monkeypatch):
+    path = tmp_path / f"report.{kind}"
+    path.write_text("old")
+    contract = make_contract(problem, result)
+
+    def disk_full(self, text, **options):
+        with open(self, "w", encoding="utf-8") as handle:
+            handle.write(text[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        if kind == "json":
+            report.write_json(path, contract)
+        else:
+            report.write_html(path, problem, result, contract)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
