@@ -175,7 +175,7 @@ def choose_setting(job: Job) -> Job:
 def _with_depth(options: Options, found: float) -> Options:
     start = options.thickness_start or found
     step = options.model.depth.step
-    longest = options.depth_max or max(2 * start, 20 * step)
+    longest = options.depth_max or max(1.5 * start, 20 * step)
     model = dataclasses.replace(
         options.model,
         depth=DepthGrid(step, max(8, math.ceil(longest / step))),

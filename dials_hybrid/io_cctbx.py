@@ -102,9 +102,10 @@ def format_cell(cell) -> str:
 def with_cell(structure, unit_cell):
     """Return the structure in another unit cell, averaged over the space group's symmetry.
 
-    Fractional coordinates, U_iso and U_cif keep their values.
+    `unit_cell` is cctbx's, or six parameters in A and degree. Fractional coordinates, U_iso and
+    U_cif keep their values.
     """
-    if not isinstance(unit_cell, uctbx.unit_cell):
+    if not hasattr(unit_cell, "parameters"):
         unit_cell = uctbx.unit_cell(unit_cell)
     symmetry = crystal.symmetry(
         unit_cell=structure.space_group().average_unit_cell(unit_cell),
@@ -161,7 +162,9 @@ def _warn_ions(scatterers) -> None:
 
 
 def _tensor(values) -> torch.Tensor:
-    return torch.tensor([list(v) if isinstance(v, tuple) else v for v in values]).to(torch.float64)
+    # not .to(): numbers without a type would pass through float32
+    rows = [list(v) if isinstance(v, tuple) else v for v in values]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _form_factor_tables(elements):

@@ -58,7 +58,7 @@ def write_experiments(path, experiments, problem: Problem, result: Result) -> No
         angle = problem.scan.block_angle.cpu().numpy()[mine]
         rotation = result.orientation.detach().cpu().numpy()[mine]
         crystal = _refined_crystal(experiment, angle, rotation)
-        group = sgtbx.space_group(problem.structure.hall_symbol)
+        group = sgtbx.space_group(result.structure.hall_symbol)
         if crystal.get_space_group() != group:
             crystal.set_space_group(group)
         refined.append(_with_crystal(experiment, crystal))

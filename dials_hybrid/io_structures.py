@@ -153,7 +153,7 @@ def _plain_shelx(path: Path) -> str:
     """Return the symmetry, elements and atoms of a SHELX file, the rest left out.
 
     Explicit scattering factors, which files for electrons have (SFAC C 0.1361 0.3731 ...), and
-    several SFAC become one plain list of elements: iotbx knows only that. Peaks are no atoms.
+    several SFAC become one plain list of elements: iotbx knows only that. It leaves out peaks.
     """
     head, elements, atoms = [], [], []
     for words in _shelx_lines(path):
@@ -189,7 +189,7 @@ def _shelx_lines(path: Path):
 def _is_shelx_atom(command: str, words: list[str]) -> bool:
     if command in command_stream.shelx_commands or command in _SHELX_NEWER:
         return False
-    return not re.fullmatch(r"Q\d+", command) and len(words) > 1 and words[1].isdigit()
+    return len(words) > 1 and words[1].isdigit()
 
 
 # --- PDB ------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def _read_pdb(path: Path, block: str | None):
     model = iotbx.pdb.input(file_name=str(path))
     symmetry = model.crystal_symmetry()
     complete = symmetry is not None and None not in (symmetry.unit_cell(), symmetry.space_group())
-    if not complete or symmetry.is_nonsense():
+    if not complete:  # so are the symbolic 1 A cubes of models from microscopy
         raise InputError(f"{path}: no unit cell and space group; complete the CRYST1 record")
     structure = model.xray_structure_simple()
     _label_by_name(structure, model.atoms())

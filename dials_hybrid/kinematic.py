@@ -5,24 +5,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import beams
+from .crystal import reciprocal_length_sq
+from .losses import amplitudes, r1
 
 
 @torch.no_grad()
 def kinematic_intensities(model, reference: Tensor) -> Tensor:
-    """Return |F|^2 / |dS/dphi| of every observation, (R,), on the scale of the observations.
+    """Return kinematic intensities of every observation, (R,), as their authors would fit them.
 
-    One scale for all, by least squares on amplitudes of the reflections with I > 3 sigma.
+    |F|^2 with one scale and one overall B, by least squares on amplitudes with I > 3 sigma;
+    with the Lorentz factor 1 / |dS/dphi| or without it, whichever agrees better (multiple
+    scattering weakens strong low-angle reflections, which leaving it out imitates).
     `reference` gives the dtype and device.
     """
     problem = model.problem
     o, scan = problem.observations, problem.scan
     f_sq = model.crystal(o.hkl).abs().square()
-    raw = f_sq / _crossing_rates(o, scan, model.wavenumber).clamp(min=1e-6)
-    fo, fc = o.intensity.clamp(min=0).sqrt(), raw.sqrt()
+    s_sq = reciprocal_length_sq(problem.structure.cell, o.hkl) / 4
+    rate = _crossing_rates(o, scan, model.wavenumber).clamp(min=1e-6)
+    fits = [_fitted(o, raw, s_sq) for raw in (f_sq, f_sq / rate)]
+    return min(fits, key=lambda fit: r1(o.intensity, fit, o.observed)).to(reference)
+
+
+def _fitted(o, raw: Tensor, s_sq: Tensor) -> Tensor:
+    """Scale and overall B by least squares on amplitudes, B searched in steps of 0.1 A^2."""
     mask = o.observed if o.observed.any() else torch.ones_like(o.free)
-    scale = (fo[mask] * fc[mask]).sum() / fc[mask].square().sum()
-    return (scale.square() * raw).to(reference)
+    fo = amplitudes(o.intensity)
+    best, best_cost = raw, float("inf")
+    for b in torch.arange(-3.0, 3.05, 0.1).tolist():
+        fc = raw.sqrt() * torch.exp(-b * s_sq)
+        scale = (fo[mask] * fc[mask]).sum() / fc[mask].square().sum()
+        cost = float((fo - scale * fc)[mask].square().sum())
+        if cost < best_cost:
+            best, best_cost = (scale * fc).square(), cost
+    return best
 
 
 def _crossing_rates(o, scan, wavenumber: Tensor) -> Tensor:

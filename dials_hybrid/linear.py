@@ -224,6 +224,6 @@ def solve(problem: LeastSquares, x: Tensor, iterations: int) -> Tensor:
             return x
         gain, cost, x = cost - trial, trial, x + step
         damping = max(damping / 5, 1e-7)
-        if gain < 1e-4 * cost:
+        if gain < 5e-4 * cost:
             break
     return x

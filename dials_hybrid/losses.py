@@ -31,29 +31,45 @@ class SmoothScale(nn.Module):
 
 @dataclass(frozen=True)
 class ErrorModel:
-    """sigma_w^2 = (k sigma)^2 + (p I)^2; integration sigmas of electron data are too small."""
+    """sigma_w^2 = (k sigma)^2 + (p I)^2 with residuals that follow Student's t distribution.
+
+    Integration sigmas of electron data are too small, and intensities have errors in proportion
+    to themselves; the long tails of the t distribution keep outliers from pulling.
+    """
 
     k: float = 1.0
     p: float = 0.05
+    freedom: float = 4.0
 
     def sigma(self, sigma: Tensor, intensity: Tensor) -> Tensor:
         """Return sigma_w (R,) for integration sigmas and intensities (R,)."""
         return ((self.k * sigma).square() + (self.p * intensity.clamp(min=0)).square()).sqrt()
 
+    def robust_sigma(self, observed: Tensor, calculated: Tensor, sigma: Tensor) -> Tensor:
+        """Return (R,) the sigma that makes a least-squares residual pull as the t distribution.
+
+        Iteratively reweighted least squares: weight (f + 1) / (f + r^2 / sigma_w^2), K. L. Lange,
+        R. J. A. Little & J. M. G. Taylor 1989, doi:10.1080/01621459.1989.10478852.
+        """
+        sigma_w = self.sigma(sigma, model_intensity(observed, calculated))
+        ratio_sq = ((observed - calculated) / sigma_w).square()
+        return sigma_w * ((self.freedom + ratio_sq) / (self.freedom + 1)).sqrt()
+
 
 def fit_error_model(observed: Tensor, calculated: Tensor, sigma: Tensor) -> ErrorModel:
     """Choose k and p so that the residuals are most likely.
 
-    Maximum likelihood of Gaussian residuals with the error model's variance, over a grid of
-    logarithmic steps; k is not allowed below one.
+    Maximum likelihood of the t distribution over a grid of logarithmic steps; k is not allowed
+    below one.
     """
+    freedom = ErrorModel().freedom
     residual_sq = (observed - calculated).square()
-    reference = model_intensity(observed, calculated)
+    reference = model_intensity(observed, calculated).clamp(min=0)
     ks = torch.logspace(0, 1.3, 40, dtype=observed.dtype, device=observed.device)
     ps = torch.logspace(-2.3, 0, 60, dtype=observed.dtype, device=observed.device)
     variance = (ks[:, None, None] * sigma).square() + (ps[None, :, None] * reference).square()
-    cost = (variance.log() + residual_sq / variance).sum(-1)
-    best = int(cost.argmin())
+    tails = (freedom + 1) * torch.log1p(residual_sq / variance / freedom)
+    best = int((variance.log() + tails).sum(-1).argmin())
     return ErrorModel(float(ks[best // len(ps)]), float(ps[best % len(ps)]))
 
 
@@ -63,11 +79,6 @@ def model_intensity(observed: Tensor, calculated: Tensor) -> Tensor:
     doi:10.1107/S0567739476001964.
     """
     return (observed.clamp(min=0) + 2 * calculated) / 3
-
-
-def weighted_chi_sq(observed: Tensor, calculated: Tensor, sigma_w: Tensor) -> Tensor:
-    """Return the mean of ((Io - Ic) / sigma_w)^2."""
-    return ((observed - calculated) / sigma_w).square().mean()
 
 
 def amplitudes(intensity: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class ModelSettings:
     scale_spacing: float = math.radians(10)
     scale_stiffness: float = 1.0
     orientation_spacing: float = math.radians(1)
-    orientation_sigma: float = math.radians(0.2)
+    orientation_sigma: float = math.radians(0.05)
     orientation_stiffness: float = 0.1
     memory: float = 2e9
 

@@ -25,6 +25,8 @@ from .model import HybridModel, ModelSettings
 
 logger = logging.getLogger("dials.hybrid.refine")
 
+STALE = 4  # iterations after which derivatives are formed anew
+
 
 @dataclass(frozen=True)
 class RefineSettings:
@@ -129,17 +131,26 @@ class Refinement:
 
     def linearise(self) -> CheapModel:
         """Propagate once, with derivatives, at the model's present parameters."""
+        self.age = 0
         return CheapModel(self.model, Linearisation(*self.model.tangents()))
+
+    def follow(self, cheap: CheapModel) -> CheapModel:
+        """Propagate at the present parameters, but keep the derivatives of `cheap`.
+
+        Values cost a tenth of derivatives, which change slowly.
+        """
+        self.age += 1
+        profiles = self.model.value_profiles()
+        return CheapModel(self.model, dataclasses.replace(cheap.lin, profiles=profiles))
 
     def intensities(self, cheap: CheapModel) -> Tensor:
         """Return the calculated intensities at the point of linearisation."""
         return cheap.evaluate(cheap.start(), jacobian=False)[0]
 
     def sigma_w(self, calculated: Tensor) -> Tensor:
-        """Return the standard deviations of the error model, (R,)."""
-        observations = self.problem.observations
-        reference = losses.model_intensity(observations.intensity, calculated)
-        return self.state.error_model.sigma(observations.sigma, reference)
+        """Return the standard deviations of the error model, outliers let go, (R,)."""
+        o = self.problem.observations
+        return self.state.error_model.robust_sigma(o.intensity, calculated, o.sigma)
 
     def run(self) -> Result:
         """Refine until convergence, the iteration limit or an interrupt."""
@@ -164,13 +175,14 @@ class Refinement:
         """Fit thickness and scale alone, atoms and orientations fixed."""
         intensity = self.problem.observations.intensity
         calculated = self.intensities(cheap)
-        weight = 1 / self.sigma_w(intensity).square()
+        sigma = self.state.error_model.sigma(self.problem.observations.sigma, intensity)
+        weight = 1 / sigma.square()
         factor = (calculated * intensity * weight).sum() / (calculated.square() * weight).sum()
         with torch.no_grad():
             self.model.scale.log_scale += factor.clamp(min=1e-30).log()
         for _ in range(3):
             problem = LeastSquares(cheap, self.sigma_w(self.intensities(cheap)), 1e9)
-            cheap.apply(solve(problem, cheap.start(), 15))
+            cheap.apply(solve(problem, cheap.start(), 6))
             self._fit_error_model(cheap)
         calculated = self.intensities(cheap)
         self.state.start = {
@@ -201,7 +213,7 @@ class Refinement:
             predicted = before - problem.cost(x)
             sites = self.model.crystal.site().detach().clone()
             cheap.apply(x)
-            fresh = self.linearise()
+            fresh = self.follow(cheap)
             trial = LeastSquares(fresh, sigma_w, 0)
             gain = before - trial.cost(fresh.start())
             if gain > 0.6 * predicted:
@@ -211,8 +223,13 @@ class Refinement:
             if gain > 0 or predicted <= 1e-6 * before:
                 break
             self._restore()
+            if self.age > 1:
+                cheap = self.linearise()
         else:
             gain, fresh, trial = 0.0, cheap, LeastSquares(cheap, sigma_w, 0)
+        if self.age >= STALE or gain < 0.5 * predicted:
+            fresh = self.linearise()
+            trial = LeastSquares(fresh, sigma_w, 0)
         state.iteration += 1
         self._remember()
         shift = self._site_shift(sites)

@@ -20,6 +20,7 @@ from .curves import CurveBasis
 
 DEPTH_UNIT = 100.0  # A, the length in which the roughness of log p is counted
 ANGLE_UNIT = math.radians(10)  # the angle over which a change of p(t) is counted
+PRIOR_BLOCKS = 40  # p(t) is smooth over the rotation: its priors look at about so many blocks
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class ThicknessPrior:
     `dip` on convex stretches of log p, valleys between peaks.
     """
 
-    smoothness: float = 0.1
-    entropy: float = 0.1
-    angle: float = 1.0
-    thin: float = 100.0
-    dip: float = 1.0
+    smoothness: float = 1.0
+    entropy: float = 1.0
+    angle: float = 100.0
+    thin: float = 1000.0
+    dip: float = 10.0
 
 
 class SingleThickness(nn.Module):
@@ -72,6 +73,8 @@ class _SmoothDensity(nn.Module):
         self.register_buffer("angle", angle)
         self.register_buffer("sweep", sweep)
         self.register_buffer("basis", basis.matrix(depth, zero))
+        stride = max(1, len(angle) // PRIOR_BLOCKS)
+        self.register_buffer("looked_at", torch.arange(0, len(angle), stride))
         self.register_buffer("start", -0.5 * ((depth - start) / (0.35 * start)) ** 2)
         self.prior = prior
 
@@ -89,7 +92,7 @@ class _SmoothDensity(nn.Module):
 
     def prior_residuals(self) -> Tensor:
         """Return the residuals of the three priors."""
-        log_p = self.log_density()
+        log_p = self.log_density()[self.looked_at]
         blocks, step = len(log_p), float(self.depth[1] - self.depth[0]) / DEPTH_UNIT
         rough = torch.diff(log_p, n=3, dim=1) / step**3
         rough = rough * math.sqrt(self.prior.smoothness * step / blocks)
@@ -104,8 +107,9 @@ class _SmoothDensity(nn.Module):
 
     def _changes(self, p: Tensor, step: float) -> Tensor:
         """Residuals of the change of p(t) between neighbouring blocks of a sweep."""
-        same = (self.sweep[1:] == self.sweep[:-1])[:, None]
-        rotation = (torch.diff(self.angle).abs()[:, None] / ANGLE_UNIT).clamp(min=1e-3)
+        sweep, angle = self.sweep[self.looked_at], self.angle[self.looked_at]
+        same = (sweep[1:] == sweep[:-1])[:, None]
+        rotation = (torch.diff(angle).abs()[:, None] / ANGLE_UNIT).clamp(min=1e-3)
         change = torch.diff(torch.cumsum(p, 1), dim=0) * same / rotation.sqrt()
         return (change * math.sqrt(self.prior.angle * step)).flatten()
 
@@ -128,7 +132,7 @@ class NeuralThickness(_SmoothDensity):
     The last layer starts at zero, so that the start is the Gaussian of the base class.
     """
 
-    def __init__(self, depth, angle, sweep, start, prior=ThicknessPrior(), hidden: int = 12):
+    def __init__(self, depth, angle, sweep, start, prior=ThicknessPrior(), hidden: int = 8):
         super().__init__(depth, angle, sweep, start, prior)
         self.register_buffer("features", angle_features(angle, sweep))
         self.networks = nn.ModuleList(

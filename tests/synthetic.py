@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import iotbx.cif
 import numpy as np
 import torch
-from cctbx import crystal, miller, xray
-from cctbx.array_family import flex as cctbx_flex
+from cctbx import crystal, miller
 from dials.algorithms.profile_model.gaussian_rs import Model as GaussianModel
 from dials.array_family import flex
 from dxtbx.imageset import ImageSetFactory
@@ -62,8 +62,6 @@ O1 0.0156 0.0115 0.0119 0.0092 -0.0029 -0.0046
 
 def quartz_structure():
     """Return alpha-quartz as cctbx xray.structure: P3221, Si isotropic and O anisotropic."""
-    import iotbx.cif
-
     return iotbx.cif.reader(input_string=QUARTZ_CIF).build_crystal_structures()["quartz"]
 
 
@@ -197,7 +195,10 @@ def make_result(problem: Problem, **changes) -> Result:
     calculated = problem.observations.intensity.abs() + 1
     structure = problem.structure
     atoms = len(structure.labels)
-    moved = structure.site + torch.einsum("aij,aj->ai", structure.site_projector, noise(atoms, 3)) * 1e-3
+    moved = (
+        structure.site
+        + torch.einsum("aij,aj->ai", structure.site_projector, noise(atoms, 3)) * 1e-3
+    )
     values = {
         "structure": structure.replace(site=moved),
         "start_structure": structure,

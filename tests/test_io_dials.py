@@ -224,13 +224,16 @@ EVERYTHING = {"partiality": 0, "zeta": 0}
         ({"partiality": 0.8}, lambda t: column(t, "partiality") >= 0.8),
         (
             {"i_over_sigma": 5.0},
-            lambda t: column(t, "intensity.sum.value")
-            >= 5 * np.sqrt(column(t, "intensity.sum.variance")),
+            lambda t: (
+                column(t, "intensity.sum.value") >= 5 * np.sqrt(column(t, "intensity.sum.variance"))
+            ),
         ),
     ],
 )
 def test_each_filter(loaded, selection, passes):
-    rows, table = io_dials.select_reflections(loaded.reflections, Selection(**EVERYTHING | selection))
+    rows, table = io_dials.select_reflections(
+        loaded.reflections, Selection(**EVERYTHING | selection)
+    )
     wanted = passes(loaded.reflections)
     assert (rows == np.flatnonzero(wanted)).all()
     assert 0 < len(rows) < len(wanted)
@@ -337,7 +340,9 @@ def test_links_cover_the_window(tmp_path, width):
     )
     for observation, block, first, last in links:
         phi = scan.angle[block, first : last + 1].numpy()
-        assert (np.abs(phi - angles(loaded.reflections)[rows][observation]) <= half[observation]).all()
+        assert (
+            np.abs(phi - angles(loaded.reflections)[rows][observation]) <= half[observation]
+        ).all()
         covered[observation] += float(scan.sample_width[block, first : last + 1].sum())
     # windows that the ends of the scan cut are shorter
     ends = np.degrees(scan.angle.numpy().ravel()[[0, -1]])

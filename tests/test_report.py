@@ -98,8 +98,11 @@ def make_observations(scan: Scan, n: int, rng) -> Observations:
 def make_problem(n=200, seed=1, **scan_options) -> Problem:
     scan = make_scan(**scan_options)
     observations = make_observations(scan, n, np.random.default_rng(seed))
-    files = {"/data/<i>x</i>/integrated.expt": "ab12", "quartz <1>.cif": "cd34"}
-    return Problem(quartz(), scan, observations, {"files": files})
+    provenance = {
+        "experiments": [{"file": "/data/<i>x</i>/integrated.expt", "sha256": "ab12"}],
+        "structure": {"file": "quartz <1>.cif", "sha256": "cd34"},
+    }
+    return Problem(quartz(), scan, observations, provenance)
 
 
 def make_history(n=40) -> list[dict]:

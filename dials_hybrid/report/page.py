@@ -212,8 +212,10 @@ def _conditions(problem: Problem, contract: dict, data: Arrays) -> list[tuple]:
 
 def _file_names(problem: Problem) -> list[str]:
     """Return the names of the input files, without their folders."""
-    files = problem.provenance.get("files", [])
-    return [Path(str(name)).name for name in files]
+    provenance = problem.provenance
+    entries = [*provenance.get("experiments", []), *provenance.get("reflections", [])]
+    entries += [provenance["structure"]] if "structure" in provenance else []
+    return [Path(entry["file"]).name for entry in entries]
 
 
 def write_html(path, problem: Problem, result: Result, contract: dict) -> None:
