@@ -46,7 +46,7 @@ class Options:
     sampling: Sampling = Sampling(1.0, 0.05)
     model: ModelSettings = ModelSettings()
     refine: RefineSettings = RefineSettings()
-    free_fraction: float = 0.05
+    free_fraction: float = 0.04
     block: str | None = None
     depth_max: float | None = None
     thickness_start: float | None = None
@@ -328,13 +328,14 @@ def write(outcome: Outcome, outputs: Outputs) -> None:
 def _context(job: Job) -> dict:
     """What a continuation needs beside the numbers."""
     return {
-        "structure_cif": _cif_text(job.xray_structure),
+        "structure_cif": cif_text(job.xray_structure),
         "indexing": job.indexing,
         "free_fraction": job.options.free_fraction,
     }
 
 
-def _cif_text(xray_structure) -> str:
+def cif_text(xray_structure) -> str:
+    """Return a CIF of a cctbx structure, data block start."""
     import iotbx.cif.model
 
     model = iotbx.cif.model.cif()

@@ -231,7 +231,10 @@ class Problem(Record):
 
         Raises InputError when the file is not such a file.
         """
-        return load_records(path)["problem"]
+        problem = load_records(path).get("problem")
+        if not isinstance(problem, Problem):
+            raise InputError(f"{path}: holds no refinement problem")
+        return problem
 
 
 @dataclass(frozen=True)

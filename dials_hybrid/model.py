@@ -30,9 +30,9 @@ class ModelSettings:
     `precision` is "single" or "double"; `memory` bounds the working arrays of a batch, bytes.
     """
 
-    g_max: float = 1.8
-    s_max: float = 0.01
-    depth: DepthGrid = DepthGrid(20.0, 50)
+    g_max: float = 2.0
+    s_max: float = 0.02
+    depth: DepthGrid = DepthGrid(40.0, 30)
     propagator: Propagator = Splitting()
     precision: str = "single"
     thickness: str = "neural"

@@ -67,7 +67,7 @@ class _SmoothDensity(nn.Module):
     def __init__(self, depth, angle, sweep, start, prior: ThicknessPrior):
         super().__init__()
         zero = torch.zeros(len(depth), dtype=torch.int64, device=depth.device)
-        spacing = max(3 * float(depth[1] - depth[0]), float(depth[-1]) / 20)
+        spacing = max(2 * float(depth[1] - depth[0]), float(depth[-1]) / 20)
         basis = CurveBasis.over(depth, zero, spacing)
         self.register_buffer("depth", depth)
         self.register_buffer("angle", angle)

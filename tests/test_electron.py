@@ -37,10 +37,10 @@ def test_lorentz_factor_at_200_kv():
 
 
 def test_potential_factor_gives_the_inner_potential_of_the_form_factors():
-    # phi_0 = (h^2 / 2 pi m e V) sum f = 47.878 V A^2 / V * F(0), and U_0 = 2 m gamma e phi_0 / h^2
+    # phi_0 = 2 pi a_0 (e / 4 pi eps_0) F(0) / V and U_0 = 2 gamma m e phi_0 / h^2
     volume, f_zero = 113.0, 41.0
-    u_zero = electron.potential_factor(electron.wavelength(200e3), volume) * f_zero
+    phi_zero = 2 * math.pi * 0.529177210903 * 14.3996454784 * f_zero / volume
     gamma = 1 + 200e3 / electron.REST_ENERGY_V
-    phi_zero = 47.87801 * f_zero / volume
-    per_volt = 2 * electron.ELECTRON_MASS * electron.ELEMENTARY_CHARGE / electron.PLANCK**2 * 1e-20
-    assert u_zero == pytest.approx(gamma * per_volt * phi_zero, rel=1e-6)
+    per_volt = 2 * electron.ELECTRON_MASS * electron.ELEMENTARY_CHARGE / electron.PLANCK**2
+    u_zero = electron.potential_factor(electron.wavelength(200e3), volume) * f_zero
+    assert u_zero == pytest.approx(gamma * per_volt * electron.ANGSTROM**2 * phi_zero, rel=1e-8)

@@ -81,7 +81,7 @@ def triclinic(sites, a, b, cell=(6.0, 6.0, 5.0, 90.0, 90.0, 90.0)) -> Structure:
     )
 
 
-def scan(blocks=3, samples=8, width=1.0, sweeps=1, cell=CELL) -> Scan:
+def scan(blocks=3, samples=8, width=2.0, sweeps=1, cell=CELL) -> Scan:
     """Return sweeps about x of `blocks` blocks each, `width` degrees wide, the beam along -z."""
     part = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
     angle = (torch.arange(blocks, dtype=torch.float64)[:, None] + part) * width * DEGREE
@@ -107,7 +107,7 @@ def scan(blocks=3, samples=8, width=1.0, sweeps=1, cell=CELL) -> Scan:
     )
 
 
-def observations(structure, scan_, g_limit=0.6, window=0.5) -> Observations:
+def observations(structure, scan_, g_limit=0.9, window=0.6) -> Observations:
     """Return every reflection that crosses the Ewald sphere, linked to +- `window` degrees."""
     hkl = beams.lattice_points(structure, g_limit)
     rows, links = [], []
@@ -141,7 +141,7 @@ def observations(structure, scan_, g_limit=0.6, window=0.5) -> Observations:
     )
 
 
-def problem(g_limit=0.6, window=0.5, **scan_choices) -> Problem:
+def problem(g_limit=0.9, window=0.6, **scan_choices) -> Problem:
     """Return quartz over a small sweep, all intensities one."""
     scan_ = scan(**scan_choices)
     measured = observations(quartz(), scan_, g_limit, window)
@@ -151,7 +151,7 @@ def problem(g_limit=0.6, window=0.5, **scan_choices) -> Problem:
 def settings(**choices) -> ModelSettings:
     """Return model settings in double precision with few beams and depths."""
     values = {
-        "g_max": 0.7,
+        "g_max": 0.8,
         "s_max": 0.01,
         "depth": DepthGrid(20.0, 12),
         "propagator": Splitting(),

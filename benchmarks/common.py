@@ -1,0 +1,74 @@
+"""What the benchmarks share: folders, displaced starts, distances, tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+from iotbx.cif.model import cif as cif_file
+
+from dials_hybrid.io_structures import read_structure
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+MODEL = ROOT / "examples" / "quartz.cif"
+
+
+def data_folder() -> Path:
+    """Return the folder of measured data (DIALS_HYBRID_DATA, or shared/data beside the checkout)."""
+    return Path(os.environ.get("DIALS_HYBRID_DATA", ROOT.parent / "shared" / "data"))
+
+
+def displaced(path: Path, out: Path, rms: float, seed: int, u_iso: float | None = None) -> Path:
+    """Write the structure with its atoms moved by `rms` A (over atoms), symmetry kept."""
+    structure = read_structure(path)
+    rng = np.random.default_rng(seed)
+    cell, table = structure.unit_cell(), structure.site_symmetry_table()
+    shifts = []
+    for i, scatterer in enumerate(structure.scatterers()):
+        moved = np.array(scatterer.site) + np.array(cell.fractionalize(rng.normal(size=3)))
+        shifts.append(np.array(table.get(i).special_op() * tuple(moved)) - scatterer.site)
+    lengths = [cell.length(tuple(s)) for s in shifts]
+    factor = rms / np.sqrt(np.mean(np.square(lengths)))
+    for scatterer, shift in zip(structure.scatterers(), shifts, strict=True):
+        scatterer.site = tuple(np.array(scatterer.site) + factor * shift)
+        if u_iso is not None:
+            scatterer.u_iso = u_iso
+    write_structure(structure, out)
+    return out
+
+
+def write_structure(structure, out: Path) -> None:
+    """Write a cctbx structure as CIF with all digits that matter."""
+    model = cif_file()
+    model["start"] = structure.as_cif_block()
+    out.write_text(str(model))
+
+
+def distances(path, reference: Path = MODEL) -> dict[str, float]:
+    """Return the distance (A) of every atom of a refined CIF to the reference."""
+    refined, true = read_structure(path), read_structure(reference)
+    cell = refined.unit_cell()
+    sites = {sc.label: sc.site for sc in true.scatterers()}
+    return {sc.label: cell.distance(sc.site, sites[sc.label]) for sc in refined.scatterers()}
+
+
+def save(name: str, rows: list[dict]) -> None:
+    """Write benchmarks/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    record = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "rows": rows}
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def print_table(title: str, rows: list[dict]) -> None:
+    """Print rows as a Markdown table."""
+    columns = list(rows[0])
+    print(f"\n{title}\n")
+    print("| " + " | ".join(columns) + " |")
+    print("|" + " --- |" * len(columns))
+    for row in rows:
+        cells = [f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()]
+        print("| " + " | ".join(cells) + " |")

@@ -1,0 +1,250 @@
+"""dials.hybrid_refine as a user runs it, on a small simulated sweep."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import iotbx.mtz
+import pytest
+import torch
+from dials.array_family import flex
+from dxtbx.model import ExperimentList
+
+from dials_hybrid import api
+from dials_hybrid.command_line import hybrid_refine, hybrid_simulate
+from dials_hybrid.io_structures import read_structure
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUTS = (
+    "hybrid_refined.expt",
+    "hybrid_refined.refl",
+    "hybrid_refined.cif",
+    "hybrid_refined.mtz",
+    "hybrid_refined.h5",
+    "dials.hybrid_refine.html",
+    "dials.hybrid_refine.json",
+    "dials.hybrid_refine.log",
+)
+# few beams and depths: these tests look at the command, not at the physics
+QUICK = ("beams.g_max=1.4", "beams.s_max=0.005", "sampling.step=0.1", "depth.max=1000")
+KEYS = (
+    "program version dials_version device wall_time_s n_all n_obs n_parameters converged "
+    "stop_reason kinematic start final free thickness sites space_group absolute_structure "
+    "indexing warnings"
+)
+
+
+@pytest.fixture(scope="module")
+def crystal(tmp_path_factory):
+    """A simulated sweep of 20 degrees and its structure."""
+    folder = tmp_path_factory.mktemp("crystal")
+    model = folder / "quartz.cif"
+    shutil.copy(ROOT / "examples" / "quartz.cif", model)
+    names = {n: folder / f"simulated.{n}" for n in ("expt", "refl")}
+    hybrid_simulate.run(
+        [
+            str(model),
+            "scan.images=20",
+            "d_min=0.8",
+            "thickness.mean=600",
+            "thickness.width=60",
+            "accuracy.g_max=1.4",
+            "accuracy.s_max=0.01",
+            f"output.experiments={names['expt']}",
+            f"output.reflections={names['refl']}",
+            "output.truth=None",
+            f"output.log={folder / 'simulate.log'}",
+        ]
+    )
+    return SimpleNamespace(model=model, **names)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refine(crystal, *extra, model=None):
+    files = [str(crystal.expt), str(crystal.refl), str(model or crystal.model)]
+    hybrid_refine.run([*files, *QUICK, *extra])
+    return json.loads(Path("dials.hybrid_refine.json").read_text())
+
+
+def failure(args) -> str:
+    """Run with bad input; return the message, after seeing that it is one line with status 1."""
+    with pytest.raises(SystemExit) as caught:
+        hybrid_refine.run([str(a) for a in args])
+    message = str(caught.value.code)
+    assert caught.value.code not in (0, None)
+    assert "Traceback" not in message
+    return message
+
+
+def test_all_outputs_are_written_and_can_be_read(crystal, here):
+    found = refine(crystal, "refinement.iterations=3")
+    assert sorted(p.name for p in here.iterdir()) == sorted(OUTPUTS)
+    assert set(KEYS.split()) <= set(found)
+    assert found["final"]["r1_obs"] < found["start"]["r1_obs"] < found["kinematic"]["r1_obs"]
+    table = flex.reflection_table.from_file("hybrid_refined.refl")
+    used = table["hybrid.used"].as_numpy_array().astype(bool)
+    assert used.sum() == found["n_all"] + found["free"]["n"]
+    assert (table["intensity.hybrid.calc"].as_numpy_array()[used] > 0).all()
+    assert len(ExperimentList.from_file("hybrid_refined.expt", check_format=False)) == 1
+    assert read_structure("hybrid_refined.cif").scatterers().size() == 2
+    assert "FOBS_corr" in iotbx.mtz.object("hybrid_refined.mtz").column_labels()
+    log = Path("dials.hybrid_refine.log").read_text()
+    assert "partiality" in log and "Please cite" in log and "Estimated time" in log
+
+
+def test_outputs_can_be_refined_again(crystal, here):
+    first = refine(crystal, "refinement.iterations=2")
+    again = SimpleNamespace(expt="hybrid_refined.expt", refl="hybrid_refined.refl")
+    second = refine(
+        again,
+        "refinement.iterations=1",
+        "output.experiments=second.expt",
+        "output.reflections=second.refl",
+        "output.structure=second.cif",
+        model="hybrid_refined.cif",
+    )
+    assert second["start"]["r1_obs"] < first["start"]["r1_obs"]
+
+
+def test_the_same_seed_gives_the_same_result(crystal, here):
+    runs = [refine(crystal, "refinement.iterations=2") for _ in range(2)]
+    assert runs[0]["sites"] == runs[1]["sites"]
+    assert runs[0]["thickness"] == runs[1]["thickness"]
+
+
+@pytest.mark.parametrize("model", ["single", "distribution", "neural"])
+def test_every_thickness_model_finds_the_thickness(crystal, here, model):
+    found = refine(crystal, "refinement.iterations=2", f"thickness.model={model}")
+    mean = sum(found["thickness"]["mean"]) / len(found["thickness"]["mean"])
+    assert mean == pytest.approx(600, rel=0.15)
+
+
+def test_the_right_hand_is_found_from_the_wrong_one(crystal, here):
+    mirror = api.read_structure(crystal.model).change_hand()
+    Path("mirror.cif").write_text(api.cif_text(mirror))
+    found = refine(crystal, "refinement.iterations=1", model="mirror.cif")
+    assert found["space_group"] == "P 32 2 1"
+    assert found["indexing"]["inverted"]
+    assert any("hand_and_indexing.test" in w for w in found["warnings"])
+
+
+def test_the_hand_test_can_be_switched_off(crystal, here):
+    mirror = api.read_structure(crystal.model).change_hand()
+    Path("mirror.cif").write_text(api.cif_text(mirror))
+    found = refine(
+        crystal, "refinement.iterations=1", "hand_and_indexing.test=False", model="mirror.cif"
+    )
+    assert found["space_group"] == "P 31 2 1"
+
+
+def test_a_stopped_refinement_continues_where_it_was(crystal, here):
+    whole = refine(crystal, "refinement.iterations=4")
+    stopped = refine(crystal, "refinement.iterations=2")
+    hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=4"])
+    continued = json.loads(Path("dials.hybrid_refine.json").read_text())
+    assert continued["iterations"] == 4
+    assert continued["final"]["r1_obs"] < stopped["final"]["r1_obs"]
+    assert continued["final"]["r1_obs"] == pytest.approx(whole["final"]["r1_obs"], abs=2e-3)
+
+
+def test_an_interrupt_writes_what_there_is(crystal, here, monkeypatch):
+    from dials_hybrid.command_line.progress import Reporter
+
+    def interrupt(self, row):
+        if row["iteration"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reporter, "row", interrupt)
+    found = refine(crystal)
+    assert "interrupted" in found["stop_reason"]
+    assert not found["converged"]
+    assert all((here / name).is_file() for name in OUTPUTS)
+
+
+def test_the_example_of_the_readme_runs(crystal, here, monkeypatch, capsys):
+    script = ROOT / "examples" / "refine_quartz.py"
+    quick = api.Options(
+        refine=api.RefineSettings(iterations=1),
+        model=api.ModelSettings(g_max=1.4, s_max=0.005),
+        depth_max=1000,
+    )
+    load = api.load
+    monkeypatch.setattr(api, "load", lambda files, model: load(files, model, quick))
+    arguments = [str(script), str(crystal.expt), str(crystal.refl), str(crystal.model)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(script), run_name="__main__")
+    assert "R1(obs)" in capsys.readouterr().out
+    assert Path("refined.cif").is_file() and Path("refined.mtz").is_file()
+    code = script.read_text().split('"""', 2)[2].strip()
+    assert code in (ROOT / "README.md").read_text(), "README and example must not part"
+
+
+@pytest.mark.parametrize(
+    "extra, words",
+    [
+        (["beams.gmax=1.5"], ["gmax", "g_max"]),
+        (["thickness.model=cubic"], ["thickness.model"]),
+        (["beams.g_max=3"], ["beams.g_max"]),
+        (["output.html=missing_folder/x.html"], ["missing_folder"]),
+        (["selection.d_min=20"], ["no reflection is left", "selection"]),
+    ],
+)
+def test_bad_parameters_are_explained(crystal, here, extra, words):
+    message = failure([crystal.expt, crystal.refl, crystal.model, *extra])
+    assert all(word in message for word in words), message
+
+
+def test_missing_cuda_is_explained(crystal, here, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = failure([crystal.expt, crystal.refl, crystal.model, "compute.device=cuda"])
+    assert "compute.device" in message
+
+
+def test_no_or_two_structures_are_explained(crystal, here):
+    assert "structure" in failure([crystal.expt, crystal.refl])
+    assert "structure" in failure([crystal.expt, crystal.refl, crystal.model, crystal.model])
+    assert "data" in failure([crystal.model])
+
+
+def test_a_problem_file_of_another_kind_is_explained(here):
+    Path("other.h5").write_bytes(b"not HDF5")
+    assert "other.h5" in failure(["other.h5"])
+    assert "no such file" in failure(["missing.h5"])
+
+
+def test_memory_that_runs_out_names_the_knob(crystal, here, monkeypatch):
+    from dials_hybrid.refine import Refinement
+
+    def exhausted(self):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Refinement, "run", exhausted)
+    message = failure([crystal.expt, crystal.refl, crystal.model, *QUICK])
+    assert "compute.memory" in message
+
+
+def test_a_failed_run_leaves_old_outputs_alone(crystal, here, monkeypatch):
+    for name in OUTPUTS[:-1]:
+        Path(name).write_text("precious")
+    failure([crystal.expt, crystal.refl, crystal.model, "selection.d_min=20"])
+    assert all(Path(name).read_text() == "precious" for name in OUTPUTS[:-1])
+    assert not list(here.glob(".*"))
+
+
+def test_real_quartz_improves_and_keeps_its_hand(quartz_dials, here):
+    files = [quartz_dials / "integrated.expt", quartz_dials / "integrated.refl"]
+    model = ROOT / "examples" / "quartz.cif"
+    hybrid_refine.run([*map(str, files), str(model), "refinement.iterations=3"])
+    found = json.loads(Path("dials.hybrid_refine.json").read_text())
+    assert found["space_group"] == "P 32 2 1"
+    assert found["n_obs"] >= 780
+    assert found["kinematic"]["r1_obs"] == pytest.approx(0.21, abs=0.02)
+    assert found["final"]["r1_obs"] < 0.082

@@ -1,0 +1,183 @@
+"""R factors, the error model, scales and the curves below them."""
+
+import math
+
+import pytest
+import torch
+
+from dials_hybrid import losses
+from dials_hybrid.curves import CurveBasis
+from dials_hybrid.losses import ErrorModel, SmoothScale, fit_error_model
+
+
+def f64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# --- R factors ------------------------------------------------------------------------------
+
+
+def test_r1_by_hand():
+    # Fo 3, 2, 0 (negative intensity), Fc 2, 2.5, 1
+    assert losses.r1(f64(9, 4, -5), f64(4, 6.25, 1)) == pytest.approx(2.5 / 5)
+
+
+def test_r1_of_a_selection():
+    mask = torch.tensor([True, False, True])
+    assert losses.r1(f64(9, 4, 16), f64(4, 100, 16), mask) == pytest.approx(1 / 7)
+
+
+def test_r1_of_nothing_is_nan():
+    assert math.isnan(losses.r1(f64(9, 4), f64(4, 4), torch.tensor([False, False])))
+
+
+def test_wr2_by_hand():
+    # weights 1 and 1/4: ((10 - 8)^2 + (4 - 5)^2 / 4) / (100 + 16 / 4)
+    assert losses.wr2(f64(10, 4), f64(8, 5), f64(1, 2)) == pytest.approx((4.25 / 104) ** 0.5)
+
+
+def test_amplitudes_of_negative_intensities_are_zero():
+    assert losses.amplitudes(f64(-3, 0, 16)).tolist() == [0, 0, 4]
+
+
+def test_model_intensity_is_wilsons():
+    assert losses.model_intensity(f64(9, -9), f64(3, 3)).tolist() == [5, 2]
+
+
+# --- error model ----------------------------------------------------------------------------
+
+
+def test_sigma_by_hand():
+    sigma = ErrorModel(k=2.0, p=0.1).sigma(f64(3, 1), f64(80, -5))
+    assert sigma.tolist() == pytest.approx([10, 2])  # 6 and 8; a negative intensity adds nothing
+
+
+def test_a_residual_of_one_sigma_keeps_its_weight():
+    model, calculated, sigma = ErrorModel(2.0, 0.1), f64(80.0, 80.0), f64(3.0, 3.0)
+    # p acts on (Io + 2 Ic) / 3: look for the Io that is just one sigma_w away
+    observed = calculated.clone()
+    for _ in range(60):
+        sigma_w = model.sigma(sigma, losses.model_intensity(observed, calculated))
+        observed = calculated + f64(1, -1) * sigma_w
+    found = model.robust_sigma(observed, calculated, sigma)
+    assert torch.allclose(found, sigma_w, rtol=1e-12)
+
+
+def test_outliers_pull_less_and_less():
+    model, zero = ErrorModel(1.0, 0.0), torch.zeros(5).double()
+    residual = f64(0, 1, 3, 10, 1000)
+    sigma = model.robust_sigma(residual, zero, torch.ones(5).double())
+    assert (sigma.diff() > 0).all() and sigma[0] < 1
+    # slope of the log of the t distribution: (f + 1) r / (f + r^2)
+    f = model.freedom
+    assert torch.allclose(residual / sigma**2, (f + 1) * residual / (f + residual**2))
+
+
+@pytest.mark.parametrize(("k", "p"), [(1.0, 0.3), (3.0, 0.1), (6.0, 0.02)])
+def test_fit_recovers_the_error_model(k, p):
+    generator = torch.Generator().manual_seed(4)
+    n, freedom = 4000, ErrorModel().freedom
+    calculated = torch.logspace(0, 4, n, dtype=torch.float64)
+    sigma = 1 + 0.02 * calculated.sqrt()
+    normal = torch.randn(n, 5, generator=generator, dtype=torch.float64)
+    student = normal[:, 0] / (normal[:, 1:].square().sum(1) / freedom).sqrt()
+    observed = calculated + student * ErrorModel(k, p).sigma(sigma, calculated)
+    found = fit_error_model(observed, calculated, sigma)
+    assert found.k == pytest.approx(k, rel=0.15)
+    assert found.p == pytest.approx(p, rel=0.2)
+
+
+def test_fit_does_not_trust_data_beyond_their_sigmas():
+    calculated = torch.linspace(1, 100, 50, dtype=torch.float64)
+    found = fit_error_model(calculated, calculated, torch.ones(50).double())
+    assert found.k >= 1 and found.p > 0
+
+
+# --- curves ---------------------------------------------------------------------------------
+
+
+ANGLE = torch.cat([torch.linspace(-1, 1.5, 40), torch.linspace(3, 3.7, 15)]).double()
+SWEEP = torch.tensor([0] * 40 + [1] * 15)
+
+
+@pytest.fixture(scope="module")
+def basis():
+    return CurveBasis.over(ANGLE, SWEEP, 0.5)
+
+
+def test_knots_are_near_the_spacing_asked_for(basis):
+    assert basis.start == pytest.approx((-1, 3))
+    assert basis.spacing == pytest.approx((0.5, 0.35))
+    assert basis.count == (5 + 3, 2 + 3) and basis.size == 13
+
+
+def test_splines_add_up_to_one_and_are_positive(basis):
+    matrix = basis.matrix(ANGLE, SWEEP)
+    assert torch.allclose(matrix.sum(1), torch.ones(55).double(), atol=1e-14)
+    assert (matrix >= 0).all() and ((matrix > 0).sum(1) <= 4).all()
+
+
+def test_sweeps_do_not_share_coefficients(basis):
+    matrix = basis.matrix(ANGLE, SWEEP)
+    assert (matrix[SWEEP == 0, 8:] == 0).all() and (matrix[SWEEP == 1, :8] == 0).all()
+
+
+@pytest.mark.parametrize("power", [0, 1, 2, 3])
+def test_cubic_polynomials_are_reproduced(basis, power):
+    matrix, wanted = basis.matrix(ANGLE, SWEEP), ANGLE**power
+    found = torch.linalg.lstsq(matrix, wanted[:, None]).solution
+    assert torch.allclose((matrix @ found)[:, 0], wanted, atol=1e-9)
+    # and between the angles that were fitted
+    between = (ANGLE[:39] + ANGLE[1:40]) / 2
+    values = basis.matrix(between, torch.zeros(39, dtype=torch.int64)) @ found
+    assert torch.allclose(values[:, 0], between**power, atol=1e-9)
+
+
+def test_curves_have_two_smooth_derivatives(basis):
+    h, knot = 1e-3, 0.5
+    x = knot + h * torch.arange(-4, 5, dtype=torch.float64)
+    values = basis.matrix(x, torch.zeros(9, dtype=torch.int64))[:, :8]
+    second = torch.diff(values, n=2, dim=0) / h**2
+    # the second derivative is continuous: it changes by no more than (third derivative) h
+    assert (torch.diff(second, dim=0).abs().max()) < 1.01 * 3 * h / basis.spacing[0] ** 3
+
+
+def test_outside_its_range_a_curve_is_constant(basis):
+    x = f64(-5.0, -1.0, 1.5, 9.0)
+    matrix = basis.matrix(x, torch.zeros(4, dtype=torch.int64))
+    assert torch.equal(matrix[0], matrix[1]) and torch.equal(matrix[2], matrix[3])
+
+
+def test_roughness_is_zero_for_straight_lines_within_sweeps_alone(basis):
+    rough = basis.roughness()
+    assert rough.shape == (6 + 3, 13)
+    line = torch.cat([torch.arange(8), 40 - 3 * torch.arange(5)]).double()
+    assert (rough @ line).abs().max() < 1e-13
+    assert (rough @ line**2).abs().min() > 1
+
+
+def test_a_single_angle_is_a_curve_too():
+    basis = CurveBasis.over(f64(0.3), torch.tensor([0]), 0.1)
+    assert basis.matrix(f64(0.3), torch.tensor([0])).sum() == pytest.approx(1)
+
+
+# --- scale ----------------------------------------------------------------------------------
+
+
+def test_scale_is_the_exponential_of_the_curve(basis):
+    scale, matrix = SmoothScale(basis, 1.0), basis.matrix(ANGLE, SWEEP)
+    assert torch.allclose(scale(matrix), torch.ones(55).double())
+    with torch.no_grad():
+        scale.log_scale[:8] = math.log(3)
+    found = scale(matrix).detach()
+    assert torch.allclose(found, torch.where(SWEEP == 0, 3.0, 1.0).double())
+
+
+def test_scale_prior_is_free_for_a_straight_logarithm(basis):
+    scale = SmoothScale(basis, 4.0)
+    line = torch.cat([torch.arange(8) - 2.0, 5 - torch.arange(5)]).double()
+    assert (scale.prior_operator() @ line).abs().max() < 1e-13
+    bump = torch.zeros(13).double()
+    bump[3] = 1
+    # second differences 1, -2, 1
+    assert float((scale.prior_operator() @ bump).square().sum()) == pytest.approx(4 * 6)

@@ -1,0 +1,324 @@
+"""The optimiser loop on made-up data, and the parts of a problem that validation makes."""
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+
+from dials_hybrid import validation
+from dials_hybrid.crystal import metric
+from dials_hybrid.data import Problem, Result, load_records
+from dials_hybrid.model import ModelSettings
+from dials_hybrid.refine import Progress, Refinement, RefineSettings, State, build_model
+
+NOISE = 0.01  # relative error of the intensities
+SETTINGS = tiny.settings(g_max=0.8, thickness="distribution", thickness_start=140.0)
+
+
+def make_truth() -> tuple[Problem, torch.Tensor]:
+    """Return a problem whose intensities a displaced structure made, and its true sites."""
+    problem = tiny.problem(blocks=16, width=3.0, samples=8, g_limit=0.9)
+    model = build_model(problem, SETTINGS, seed=0)
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        model.crystal.site_shift += 3 * torch.randn(4, generator=generator).double().sign()
+        model.scale.log_scale += 12
+        made = model.intensities(model.value_profiles())
+    sigma = NOISE * made + 1e-4 * made.max()
+    noise = torch.randn(len(made), generator=generator, dtype=torch.float64)
+    o = problem.observations.replace(intensity=made + noise * sigma, sigma=sigma)
+    return problem.replace(observations=o), model.crystal.site().detach()
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return make_truth()
+
+
+def distances(problem, sites, other):
+    """Distance in A between the sites of every atom in two structures, (A,)."""
+    d = sites - other
+    return torch.einsum("ai,ij,aj->a", d, metric(problem.structure.cell), d).sqrt()
+
+
+def refinement(problem, iterations=12, report=None, state=None, **choices) -> Refinement:
+    progress = Progress(report=report or (lambda row: None))
+    return Refinement(problem, SETTINGS, RefineSettings(iterations, **choices), progress, state)
+
+
+@pytest.fixture(scope="module")
+def refined(truth):
+    """A finished refinement: the loop, its result and the rows that it reported."""
+    rows = []
+    loop = refinement(truth[0], report=rows.append)
+    return loop, loop.run(), rows
+
+
+# --- what a refinement finds ----------------------------------------------------------------
+
+
+def test_displaced_sites_are_found(truth, refined):
+    problem, sites = truth
+    _, result, _ = refined
+    assert distances(problem, problem.structure.site, sites).min() > 0.02
+    assert distances(problem, result.structure.site, sites).max() < 0.002
+
+
+def test_displacement_parameters_stay_where_they_were(truth, refined):
+    _, result, _ = refined
+    start = truth[0].structure
+    assert float((result.structure.u_iso - start.u_iso).abs().max()) < 0.001
+    assert float((result.structure.u_star - start.u_star).abs().max()) < 1e-4
+
+
+def test_the_fit_reaches_the_noise(refined):
+    _, result, rows = refined
+    assert result.converged and "small against the errors" in result.stop_reason
+    assert result.summary["final"]["r1_obs"] < NOISE
+    assert result.summary["final"]["r1_obs"] < 0.2 * result.summary["start"]["r1_obs"]
+    assert result.summary["start"]["r1_obs"] < result.summary["kinematic"]["r1_obs"]
+    assert rows[-1]["r1_obs"] == pytest.approx(result.summary["final"]["r1_obs"], rel=1e-6)
+
+
+def test_every_iteration_is_reported_once(refined):
+    _, result, rows = refined
+    assert [row["iteration"] for row in rows] == list(range(len(rows)))
+    assert list(result.history) == rows
+    assert result.summary["iterations"] == rows[-1]["iteration"]
+
+
+def test_standard_uncertainties_are_plausible(truth, refined):
+    _, result, _ = refined
+    problem, sites = truth
+    free = torch.tensor([[True, False, False], [True, True, True]])
+    assert (result.site_su[free] > 0).all() and (result.u_su > 0).all()
+    assert (result.site_su[~free] == 0).all()  # Si lies on an axis along x
+    error = (result.structure.site - sites).abs() * problem.structure.cell[:3]
+    assert (error[free] < 4 * result.site_su[free]).all()
+    assert result.site_su.max() < 0.005
+    assert 0.5 < result.summary["final"]["gof"] < 2
+
+
+def test_uncertainties_follow_the_noise(truth):
+    """Ten times the sigmas and the noise: ten times the uncertainties, about."""
+    problem, _ = truth
+    o = problem.observations
+    model = build_model(problem, SETTINGS, seed=0)
+    made = o.intensity
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(len(made), generator=generator, dtype=torch.float64)
+    noisy = o.replace(intensity=made + 10 * o.sigma * noise, sigma=10 * o.sigma)
+    results = [refinement(problem.replace(observations=x)).run() for x in (o, noisy)]
+    ratio = results[1].site_su[1] / results[0].site_su[1]
+    assert (ratio > 4).all() and (ratio < 25).all()
+    assert model.depth.shape == results[0].depth.shape
+
+
+def test_the_result_is_complete(truth, refined, tmp_path):
+    from dials_hybrid.data import save_records
+
+    problem, _ = truth
+    _, result, _ = refined
+    n, blocks = len(problem.observations.intensity), len(problem.scan.sweep)
+    assert result.calculated.shape == (n,) and result.thickness.shape == (blocks, 12)
+    assert torch.allclose(result.thickness.sum(1), torch.ones(blocks).double())
+    assert (result.scale > 0).all() and (result.sigma_weight > 0).all()
+    save_records(tmp_path / "result.h5", result=result)
+    back = load_records(tmp_path / "result.h5")["result"]
+    assert isinstance(back, Result) and torch.equal(back.calculated, result.calculated)
+    assert back.summary == result.summary
+
+
+# --- repeating, interrupting, continuing ----------------------------------------------------
+
+
+def same_state(first, second, rel=1e-9) -> None:
+    a, b = ({k: torch.tensor(v) for k, v in x.state.items()} for x in (first, second))
+    assert a.keys() == b.keys()
+    for k in a:
+        scale = float(a[k].abs().max()) + 1e-12
+        assert float((a[k] - b[k]).abs().max()) <= rel * scale, k
+
+
+def test_a_refinement_can_be_repeated(truth):
+    first, second = (refinement(truth[0], 2).run() for _ in range(2))
+    same_state(first, second, rel=0)
+    assert torch.equal(first.calculated, second.calculated)
+
+
+def test_the_seed_chooses_the_networks(truth):
+    neural = dataclasses.replace(SETTINGS, thickness="neural")
+    models = [build_model(truth[0], neural, seed) for seed in (0, 0, 1)]
+    first, again, other = (m.thickness.networks[0][0].weight for m in models)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_saved_state_continues_the_same_way(truth, tmp_path):
+    path = tmp_path / "checkpoint.h5"
+    whole = refinement(truth[0], 4).run()
+    part = refinement(truth[0], 2)
+    part.run()
+    part.save(path)
+    values = load_records(path)
+    again = Refinement(
+        values["problem"],
+        ModelSettings.from_dict(values["model_settings"]),
+        RefineSettings(**{**values["refine_settings"], "iterations": 4}),
+        state=State.from_dict(values["state"]),
+    )
+    assert again.state.iteration == 2 and again.state.proximity == part.state.proximity
+    continued = again.run()
+    same_state(whole, continued)
+    assert [row["iteration"] for row in continued.history] == [0, 1, 2, 3, 4]
+    assert torch.allclose(whole.start_calculated, continued.start_calculated)
+    assert continued.summary["wall_time_s"] >= part.state.seconds
+
+
+def test_a_checkpoint_is_written_while_the_loop_runs(truth, tmp_path):
+    path = tmp_path / "checkpoint.h5"
+    loop = refinement(truth[0], 1, checkpoint_seconds=0.0)
+    loop.progress.checkpoint = str(path)
+    loop.context = {"indexing": "h,k,l"}
+    loop.run()
+    values = load_records(path)
+    assert values["state"]["iteration"] == 1 and values["context"] == {"indexing": "h,k,l"}
+    assert isinstance(Problem.load(path), Problem)
+
+
+@pytest.mark.parametrize("when", [0, 1, 3])
+def test_an_interrupt_gives_the_result_so_far(truth, when):
+    def interrupt(row):
+        if row["iteration"] == when:
+            raise KeyboardInterrupt
+
+    result = refinement(truth[0], report=interrupt).run()
+    assert "interrupted" in result.stop_reason and not result.converged
+    assert result.summary["iterations"] == when
+    reference = refinement(truth[0], when).run()
+    same_state(reference, result)
+    assert torch.allclose(result.calculated, reference.calculated, rtol=1e-9)
+
+
+def test_the_iteration_limit_is_a_stop_reason(truth):
+    result = refinement(truth[0], 1).run()
+    assert "iteration limit" in result.stop_reason and not result.converged
+
+
+def test_free_reflections_do_not_steer(truth):
+    """Nonsense in the free set changes no parameter."""
+    problem, _ = truth
+    o = problem.observations
+    free = torch.zeros_like(o.free)
+    free[::7] = True
+    wrong = torch.where(free, 3 * o.intensity + 1, o.intensity)
+    first, second = (
+        refinement(problem.replace(observations=o.replace(intensity=i, free=free)), 2).run()
+        for i in (o.intensity, wrong)
+    )
+    for name in ("site", "u_iso", "u_star"):
+        a, b = getattr(first.structure, name), getattr(second.structure, name)
+        assert torch.allclose(a, b, atol=1e-9), name
+    assert first.summary["free"]["n"] == int(free.sum())
+    assert first.summary["n_all"] == int((~free).sum())
+    assert second.summary["free"]["r1_obs"] > first.summary["free"]["r1_obs"] + 0.1
+
+
+def test_estimate_gives_time_and_memory(truth):
+    seconds, held = refinement(truth[0]).estimate()
+    assert 0 < seconds < 60 and held > 0
+
+
+# --- validation -----------------------------------------------------------------------------
+
+
+def test_equivalents_and_friedel_mates_are_free_together():
+    structure = tiny.quartz()
+    hkl = torch.cartesian_prod(*[torch.arange(-4, 5)] * 3)
+    hkl = hkl[(hkl != 0).any(1)]
+    free = validation.choose_free(structure, hkl, 0.2, seed=3)
+    place = {tuple(h): bool(f) for h, f in zip(hkl.tolist(), free, strict=True)}
+    compared = 0
+    for rotation in structure.sym_rot.round().to(torch.int64):
+        for sign in (1, -1):
+            for h, mate in zip(hkl.tolist(), (sign * hkl @ rotation).tolist(), strict=True):
+                if tuple(mate) in place:
+                    assert place[tuple(h)] == place[tuple(mate)]
+                    compared += 1
+    assert compared > 5000
+    assert 0.1 < float(free.double().mean()) < 0.3
+
+
+def test_the_free_share_is_that_of_unique_reflections():
+    structure, o = tiny.quartz(), tiny.problem(blocks=20).observations
+    free = validation.choose_free(structure, o.hkl, 0.25, seed=0)
+    unique = torch.unique(validation._unique_index(structure, o.hkl), dim=0)
+    chosen = torch.unique(validation._unique_index(structure, o.hkl[free]), dim=0)
+    assert len(chosen) == round(0.25 * len(unique))
+    assert not validation.choose_free(structure, o.hkl, 0.0, seed=0).any()
+    assert torch.equal(free, validation.choose_free(structure, o.hkl, 0.25, seed=0))
+    assert not torch.equal(free, validation.choose_free(structure, o.hkl, 0.25, seed=1))
+
+
+def test_kept_blocks_hold_whole_observations(truth):
+    problem, _ = truth
+    chosen = torch.zeros(16, dtype=torch.bool)
+    chosen[[2, 3, 4, 9]] = True
+    kept = validation.keep_blocks(problem, chosen)
+    old, new = problem.observations, kept.observations
+    assert torch.equal(kept.scan.setting, problem.scan.setting[chosen])
+    blocks = torch.nonzero(chosen).flatten()
+    # every link is one of the old problem, seen through the row and the block's number
+    before = {}
+    for i in range(len(old.link_block)):
+        key = int(old.row[old.link_observation[i]])
+        link = (int(old.link_block[i]), int(old.link_first[i]), int(old.link_last[i]))
+        before.setdefault(key, set()).add(link)
+    after = {}
+    for i in range(len(new.link_block)):
+        key = int(new.row[new.link_observation[i]])
+        link = (int(blocks[new.link_block[i]]), int(new.link_first[i]), int(new.link_last[i]))
+        after.setdefault(key, set()).add(link)
+    allowed = set(blocks.tolist())
+    whole = {k: v for k, v in before.items() if {block for block, *_ in v} <= allowed}
+    assert after == whole and 0 < len(whole) < len(before)
+    assert torch.equal(new.intensity, old.intensity[torch.isin(old.row, new.row)])
+
+
+def test_kept_blocks_predict_the_same_intensities(truth):
+    problem, _ = truth
+    chosen = torch.arange(16) < 5
+    kept = validation.keep_blocks(problem, chosen)
+    whole, part = (build_model(p, SETTINGS, 0) for p in (problem, kept))
+    rows = torch.isin(problem.observations.row, kept.observations.row)
+    a = whole.intensities(whole.value_profiles())[rows]
+    assert torch.allclose(a, part.intensities(part.value_profiles()), rtol=1e-9)
+
+
+def test_blocks_without_a_whole_observation_leave_the_problem_alone(truth):
+    problem, _ = truth
+    assert validation.keep_blocks(problem, torch.zeros(16, dtype=torch.bool)) is problem
+
+
+@pytest.mark.parametrize("blocks", [4, 8, 15, 16, 100])
+def test_a_part_has_about_as_many_blocks(truth, blocks):
+    part = validation.part_of(truth[0], blocks)
+    assert len(part.scan.sweep) == min(blocks, 16)
+
+
+def test_the_true_thickness_has_the_lowest_r1(truth):
+    problem, sites = truth
+    exact = problem.replace(structure=problem.structure.replace(site=sites))
+    r1, thickness = validation.quick_r1(exact, SETTINGS)
+    assert 60 <= thickness <= 180 and r1 < 0.2
+    assert r1 < validation.quick_r1(problem, SETTINGS)[0]
+
+
+def test_the_wrong_hand_agrees_less_well(truth):
+    """Intensities of electrons tell P3221 from P3121."""
+    problem, sites = truth
+    s = problem.structure
+    mirrored = s.replace(site=-sites, sym_trans=-s.sym_trans, site_projector=s.site_projector)
+    right = problem.replace(structure=s.replace(site=sites))
+    wrong = problem.replace(structure=mirrored)
+    assert validation.quick_r1(wrong, SETTINGS)[0] > 1.1 * validation.quick_r1(right, SETTINGS)[0]
