@@ -18,7 +18,7 @@ MODEL = ROOT / "examples" / "quartz.cif"
 
 
 def data_folder() -> Path:
-    """Return the folder of measured data (DIALS_HYBRID_DATA, or shared/data beside the checkout)."""
+    """Return the folder of measured data: DIALS_HYBRID_DATA, or shared/data beside us."""
     return Path(os.environ.get("DIALS_HYBRID_DATA", ROOT.parent / "shared" / "data"))
 
 
@@ -44,7 +44,7 @@ def displaced(path: Path, out: Path, rms: float, seed: int, u_iso: float | None 
 def write_structure(structure, out: Path) -> None:
     """Write a cctbx structure as CIF with all digits that matter."""
     model = cif_file()
-    model["start"] = structure.as_cif_block()
+    model["start"] = structure.as_cif_block(format="coreCIF")
     out.write_text(str(model))
 
 

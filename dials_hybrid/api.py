@@ -1,30 +1,31 @@
 """From files to a refined structure, for Python scripts and for the commands.
 
-    from dials_hybrid import api
+from dials_hybrid import api
 
-    job = api.load(["integrated.expt", "integrated.refl"], "model.cif")
-    job = api.choose_setting(job)
-    outcome = api.refine(job)
-    outcome.structure.show_summary().show_scatterers()      # cctbx.xray.structure
-    outcome.miller_arrays["FOBS_corr"].show_summary()       # cctbx.miller.array
-    api.write(outcome, api.Outputs(structure="refined.cif", mtz="refined.mtz"))
+job = api.load(["integrated.expt", "integrated.refl"], "model.cif")
+job = api.choose_setting(job)
+outcome = api.refine(job)
+outcome.structure.show_summary().show_scatterers()      # cctbx.xray.structure
+outcome.miller_arrays["FOBS_corr"].show_summary()       # cctbx.miller.array
+api.write(outcome, api.Outputs(structure="refined.cif", mtz="refined.mtz"))
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from dials.util.version import dials_version
 
 from . import io_cif_mtz, io_dials, io_results, io_settings, report, validation
-from .data import InputError, Problem, Result, load_records, save_records
+from .data import InputError, Problem, Result, load_records
 from .io_cctbx import reconcile, to_structure, update_xray_structure
 from .io_dials import Loaded, Sampling, Selection
 from .io_structures import read_structure
@@ -36,6 +37,7 @@ logger = logging.getLogger("dials.hybrid.api")
 
 SEARCH_DEPTH = 2000.0  # A, thickness to which the search before the refinement goes
 SEARCH_BLOCKS = 40
+USUAL_PASSES = 6  # with derivatives; passes between them cost little
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Job:
     options: Options
     indexing: dict = field(default_factory=dict)
     state: State | None = None
+    messages: tuple = ()  # warnings so far
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,33 @@ class Outputs:
         return [n for n in dataclasses.asdict(self).values() if n is not None]
 
 
+def _remembering_warnings(function):
+    """Make a function that returns a Job add the warnings logged meanwhile to the job."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        with collected_warnings() as messages:
+            job = function(*args, **kwargs)
+        return dataclasses.replace(job, messages=(*job.messages, *messages))
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def collected_warnings():
+    """Yield a list that receives the warnings of this package while the body runs."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    own = logging.getLogger("dials.hybrid")
+    own.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        own.removeHandler(handler)
+
+
+@_remembering_warnings
 def load(files, structure, options: Options = Options()) -> Job:
     """Read .expt and .refl files and a structure file; return the job.
 
@@ -132,6 +162,7 @@ def load(files, structure, options: Options = Options()) -> Job:
     return Job(problem, xray_structure, loaded, options)
 
 
+@_remembering_warnings
 def choose_setting(job: Job) -> Job:
     """Find the hand, the indexing setting and the thickness that agree best with the data.
 
@@ -208,28 +239,23 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
 
     Raises InputError when memory runs out.
     """
-    collected: list[str] = []
-    handler = _Collector(collected)
-    logging.getLogger("dials.hybrid").addHandler(handler)
-    try:
+    with collected_warnings() as messages:
         refinement = _out_of_memory_explained(_make_refinement, job, progress)
         seconds, memory = _out_of_memory_explained(refinement.estimate)
         logger.info(
-            "Estimated time: %.0f s (%.1f s per iteration, about 12 of them); memory: %.1f GB\n",
-            12 * seconds,
+            "Estimated time: %.0f s (%.1f s per pass with derivatives, about %d of them); "
+            "memory: %.1f GB\n",
+            USUAL_PASSES * seconds,
             seconds,
+            USUAL_PASSES,
             memory / 1e9,
         )
         result = _out_of_memory_explained(refinement.run)
-    finally:
-        logging.getLogger("dials.hybrid").removeHandler(handler)
-    return outcome_of(job, refinement, result, collected)
+    return outcome_of(job, refinement, result, messages)
 
 
 def _make_refinement(job: Job, progress: Progress | None) -> Refinement:
-    refinement = Refinement(
-        job.problem, job.options.model, job.options.refine, progress, job.state
-    )
+    refinement = Refinement(job.problem, job.options.model, job.options.refine, progress, job.state)
     refinement.context = _context(job)
     counts = refinement.model.beams.counts
     logger.info(
@@ -255,15 +281,6 @@ def _out_of_memory_explained(function, *args):
         ) from error
 
 
-class _Collector(logging.Handler):
-    def __init__(self, messages: list[str]):
-        super().__init__(logging.WARNING)
-        self.messages = messages
-
-    def emit(self, record):
-        self.messages.append(record.getMessage())
-
-
 def outcome_of(job: Job, refinement: Refinement, result: Result, messages) -> Outcome:
     """Combine a result with the job into what is reported."""
     structure = update_xray_structure(job.xray_structure, result.structure)
@@ -273,7 +290,7 @@ def outcome_of(job: Job, refinement: Refinement, result: Result, messages) -> Ou
         job.problem,
         result,
         space_group=str(structure.space_group_info()),
-        warnings=[*job.problem.provenance.get("warnings", []), *messages],
+        warnings=[*job.messages, *messages],
         dials_version=dials_version(),
     )
     return Outcome(job, result, structure, contract, refinement)
@@ -282,9 +299,7 @@ def outcome_of(job: Job, refinement: Refinement, result: Result, messages) -> Ou
 def _hands(job: Job) -> dict:
     """What the test before the refinement says of the two hands of the chosen indexing."""
     chosen = job.indexing.get("operator")
-    scores = {
-        c["hand"]: c for c in job.indexing.get("candidates", []) if c["operator"] == chosen
-    }
+    scores = {c["hand"]: c for c in job.indexing.get("candidates", []) if c["operator"] == chosen}
     if len(scores) < 2:
         return {"tested": False}
     refined = "inverted" if job.indexing["inverted"] else "given"
@@ -302,13 +317,9 @@ def write(outcome: Outcome, outputs: Outputs) -> None:
     job, result = outcome.job, outcome.result
     problem = job.problem
     if job.loaded is not None and outputs.experiments:
-        io_results.write_experiments(
-            outputs.experiments, job.loaded.experiments, problem, result
-        )
+        io_results.write_experiments(outputs.experiments, job.loaded.experiments, problem, result)
     if job.loaded is not None and outputs.reflections:
-        io_results.write_reflections(
-            outputs.reflections, job.loaded.reflections, problem, result
-        )
+        io_results.write_reflections(outputs.reflections, job.loaded.reflections, problem, result)
     if outputs.structure:
         io_cif_mtz.write_cif(
             outputs.structure, outcome.structure, problem, result, outcome.contract
@@ -330,7 +341,7 @@ def _context(job: Job) -> dict:
     return {
         "structure_cif": cif_text(job.xray_structure),
         "indexing": job.indexing,
-        "free_fraction": job.options.free_fraction,
+        "messages": list(job.messages),
     }
 
 
@@ -339,22 +350,11 @@ def cif_text(xray_structure) -> str:
     import iotbx.cif.model
 
     model = iotbx.cif.model.cif()
-    model["start"] = xray_structure.as_cif_block()
+    model["start"] = xray_structure.as_cif_block(format="coreCIF")
     return str(model)
 
 
-def save_problem(job: Job, path) -> None:
-    """Write the problem with its settings, to be run elsewhere."""
-    save_records(
-        path,
-        problem=job.problem,
-        model_settings=job.options.model.to_dict(),
-        refine_settings=dataclasses.asdict(job.options.refine),
-        state=State().to_dict(),
-        context=_context(job),
-    )
-
-
+@_remembering_warnings
 def resume(path, options: Options | None = None) -> Job:
     """Return the job of a saved problem or checkpoint, to be refined on.
 
@@ -384,6 +384,7 @@ def resume(path, options: Options | None = None) -> Job:
         Options(model=ModelSettings.from_dict(records["model_settings"]), refine=settings),
         context["indexing"],
         State.from_dict(records["state"]),
+        tuple(context["messages"]),
     )
 
 

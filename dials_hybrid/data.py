@@ -68,7 +68,9 @@ class Record:
     def _expect(self, name: str, *shape: int) -> None:
         value = getattr(self, name)
         if tuple(value.shape) != shape:
-            raise ValueError(f"{type(self).__name__}.{name}: shape {tuple(value.shape)}, not {shape}")
+            raise ValueError(
+                f"{type(self).__name__}.{name}: shape {tuple(value.shape)}, not {shape}"
+            )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"{type(self).__name__}.{name} holds NaN or infinite values")
 
@@ -280,7 +282,9 @@ def replacing(path):
     A failed or killed run therefore leaves an existing file as it was.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    handle, temporary = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
+    )
     os.close(handle)
     umask = os.umask(0)
     os.umask(umask)

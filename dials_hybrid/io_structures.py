@@ -116,7 +116,7 @@ def _has_sites(block) -> bool:
 
 
 def _require_cell_and_symmetry(path: Path, block) -> None:
-    if "_cell_length_a" not in block:
+    if "_cell_length_a" not in block and "_cell.length_a" not in block:
         raise InputError(f"{path}: no unit cell; add _cell_length_a and the other cell items")
     symmetry = ("_space_group", "_symmetry")
     if not any(key.startswith(symmetry) for key in block):

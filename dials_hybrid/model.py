@@ -18,7 +18,6 @@ from .losses import SmoothScale
 from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
 from .thickness import MODELS, ThicknessPrior
 
-
 _DIRECTIONS = 8  # structure parameters differentiated together
 _CACHE_ELEMENTS = 150_000  # waves of a batch that still fit the processor's caches
 
@@ -216,9 +215,7 @@ class HybridModel(nn.Module):
         parts = []
         for batch in self.batches:
             if torch.is_grad_enabled():  # the waves of one batch at a time, made anew backwards
-                part = checkpoint(
-                    self.batch_profiles, batch, table, rotation, use_reentrant=False
-                )
+                part = checkpoint(self.batch_profiles, batch, table, rotation, use_reentrant=False)
             else:
                 part = self.batch_profiles(batch, table, rotation)
             parts.append(part)

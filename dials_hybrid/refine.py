@@ -106,7 +106,7 @@ class Refinement:
         self.saved = -math.inf
 
     def _restore(self) -> None:
-        values = {k: torch.tensor(v).double() for k, v in self.state.parameters.items()}
+        values = {k: torch.tensor(v, dtype=torch.float64) for k, v in self.state.parameters.items()}
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, parameter in own.items():
@@ -169,9 +169,12 @@ class Refinement:
                     reason, converged = "the last shifts are small against the errors", True
                     break
         except KeyboardInterrupt:
+            if not self.state.parameters:
+                raise  # nothing is refined yet
             logger.warning("Interrupted: writing the results of iteration %d", self.state.iteration)
             reason = "interrupted by the user"
             self._restore()
+            cheap = self.linearise()
         self._remember()
         return self._result(cheap, converged, reason)
 
@@ -179,10 +182,8 @@ class Refinement:
         """Fit thickness and scale alone, atoms and orientations fixed."""
         intensity = self.problem.observations.intensity
         calculated = self.intensities(cheap)
-        sigma = self.state.error_model.sigma(
-            self.problem.observations.sigma, intensity, self.s_sq
-        )
-        weight = 1 / sigma.square()
+        sigma = self.state.error_model.sigma(self.problem.observations.sigma, intensity, self.s_sq)
+        weight = (~self.problem.observations.free) / sigma.square()
         factor = (calculated * intensity * weight).sum() / (calculated.square() * weight).sum()
         with torch.no_grad():
             self.model.scale.log_scale += factor.clamp(min=1e-30).log()
@@ -298,8 +299,8 @@ class Refinement:
         calculated = self.intensities(cheap).detach()
         sigma_w = self.sigma_w(calculated)
         errors = uncertainty.standard_uncertainties(LeastSquares(cheap, sigma_w, 0))
-        start = torch.tensor(self.state.start["calculated"]).to(calculated)
-        kinematic = torch.tensor(self.state.start["kinematic"]).to(calculated)
+        start = calculated.new_tensor(self.state.start["calculated"])
+        kinematic = calculated.new_tensor(self.state.start["kinematic"])
         with torch.no_grad():
             result = Result(
                 structure=model.crystal.refined(),

@@ -66,9 +66,9 @@ def _u_su(crystal, covariance: Tensor) -> Tensor:
     variance = torch.einsum("pa,pq,qa->a", crystal.u_iso_basis, iso, crystal.u_iso_basis)
     # U_eq = trace(G u_star) / 3 with the metric tensor G
     g = metric(crystal.structure.cell)
-    weights = torch.stack(
-        [g[0, 0], g[1, 1], g[2, 2], 2 * g[0, 1], 2 * g[0, 2], 2 * g[1, 2]]
-    ).to(covariance)
+    weights = torch.stack([g[0, 0], g[1, 1], g[2, 2], 2 * g[0, 1], 2 * g[0, 2], 2 * g[1, 2]]).to(
+        covariance
+    )
     slopes = crystal.u_star_basis @ weights / 3
     aniso = covariance[n + m :, n + m :]
     variance = variance + torch.einsum("pa,pq,qa->a", slopes, aniso, slopes)

@@ -50,9 +50,7 @@ def _unique_index(structure: Structure, hkl: Tensor) -> Tensor:
     return every[torch.arange(len(hkl)), best]
 
 
-def quick_r1(
-    problem: Problem, settings: ModelSettings, device: str = "cpu"
-) -> tuple[float, float]:
+def quick_r1(problem: Problem, settings: ModelSettings, device: str = "cpu") -> tuple[float, float]:
     """Return (R1 of I > 3 sigma, thickness in A) of an unrefined structure.
 
     One thickness, searched over the depth grid, and one smooth scale are fitted.
@@ -119,8 +117,4 @@ def keep_blocks(problem: Problem, chosen: Tensor) -> Problem:
     linked["link_block"] = new_block[linked["link_block"]]
     linked["link_observation"] = new_row[linked["link_observation"]]
     blocks = {f.name: getattr(scan, f.name)[chosen] for f in dataclasses.fields(scan)}
-    return problem.replace(
-        observations=Observations(**rows, **linked), scan=type(scan)(**blocks)
-    )
-
-
+    return problem.replace(observations=Observations(**rows, **linked), scan=type(scan)(**blocks))

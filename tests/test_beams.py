@@ -1,12 +1,14 @@
 """Choice of beams, excitation errors and rotations."""
 
+import dataclasses
+
 import pytest
 import tiny
 import torch
 
 from dials_hybrid import beams
 from dials_hybrid.crystal import reciprocal_length_sq
-from dials_hybrid.data import InputError
+from dials_hybrid.data import InputError, Observations
 from dials_hybrid.model import HybridModel
 
 
@@ -88,21 +90,26 @@ def test_beams_of_a_block_are_distinct(chosen):
         assert (hkl[count:] == 0).all()
 
 
-def test_beams_are_those_near_the_sphere(problem, chosen):
-    """Against a loop over every reflection of a block on a fine grid of orientations."""
-    block, g_max, s_max = 1, 0.7, 0.005
-    scan, o = problem.scan, problem.observations
+@pytest.mark.parametrize("s_max", [0.005, 1e-5])
+def test_beams_are_those_near_the_sphere(problem, s_max):
+    """Against a loop over every reflection; with the small s_max all cross between samples."""
+    block, g_max = 1, 1.1
+    scan = problem.scan
+    # one observation alone, so that links do not bring the beams in
+    first = problem.observations
+    o = Observations(**{f.name: getattr(first, f.name)[:1] for f in dataclasses.fields(first)})
+    chosen = beams.choose_beams(problem.structure, scan, o, g_max, s_max)
     taken = {tuple(h) for h in chosen.hkl[block, : chosen.counts[block]].tolist()}
     linked = {tuple(h) for h in o.hkl[o.link_observation[o.link_block == block]].tolist()}
     near = set()
-    for h in torch.cartesian_prod(*[torch.arange(-5, 6)] * 3):
+    for h in torch.cartesian_prod(*[torch.arange(-6, 7)] * 3):
         if float(reciprocal_length_sq(problem.structure.cell, h)) > g_max**2:
             continue
         g = scan.setting[block] @ h.double()
         s = beams.excitation_errors(g[None], scan.s0[:1], scan.s0[:1].norm(dim=1))[0]
         if s.abs().min() <= s_max or (s.min() < 0 < s.max()):
             near.add(tuple(h.tolist()))
-    assert taken == near | linked | {(0, 0, 0)}
+    assert len(near) > 1 and taken == near | linked | {(0, 0, 0)}
 
 
 def test_lattice_points_fill_the_sphere():

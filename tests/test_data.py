@@ -142,7 +142,9 @@ def test_problem_comes_back_from_a_file_unchanged(problem, tmp_path):
 
 def test_a_file_holds_further_records_and_values(problem, tmp_path):
     path = tmp_path / "checkpoint.h5"
-    save_records(path, problem=problem, state={"iteration": 3, "loss": [1.5, None]}, x=torch.ones(2))
+    save_records(
+        path, problem=problem, state={"iteration": 3, "loss": [1.5, None]}, x=torch.ones(2)
+    )
     values = load_records(path)
     assert values["state"] == {"iteration": 3, "loss": [1.5, None]}
     assert torch.equal(values["x"], torch.ones(2))

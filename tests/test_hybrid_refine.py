@@ -1,5 +1,6 @@
 """dials.hybrid_refine as a user runs it, on a small simulated sweep."""
 
+import dataclasses
 import json
 import runpy
 import shutil
@@ -248,3 +249,40 @@ def test_real_quartz_improves_and_keeps_its_hand(quartz_dials, here):
     assert found["n_obs"] >= 780
     assert found["kinematic"]["r1_obs"] == pytest.approx(0.21, abs=0.02)
     assert found["final"]["r1_obs"] < 0.082
+
+
+def test_defaults_are_the_same_for_the_command_and_for_scripts():
+    chosen = hybrid_refine.refine_options(hybrid_refine.phil_scope.extract())
+    same_grid = chosen.model.depth.step == api.Options().model.depth.step
+    model = dataclasses.replace(chosen.model, depth=api.Options().model.depth)
+    refine_ = dataclasses.replace(chosen.refine, device=api.Options().refine.device)
+    assert same_grid
+    assert dataclasses.replace(chosen, model=model, refine=refine_) == api.Options()
+
+
+def test_two_sweeps_share_structure_and_keep_their_own_curves(crystal, here):
+    hybrid_simulate.run(
+        [
+            str(crystal.model),
+            "scan.images=12",
+            "d_min=0.8",
+            "crystal.seed=5",
+            "thickness.mean=400",
+            "thickness.width=40",
+            "noise.counts=2000",
+            "accuracy.g_max=1.4",
+            "accuracy.s_max=0.01",
+            "output.experiments=second.expt",
+            "output.reflections=second.refl",
+            "output.truth=None",
+        ]
+    )
+    files = [crystal.expt, crystal.refl, "second.expt", "second.refl", crystal.model]
+    hybrid_refine.run([*map(str, files), *QUICK, "refinement.iterations=3"])
+    found = json.loads(Path("dials.hybrid_refine.json").read_text())
+    thickness = {0: [], 1: []}
+    for sweep, mean in zip(found["thickness"]["sweep"], found["thickness"]["mean"], strict=True):
+        thickness[sweep].append(mean)
+    means = [sum(t) / len(t) for t in thickness.values()]
+    assert means == pytest.approx([600, 400], rel=0.2)
+    assert len(ExperimentList.from_file("hybrid_refined.expt", check_format=False)) == 2

@@ -84,7 +84,9 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts)
 def files(condition):
     """Parametrise over the files of those levels for which the condition holds."""
     chosen = [p for p in FILES if condition(LEVELS.get(room_of(p), 0))]
-    return pytest.mark.parametrize("path", chosen, ids=[str(p.relative_to(PACKAGE)) for p in chosen])
+    return pytest.mark.parametrize(
+        "path", chosen, ids=[str(p.relative_to(PACKAGE)) for p in chosen]
+    )
 
 
 def test_every_room_has_a_level():

@@ -211,19 +211,20 @@ def test_normal_equations_hold_the_gradient_of_the_cost(cheap):
         assert found == pytest.approx(float(gradient @ d), rel=1e-5), part
 
 
-def test_solve_finds_the_parameters_that_made_the_data(cheap):
+def test_solve_finds_the_intensities_that_made_the_data(problem):
+    model = disturbed(problem, thickness="distribution")
+    cheap = CheapModel(model, Linearisation(*model.tangents()))
     generator = torch.Generator().manual_seed(2)
     truth = cheap.start()
     truth[cheap.parts.crystal] += 0.5 * torch.randn(11, generator=generator).double()
     truth[cheap.parts.scale] += 1
     made = cheap.evaluate(truth, False)[0]
-    o = cheap.model.problem.observations
-    cheap.model.problem = cheap.model.problem.replace(observations=o.replace(intensity=made))
-    squares = LeastSquares(cheap, 0.02 * made.mean().expand_as(made), 1e-6)
+    o = problem.observations
+    model.problem = problem.replace(observations=o.replace(intensity=made))
+    squares = LeastSquares(cheap, 0.01 * made.mean().expand_as(made), 1e-6)
     x = solve(squares, cheap.start(), 60)
-    assert squares.cost(x) < 0.05 * squares.cost(cheap.start())
-    assert (cheap.evaluate(x, False)[0] - made).abs().max() < 0.02 * made.mean()
-    assert squares.total(solve(squares, x, 30)) > 0.9 * squares.total(x)
+    assert (cheap.evaluate(x, False)[0] - made).abs().max() < 0.01 * made.mean()
+    assert squares.total(x) <= squares.total(truth)
 
 
 # --- what does not change the result --------------------------------------------------------
@@ -340,9 +341,7 @@ def test_a_rotation_of_everything_changes_nothing(problem):
         normal=scan.normal @ turn.T,
         axis=scan.axis @ turn.T,
     )
-    first, second = (
-        disturbed(problem.replace(scan=s)).value_profiles() for s in (scan, turned)
-    )
+    first, second = (disturbed(problem.replace(scan=s)).value_profiles() for s in (scan, turned))
     assert torch.allclose(first, second, rtol=1e-7, atol=1e-14)
 
 
@@ -373,6 +372,8 @@ def test_kinematic_intensities_fit_kinematic_data(problem):
     o = problem.observations
     s_sq = model_room.crystal.reciprocal_length_sq(problem.structure.cell, o.hkl) / 4
     made = 70 * model.crystal(o.hkl).abs().square().detach() * torch.exp(-2 * 0.7 * s_sq)
-    model.problem = problem.replace(observations=o.replace(intensity=made, sigma=0.01 * made + 1e-6))
+    model.problem = problem.replace(
+        observations=o.replace(intensity=made, sigma=0.01 * made + 1e-6)
+    )
     found = kinematic_intensities(model, made)
     assert torch.allclose(found, made, rtol=1e-3, atol=1e-3)

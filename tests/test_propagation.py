@@ -114,7 +114,7 @@ def test_two_beams_follow_the_analytic_solution(method, s):
 
 @pytest.mark.parametrize("method", EXACT)
 def test_potential_acts_on_the_column_index(method):
-    """d psi_g / dz = 2 pi i sum_h V_gh psi_h: three beams whose phases tell V from its transpose."""
+    """d psi_g / dz = 2 pi i sum_h V_gh psi_h: three beams, V unlike its transpose."""
     v = torch.zeros(1, 3, 3, dtype=torch.complex128)
     v[0, 1, 0] = v[0, 2, 1] = 1e-3
     v[0, 2, 0] = 1e-3j
@@ -146,7 +146,8 @@ def test_padding_changes_nothing(method):
     wide_v[:, :n, :n] = v
     wide_s = torch.cat([s, torch.rand(1, extra, 3, dtype=torch.float64)], 1)
     plain, padded = (method(a, b, probe_all(n), GRID) for a, b in ((v, s), (wide_v, wide_s)))
-    assert torch.allclose(plain, padded, rtol=0, atol=1e-13)
+    # the far beams make torch.linalg.matrix_exp square more often
+    assert torch.allclose(plain, padded, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("method", EXACT + COARSE)
@@ -298,9 +299,7 @@ def test_tangents_are_the_transpose_of_the_gradient():
     out = Splitting()(v, s, probe, GRID)
     cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).double()
     gv, gs = torch.autograd.grad((out * cotangent).sum(), (v, s))
-    _, slopes = Splitting().tangents(
-        v.detach(), s.detach(), Moves(dv[None], ds[None]), probe, GRID
-    )
+    _, slopes = Splitting().tangents(v.detach(), s.detach(), Moves(dv[None], ds[None]), probe, GRID)
     along_v, along_s = ((slope * cotangent).sum() for slope in slopes)
     assert float(along_v) == pytest.approx(float((gv.conj() * dv).real.sum()), rel=1e-9)
     assert float(along_s) == pytest.approx(float((gs * ds).sum()), rel=1e-9)

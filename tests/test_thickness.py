@@ -39,7 +39,7 @@ def disturb(model, size=0.3, seed=5):
 
 
 def cost(model) -> float:
-    return 0.5 * float(model.prior_residuals().square().sum())
+    return 0.5 * float(model.prior_residuals().detach().square().sum())
 
 
 # --- conformance ----------------------------------------------------------------------------

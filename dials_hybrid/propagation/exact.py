@@ -60,9 +60,7 @@ class MatrixExp:
         self, potential: Tensor, excitation: Tensor, probe: Probe, grid: DepthGrid
     ) -> Tensor:
         """See the package's docstring."""
-        step = torch.linalg.matrix_exp(
-            2j * math.pi * grid.step * _matrices(potential, excitation)
-        )
+        step = torch.linalg.matrix_exp(2j * math.pi * grid.step * _matrices(potential, excitation))
         waves = start_waves(excitation, probe.incident, potential.dtype).transpose(1, 2)
         out = []
         for _ in range(grid.count):

@@ -204,7 +204,9 @@ class _Sweep(torch.autograd.Function):
                 # Im(mu psi) is the same on both sides of the phase
                 phase_flow[phase] -= (mu * turned).imag
                 mu = mu * phases[phase]
-        grad_s = sum(2 * math.pi * t * flow for t, flow in zip(plan.phases, phase_flow, strict=True))
+        grad_s = sum(
+            2 * math.pi * t * flow for t, flow in zip(plan.phases, phase_flow, strict=True)
+        )
         return (None, None, grad_s, *(g.conj() for g in grad_matrix))
 
 
