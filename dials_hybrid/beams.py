@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .crystal import reciprocal_length_sq
 from .data import InputError, Observations, Record, Scan, Structure
 
 BEAM_LIMIT = 2.0  # A^-1: couplings g - h reach twice as far, and the form factors end at 4 A^-1
@@ -42,6 +43,21 @@ def excitation_errors(vectors: Tensor, s0: Tensor, wavenumber: Tensor) -> Tensor
     return -along - vectors.square().sum(-1) / (2 * wavenumber.reshape(shape))
 
 
+def obliquity(scan: Scan, blocks: Tensor, hkl: Tensor, wavenumber: Tensor) -> Tensor:
+    """Return m_g = 1 / sqrt(1 + g_n / K_n) of beams hkl (f, N, 3) of some blocks (f,).
+
+    The components along the surface normal are those at the middle of each block. With the
+    structure matrix scaled by them |psi_g|^2 is the current of a beam, and all currents add up
+    to one (A. J. F. Metherell 1975, in Electron Microscopy in Materials Science, part II).
+    """
+    middle = scan.setting.shape[1] // 2
+    vectors = torch.einsum("fij,fnj->fni", scan.setting[blocks, middle], hkl.to(torch.float64))
+    normal, s0 = scan.normal[blocks], scan.s0[blocks]
+    k_n = wavenumber[blocks] * (normal * s0).sum(-1) / s0.norm(dim=-1)
+    g_n = (vectors * normal[:, None]).sum(-1)
+    return (1 + g_n / k_n[:, None]).rsqrt()
+
+
 def rotation_matrices(rotation_vector: Tensor) -> Tensor:
     """Return rotation matrices (..., 3, 3) of rotation vectors (..., 3) in rad."""
     x, y, z = rotation_vector.unbind(-1)
@@ -65,8 +81,6 @@ def lattice_points(structure: Structure, g_max: float) -> Tensor:
     limits = [int(g_max * float(length)) + 1 for length in cell[:3]]
     axes = [torch.arange(-n, n + 1) for n in limits]
     hkl = torch.cartesian_prod(*axes)
-    from .crystal import reciprocal_length_sq
-
     g_sq = reciprocal_length_sq(cell, hkl)
     keep = (g_sq <= g_max**2) & (hkl != 0).any(1)
     return hkl[keep & ~centring_absent(structure, hkl)]

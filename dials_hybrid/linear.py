@@ -18,6 +18,8 @@ from torch.func import functional_call, jacfwd
 
 from .model import HybridModel
 
+DAMPING_FLOOR = 1e-2  # keeps network weights that the data hardly see from jumping
+
 
 @dataclass(frozen=True)
 class Linearisation:
@@ -213,8 +215,8 @@ def solve(problem: LeastSquares, x: Tensor, iterations: int) -> Tensor:
     damping, cost = 1e-2, problem.total(x)
     for _ in range(iterations):
         gradient, matrix = problem.normal_equations(x)
-        for _ in range(8):
-            damped = matrix + torch.diag(damping * (matrix.diagonal() + 1e-6))
+        for _ in range(12):
+            damped = matrix + torch.diag(damping * (matrix.diagonal() + DAMPING_FLOOR))
             step = torch.linalg.solve(damped, -gradient)
             trial = problem.total(x + step)
             if trial < cost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -30,68 +29,48 @@ class SmoothScale(nn.Module):
         return self.stiffness**0.5 * self.roughness
 
 
-BONDING_S = 0.2  # A^-1, s = |g|/2 by which bonding and charge have faded from scattering factors
-
-
 @dataclass(frozen=True)
 class ErrorModel:
-    """sigma_w^2 = (k sigma)^2 + (p^2 + q^2 exp(-s^2 / BONDING_S^2)) I^2, t-distributed residuals.
+    """sigma_w^2 = (k sigma)^2 + (p I)^2 with residuals that follow Student's t distribution.
 
     Integration sigmas of electron data are too small, and intensities have errors in proportion
-    to themselves; low orders have further ones (q), because electrons see bonding and charge
-    there, which the scattering factors of neutral free atoms do not have (J. M. Zuo et al. 1999,
-    doi:10.1038/43403). The long tails of the t distribution keep outliers from pulling.
+    to themselves; the long tails of the t distribution keep outliers from pulling.
     """
 
     k: float = 1.0
     p: float = 0.05
-    q: float = 0.0
     freedom: float = 4.0
 
-    def sigma(self, sigma: Tensor, intensity: Tensor, s_sq: Tensor) -> Tensor:
-        """Return sigma_w (R,) for integration sigmas, intensities and s^2 in A^-2, each (R,)."""
-        relative_sq = self.p**2 + self.q**2 * torch.exp(-s_sq / BONDING_S**2)
-        return ((self.k * sigma).square() + relative_sq * intensity.clamp(min=0).square()).sqrt()
+    def sigma(self, sigma: Tensor, intensity: Tensor) -> Tensor:
+        """Return sigma_w (R,) for integration sigmas and intensities (R,)."""
+        return ((self.k * sigma).square() + (self.p * intensity.clamp(min=0)).square()).sqrt()
 
-    def robust_sigma(
-        self, observed: Tensor, calculated: Tensor, sigma: Tensor, s_sq: Tensor
-    ) -> Tensor:
+    def robust_sigma(self, observed: Tensor, calculated: Tensor, sigma: Tensor) -> Tensor:
         """Return (R,) the sigma that makes a least-squares residual pull as the t distribution.
 
         Iteratively reweighted least squares: weight (f + 1) / (f + r^2 / sigma_w^2), K. L. Lange,
         R. J. A. Little & J. M. G. Taylor 1989, doi:10.1080/01621459.1989.10478852.
         """
-        sigma_w = self.sigma(sigma, model_intensity(observed, calculated), s_sq)
+        sigma_w = self.sigma(sigma, model_intensity(observed, calculated))
         ratio_sq = ((observed - calculated) / sigma_w).square()
         return sigma_w * ((self.freedom + ratio_sq) / (self.freedom + 1)).sqrt()
 
 
-def fit_error_model(
-    observed: Tensor, calculated: Tensor, sigma: Tensor, s_sq: Tensor
-) -> ErrorModel:
-    """Choose k, p and q so that the residuals are most likely.
+def fit_error_model(observed: Tensor, calculated: Tensor, sigma: Tensor) -> ErrorModel:
+    """Choose k and p so that the residuals are most likely.
 
-    Maximum likelihood of the t distribution, by searches over logarithmic grids of one
-    parameter after the other; k is not allowed below one.
+    Maximum likelihood of the t distribution over a grid of logarithmic steps; k is not allowed
+    below one.
     """
-    grids = {
-        "k": torch.logspace(0, 1.3, 40).tolist(),
-        "p": torch.logspace(-2.3, 0, 60).tolist(),
-        "q": [0.0, *torch.logspace(-2, 0, 40).tolist()],
-    }
-    reference = model_intensity(observed, calculated)
+    freedom = ErrorModel().freedom
     residual_sq = (observed - calculated).square()
-
-    def cost(model: ErrorModel) -> float:
-        variance = model.sigma(sigma, reference, s_sq).square()
-        tails = (model.freedom + 1) * torch.log1p(residual_sq / variance / model.freedom)
-        return float((variance.log() + tails).sum())
-
-    best = ErrorModel(3.0, 0.1, 0.0)
-    for _ in range(4):
-        for name, values in grids.items():
-            best = min((dataclasses.replace(best, **{name: v}) for v in values), key=cost)
-    return best
+    reference = model_intensity(observed, calculated).clamp(min=0)
+    ks = torch.logspace(0, 1.3, 40, dtype=observed.dtype, device=observed.device)
+    ps = torch.logspace(-2.3, 0, 60, dtype=observed.dtype, device=observed.device)
+    variance = (ks[:, None, None] * sigma).square() + (ps[None, :, None] * reference).square()
+    tails = (freedom + 1) * torch.log1p(residual_sq / variance / freedom)
+    best = int((variance.log() + tails).sum(-1).argmin())
+    return ErrorModel(float(ks[best // len(ps)]), float(ps[best % len(ps)]))
 
 
 def model_intensity(observed: Tensor, calculated: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ class _Batch(Record):
 
     blocks: Tensor  # (f,)
     hkl: Tensor  # (f, N, 3)
+    obliquity: Tensor  # (f, N) m_g = 1 / sqrt(1 + g_n / K_n)
     coupling: Tensor  # (f, N, N) index into the table of unique g; the last entry is zero
     probe: Probe
     links: Tensor  # (l,) links of these blocks
@@ -166,7 +167,7 @@ class HybridModel(nn.Module):
         self.potential_factor = factor / (2 * float(self.wavenumber.mean()))
         order = torch.argsort(self.beams.counts, descending=True)
         self.batches = [
-            make_batch(self.problem, self.beams, coupling, blocks)
+            make_batch(self.problem, self.beams, coupling, blocks, self.wavenumber)
             for blocks in order.split(self._batch_size())
         ]
 
@@ -190,10 +191,18 @@ class HybridModel(nn.Module):
         return torch.cat([f, f.new_zeros(1)])
 
     def excitation(self, batch: _Batch, rotation: Tensor) -> Tensor:
-        """Return S_g (f, N, T) in A^-1 of a batch, in double precision."""
+        """Return S_g m_g^2 (f, N, T) in A^-1 of a batch, in double precision."""
         scan, blocks = self.problem.scan, batch.blocks
         vectors = self._vectors(batch, rotation)
-        return beams.excitation_errors(vectors, scan.s0[blocks], self.wavenumber[blocks])
+        s = beams.excitation_errors(vectors, scan.s0[blocks], self.wavenumber[blocks])
+        return s * batch.obliquity.square()[:, :, None]
+
+    def potential(self, batch: _Batch, table: Tensor) -> Tensor:
+        """Return U_(h-g) m_g m_h / 2K in A^-1, (..., f, N, N), from a table (..., M + 1)."""
+        m = batch.obliquity
+        return (table[..., batch.coupling] * (m[:, :, None] * m[:, None, :])).to(
+            self.settings.dtype
+        )
 
     def _vectors(self, batch: _Batch, rotation: Tensor) -> Tensor:
         """g in the laboratory frame, (f, N, T, 3) A^-1."""
@@ -205,7 +214,7 @@ class HybridModel(nn.Module):
         """Return the profiles of the links of one batch, (l, D)."""
         dtype = self.settings.dtype
         excitation = self.excitation(batch, rotation).to(dtype.to_real())
-        potential = table[batch.coupling].to(dtype)
+        potential = self.potential(batch, table)
         out = self.settings.propagator(potential, excitation, batch.probe, self.settings.depth)
         return out.flatten(0, 1)[batch.slot].double()
 
@@ -286,9 +295,9 @@ class HybridModel(nn.Module):
         groups = moved.split(_DIRECTIONS) if len(moved) else [moved]
         out = []
         for i, group in enumerate(groups):
-            moves = Moves(group[:, batch.coupling].to(dtype), turns if i == 0 else turns[:0])
+            moves = Moves(self.potential(batch, group), turns if i == 0 else turns[:0])
             profiles, slopes = self.settings.propagator.tangents(
-                table[batch.coupling].to(dtype), excitation, moves, batch.probe, self.settings.depth
+                self.potential(batch, table), excitation, moves, batch.probe, self.settings.depth
             )
             out.append(slopes)
         rotations = out[0][len(groups[0]) :]
@@ -297,7 +306,7 @@ class HybridModel(nn.Module):
         return profiles.flatten(0, 1)[batch.slot].double(), picked.double()
 
     def _excitation_moves(self, batch: _Batch, rotation: Tensor) -> Tensor:
-        """dS_g/d(local rotation) = -((K + g).(e x g)) / K, (2, f, N, T), per prior sigma."""
+        """m_g^2 dS_g/d(local rotation), dS_g = -((K + g).(e x g)) / K, (2, f, N, T), per sigma."""
         scan, blocks = self.problem.scan, batch.blocks
         vectors = self._vectors(batch, rotation)
         s0 = scan.s0[blocks]
@@ -307,7 +316,8 @@ class HybridModel(nn.Module):
         for e in self.orientation.directions[blocks].unbind(1):
             turned = torch.linalg.cross(e[:, None, None].expand_as(vectors), vectors)
             out.append(-(k_plus_g * turned).sum(-1) / self.wavenumber[blocks, None, None])
-        return self.orientation.sigma * torch.stack(out)
+        scale = self.orientation.sigma * batch.obliquity.square()[:, :, None]
+        return scale * torch.stack(out)
 
 
 def unique_couplings(beam_set: beams.BeamSet) -> tuple[Tensor, Tensor]:
@@ -327,7 +337,9 @@ def unique_couplings(beam_set: beams.BeamSet) -> tuple[Tensor, Tensor]:
     return hkl, torch.where(valid, place, len(unique))
 
 
-def make_batch(problem: Problem, beam_set, coupling: Tensor, blocks: Tensor) -> _Batch:
+def make_batch(
+    problem: Problem, beam_set, coupling: Tensor, blocks: Tensor, wavenumber: Tensor
+) -> _Batch:
     """Collect the beams, couplings and links of some blocks."""
     observations, scan = problem.observations, problem.scan
     n = int(beam_set.counts[blocks].max())
@@ -351,6 +363,7 @@ def make_batch(problem: Problem, beam_set, coupling: Tensor, blocks: Tensor) -> 
     return _Batch(
         blocks=blocks,
         hkl=beam_set.hkl[blocks, :n],
+        obliquity=beams.obliquity(scan, blocks, beam_set.hkl[blocks, :n], wavenumber),
         coupling=coupling[blocks][:, :n, :n],
         probe=Probe(torch.zeros(len(blocks), dtype=torch.int64), beam, weight),
         links=links,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import losses, uncertainty
-from .crystal import metric, reciprocal_length_sq
+from .crystal import metric
 from .data import Problem, Result, save_records
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
@@ -95,9 +95,6 @@ class Refinement:
         self.progress = progress or Progress()
         self.model = build_model(problem, model_settings, settings.seed, settings.device)
         self.problem = self.model.problem
-        cell = self.problem.structure.cell.cpu()
-        hkl = self.problem.observations.hkl
-        self.s_sq = reciprocal_length_sq(cell, hkl) / 4
         self.state = state or State()
         if self.state.parameters:
             self._restore()
@@ -154,7 +151,7 @@ class Refinement:
     def sigma_w(self, calculated: Tensor) -> Tensor:
         """Return the standard deviations of the error model, outliers let go, (R,)."""
         o = self.problem.observations
-        return self.state.error_model.robust_sigma(o.intensity, calculated, o.sigma, self.s_sq)
+        return self.state.error_model.robust_sigma(o.intensity, calculated, o.sigma)
 
     def run(self) -> Result:
         """Refine until convergence, the iteration limit or an interrupt."""
@@ -182,7 +179,7 @@ class Refinement:
         """Fit thickness and scale alone, atoms and orientations fixed."""
         intensity = self.problem.observations.intensity
         calculated = self.intensities(cheap)
-        sigma = self.state.error_model.sigma(self.problem.observations.sigma, intensity, self.s_sq)
+        sigma = self.state.error_model.sigma(self.problem.observations.sigma, intensity)
         weight = (~self.problem.observations.free) / sigma.square()
         factor = (calculated * intensity * weight).sum() / (calculated.square() * weight).sum()
         with torch.no_grad():
@@ -204,7 +201,7 @@ class Refinement:
         work = ~o.free
         calculated = self.intensities(cheap)
         self.state.error_model = losses.fit_error_model(
-            o.intensity[work], calculated[work], o.sigma[work], self.s_sq[work]
+            o.intensity[work], calculated[work], o.sigma[work]
         )
 
     def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, float, float]:

@@ -152,3 +152,14 @@ def test_screw_axes_do_not_remove_beams():
 def test_a_beam_limit_beyond_the_form_factors_is_refused(g_max):
     with pytest.raises(InputError, match=r"beams\.g_max"):
         beams.lattice_points(tiny.quartz(), g_max)
+
+
+def test_obliquity_is_that_of_the_normal_component():
+    scan_ = tiny.scan(blocks=2)
+    hkl = torch.tensor([[[0, 0, 0], [1, 0, 0], [2, -1, 1]]] * 2)
+    k = scan_.s0.norm(dim=-1)
+    m = beams.obliquity(scan_, torch.arange(2), hkl, k)
+    assert torch.allclose(m[:, 0], torch.ones(2).double())
+    middle = scan_.setting[:, scan_.setting.shape[1] // 2]
+    along = (torch.einsum("fij,fnj->fni", middle, hkl.double()) * scan_.normal[:, None]).sum(-1)
+    assert torch.allclose(m, 1 / (1 + along / k[:, None]).sqrt(), rtol=1e-12)
