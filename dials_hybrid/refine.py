@@ -163,6 +163,9 @@ class Refinement:
             while self.state.iteration < self.settings.iterations:
                 cheap, shift, gain = self._iterate(cheap)
                 if self._settled(shift, gain):
+                    if self.age > 1:  # settled on old derivatives: see whether fresh ones agree
+                        cheap = self.linearise()
+                        continue
                     reason, converged = "the last shifts are small against the errors", True
                     break
         except KeyboardInterrupt:
@@ -231,7 +234,7 @@ class Refinement:
                 cheap = self.linearise()
         else:
             gain, fresh, trial = 0.0, cheap, LeastSquares(cheap, sigma_w, 0)
-        if self.age >= STALE or gain < 0.5 * predicted:
+        if self.age >= STALE or gain < 0.25 * predicted:
             fresh = self.linearise()
             trial = LeastSquares(fresh, sigma_w, 0)
         state.iteration += 1
