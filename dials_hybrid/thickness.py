@@ -30,15 +30,16 @@ class ThicknessPrior:
     `smoothness` acts on third derivatives of log p over depth, which vanish for a Gaussian: a
     bell is free, a spike costs. `entropy` acts on log D - H, the information in p(t) relative
     to a flat one. `angle` acts on the change of the cumulative distribution over the rotation.
-    `thin` acts on the share thinner than about DEPTH_UNIT, which scatters too weakly to be seen;
-    `dip` on convex stretches of log p, valleys between peaks.
+    `ends` acts on the share within about DEPTH_UNIT of either end of the grid: crystal so thin
+    scatters too weakly to be seen, and both ends collect the errors of the model. `dip` acts on
+    convex stretches of log p, valleys between peaks.
     """
 
-    smoothness: float = 1.0
-    entropy: float = 1.0
+    smoothness: float = 0.03
+    entropy: float = 0.1
     angle: float = 100.0
-    thin: float = 1000.0
-    dip: float = 10.0
+    ends: float = 1000.0
+    dip: float = 0.3
 
 
 class SingleThickness(nn.Module):
@@ -91,19 +92,20 @@ class _SmoothDensity(nn.Module):
         return self.log_density().exp()
 
     def prior_residuals(self) -> Tensor:
-        """Return the residuals of the three priors."""
+        """Return the residuals of the priors."""
         log_p = self.log_density()[self.looked_at]
         blocks, step = len(log_p), float(self.depth[1] - self.depth[0]) / DEPTH_UNIT
         rough = torch.diff(log_p, n=3, dim=1) / step**3
         rough = rough * math.sqrt(self.prior.smoothness * step / blocks)
         information = math.log(len(self.depth)) + (log_p.exp() * log_p).sum(1)
         information = (2 * self.prior.entropy * information.clamp(min=1e-9) / blocks).sqrt()
-        thin = (log_p.exp() * torch.exp(-self.depth / DEPTH_UNIT)).sum(1)
-        thin = thin * math.sqrt(2 * self.prior.thin / blocks)
+        near = torch.exp(-self.depth / DEPTH_UNIT)
+        near = near + torch.exp((self.depth - self.depth[-1]) / DEPTH_UNIT)
+        ends = (log_p.exp() @ near) * math.sqrt(2 * self.prior.ends / blocks)
         dip = torch.relu(torch.diff(log_p, n=2, dim=1)) / step**2
         dip = dip * math.sqrt(self.prior.dip * step / blocks)
         changes = self._changes(log_p.exp(), step)
-        return torch.cat([rough.flatten(), information, thin, dip.flatten(), changes])
+        return torch.cat([rough.flatten(), information, ends, dip.flatten(), changes])
 
     def _changes(self, p: Tensor, step: float) -> Tensor:
         """Residuals of the change of p(t) between neighbouring blocks of a sweep."""

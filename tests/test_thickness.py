@@ -177,7 +177,7 @@ def test_information_is_relative_to_a_flat_distribution():
 
 
 def test_thin_crystal_costs():
-    thin, thick = (cost(shaped(only(thin=1.0), bell(t, 50.0))) for t in (80.0, 500.0))
+    thin, thick = (cost(shaped(only(ends=1.0), bell(t, 50.0))) for t in (80.0, 500.0))
     assert thin > 20 * thick
 
 

@@ -167,7 +167,7 @@ def _model_settings(params) -> ModelSettings:
             smoothness=prior.smoothness,
             entropy=prior.entropy,
             angle=prior.angle,
-            thin=prior.thin,
+            ends=prior.ends,
             dip=prior.dip,
         ),
         scale_spacing=math.radians(params.scale.spacing),
