@@ -30,9 +30,10 @@ class ThicknessPrior:
     `smoothness` acts on third derivatives of log p over depth, which vanish for a Gaussian: a
     bell is free, a spike costs. `entropy` acts on log D - H, the information in p(t) relative
     to a flat one. `angle` acts on the change of the cumulative distribution over the rotation.
-    `ends` acts on the share within about DEPTH_UNIT of either end of the grid: crystal so thin
-    scatters too weakly to be seen, and both ends collect the errors of the model. `dip` acts on
-    convex stretches of log p, valleys between peaks.
+    `ends` acts on the share within about DEPTH_UNIT of either end of the grid (a sixth of the
+    thickness at the start, if that is less): crystal so thin scatters too weakly to be seen, and
+    both ends collect the errors of the model. `dip` acts on convex stretches of log p, valleys
+    between peaks.
     """
 
     smoothness: float = 0.03
@@ -78,6 +79,8 @@ class _SmoothDensity(nn.Module):
         self.register_buffer("looked_at", torch.arange(0, len(angle), stride))
         self.register_buffer("start", -0.5 * ((depth - start) / (0.35 * start)) ** 2)
         self.prior = prior
+        # how far from its ends the grid is distrusted; thin crystals must stay possible
+        self.reach = min(DEPTH_UNIT, start / 6)
 
     def coefficients(self) -> Tensor:
         """Return the spline coefficients of every block, (F, J)."""
@@ -99,9 +102,9 @@ class _SmoothDensity(nn.Module):
         rough = rough * math.sqrt(self.prior.smoothness * step / blocks)
         information = math.log(len(self.depth)) + (log_p.exp() * log_p).sum(1)
         information = (2 * self.prior.entropy * information.clamp(min=1e-9) / blocks).sqrt()
-        near = torch.exp(-self.depth / DEPTH_UNIT)
-        near = near + torch.exp((self.depth - self.depth[-1]) / DEPTH_UNIT)
-        ends = (log_p.exp() @ near) * math.sqrt(2 * self.prior.ends / blocks)
+        near = torch.exp(-self.depth / self.reach)
+        near = near + torch.exp((self.depth - self.depth[-1]) / self.reach)
+        ends = (log_p.exp() * near).sum(1) * math.sqrt(2 * self.prior.ends / blocks)
         dip = torch.relu(torch.diff(log_p, n=2, dim=1)) / step**2
         dip = dip * math.sqrt(self.prior.dip * step / blocks)
         changes = self._changes(log_p.exp(), step)
