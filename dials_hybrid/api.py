@@ -313,7 +313,11 @@ def _hands(job: Job) -> dict:
 
 
 def write(outcome: Outcome, outputs: Outputs) -> None:
-    """Write the chosen files, each complete or not at all."""
+    """Write the chosen files, each complete or not at all.
+
+    Raises InputError, before anything is written, when one cannot be.
+    """
+    io_results.check_writable(outputs.names())
     job, result = outcome.job, outcome.result
     problem = job.problem
     if job.loaded is not None and outputs.experiments:

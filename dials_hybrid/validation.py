@@ -10,8 +10,7 @@ from torch import Tensor
 
 from . import losses
 from .data import Observations, Problem, Structure
-from .model import ModelSettings
-from .refine import Refinement, RefineSettings
+from .model import HybridModel, ModelSettings
 
 
 @dataclass(frozen=True)
@@ -55,27 +54,24 @@ def quick_r1(problem: Problem, settings: ModelSettings, device: str = "cpu") -> 
 
     One thickness, searched over the depth grid, and one smooth scale are fitted.
     """
-    settings = dataclasses.replace(settings, thickness="single")
-    refinement = Refinement(problem, settings, RefineSettings(device=device))
-    profiles = refinement.model.value_profiles()
-    best = min(
-        (_r1_at(refinement, profiles, i), float(depth))
-        for i, depth in enumerate(refinement.model.depth)
+    model = HybridModel(problem, dataclasses.replace(settings, thickness="single"), device)
+    profiles = model.value_profiles()
+    return min(
+        (_r1_at(model, profiles, i), float(depth))
+        for i, depth in enumerate(model.depth)
         if i % 2 == 0
     )
-    return best
 
 
-def _r1_at(refinement: Refinement, profiles: Tensor, depth: int) -> float:
-    o = refinement.problem.observations
+def _r1_at(model: HybridModel, profiles: Tensor, depth: int) -> float:
+    o = model.problem.observations
     raw = torch.zeros_like(o.intensity).index_add(0, o.link_observation, profiles[:, depth])
-    scale = _block_scales(refinement, raw)
-    return losses.r1(o.intensity, raw * scale, o.observed)
+    return losses.r1(o.intensity, raw * _smooth_scales(model, raw), o.observed)
 
 
-def _block_scales(refinement: Refinement, raw: Tensor) -> Tensor:
+def _smooth_scales(model: HybridModel, raw: Tensor) -> Tensor:
     """A scale that varies smoothly over the rotation, by local ratios of amplitudes."""
-    o, weight = refinement.problem.observations, refinement.model.scale_matrix
+    o, weight = model.problem.observations, model.scale_matrix
     fo, fc = losses.amplitudes(o.intensity), losses.amplitudes(raw)
     above, below = weight.T @ (fo * fc), weight.T @ fc.square()
     total = (fo * fc).sum() / fc.square().sum()

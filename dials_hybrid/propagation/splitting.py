@@ -131,6 +131,7 @@ class Plan:
 
 
 def make_plan(scheme: str, grid: DepthGrid, substeps: int) -> Plan:
+    """Return the stage table of a scheme of SCHEMES with `substeps` steps between depths."""
     a, b = SCHEMES[scheme]
     h = grid.step / substeps
     # |psi|^2 does not see a trailing phase: it joins the first phase of the next step; at the
@@ -159,6 +160,7 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan: Plan, probe: Probe, excitation: Tensor, *matrices: Tensor) -> Tensor:
+        """Return the profiles (F, B, D); keeps the waves if a gradient will be asked for."""
         need_grad = any(ctx.needs_input_grad)
         dtype = matrices[0].dtype
         waves = start_waves(excitation, probe.incident, dtype)
@@ -183,6 +185,7 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        """Return the gradients by excitation errors (F, N, T) and exponentials (F, N, N)."""
         excitation, *matrices = ctx.saved_tensors
         plan, probe = ctx.plan, ctx.probe
         before, seen = reversed(ctx.before), reversed(ctx.seen)
