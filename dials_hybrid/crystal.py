@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import InputError, Structure
+from .valence import INDEPENDENT_ATOMS, Valence, ValenceSettings, neutral_charges
 
 G_LIMIT = 4.0  # A^-1, where the tabulated form factors end
 SITE_UNIT = 0.01  # A, the step in which free site parameters are counted
@@ -57,14 +58,14 @@ def _allowed_directions(projector: Tensor, scale: Tensor) -> Tensor:
 
 
 class CrystalModel(nn.Module):
-    """Sites and displacement parameters of a structure as free parameters.
+    """Sites, displacement parameters and valence of a structure as free parameters.
 
     Parameters (zero at the start): `site_shift`, in SITE_UNIT, along the allowed directions of
     each site; `u_shift`, in U_UNIT, of each isotropic atom and of each allowed component of
-    anisotropic ones.
+    anisotropic ones; `charge_shift` and `dipole_shift`, in the sigma of their priors.
     """
 
-    def __init__(self, structure: Structure):
+    def __init__(self, structure: Structure, valence: ValenceSettings = INDEPENDENT_ATOMS):
         super().__init__()
         self.structure = structure
         self.register_buffer("site_basis", self._site_basis(structure))
@@ -75,6 +76,11 @@ class CrystalModel(nn.Module):
         self.u_shift = nn.Parameter(
             new(len(self.u_iso_basis) + len(self.u_star_basis), dtype=torch.float64)
         )
+        self.valence_settings = valence
+        self.register_buffer("charge_basis", self._charge_basis(structure, valence))
+        dipoles = len(self.site_basis) if valence.model == "dipole" else 0
+        self.charge_shift = nn.Parameter(new(len(self.charge_basis), dtype=torch.float64))
+        self.dipole_shift = nn.Parameter(new(dipoles, dtype=torch.float64))
 
     @staticmethod
     def _site_basis(structure: Structure) -> Tensor:
@@ -107,6 +113,15 @@ class CrystalModel(nn.Module):
                 rows.append(row)
         return torch.stack(rows) if rows else torch.zeros(0, len(structure.labels), 6).double()
 
+    @staticmethod
+    def _charge_basis(structure: Structure, valence: ValenceSettings) -> Tensor:
+        """(P, K) charges of the elements per free parameter, in the prior's sigma."""
+        count = torch.zeros(len(structure.elements), dtype=torch.float64)
+        atoms = (structure.weight * structure.occ).to("cpu", torch.float64)
+        count.index_add_(0, structure.type.cpu(), atoms)
+        basis = neutral_charges(count)
+        return basis if valence.model != "none" else basis[:0]
+
     def site(self) -> Tensor:
         """Fractional coordinates, (A, 3)."""
         return self.structure.site + torch.einsum(
@@ -125,9 +140,42 @@ class CrystalModel(nn.Module):
             "p,pai->ai", U_UNIT * self.u_shift[n:], self.u_star_basis
         )
 
+    def valence(self) -> Valence | None:
+        """Charges and dipoles, None if the model has none."""
+        settings = self.valence_settings
+        if settings.model == "none":
+            return None
+        dipole = settings.dipole_sigma * self.dipole_shift
+        basis = self.site_basis[: len(dipole)]
+        return Valence(
+            settings.charge_sigma * self.charge_shift @ self.charge_basis,
+            torch.einsum("p,pai->ai", dipole, basis),
+            settings.radius,
+        )
+
     def forward(self, hkl: Tensor) -> Tensor:
         """Return F(g) in A of reflections hkl (M, 3); complex128 (M,)."""
-        return structure_factors(self.structure, hkl, self.site(), self.u_iso(), self.u_star())
+        return structure_factors(
+            self.structure, hkl, self.site(), self.u_iso(), self.u_star(), self.valence()
+        )
+
+    def slices(self) -> dict[str, slice]:
+        """Return where each parameter lies in the vector of all, in their fixed order."""
+        out, start = {}, 0
+        for name, parameter in self.named_parameters():
+            out[name] = slice(start, start + parameter.numel())
+            start = out[name].stop
+        return out
+
+    @torch.no_grad()
+    def step(self, x: Tensor) -> None:
+        """Add a vector of steps to the parameters, in the order of `slices`."""
+        for name, part in self.slices().items():
+            getattr(self, name).add_(x[part])
+
+    def prior_residuals(self) -> Tensor:
+        """Return the residuals of the priors of charges and dipoles."""
+        return torch.cat([self.charge_shift, self.dipole_shift])
 
     @torch.no_grad()
     def refined(self) -> Structure:
@@ -154,7 +202,12 @@ def form_factors(structure: Structure, s_sq: Tensor) -> Tensor:
 
 
 def structure_factors(
-    structure: Structure, hkl: Tensor, site: Tensor, u_iso: Tensor, u_star: Tensor
+    structure: Structure,
+    hkl: Tensor,
+    site: Tensor,
+    u_iso: Tensor,
+    u_star: Tensor,
+    valence: Valence | None = None,
 ) -> Tensor:
     """Return F(g) = sum f_e occ T exp(2 pi i g.r) in A, complex128 (M,), for hkl (M, 3).
 
@@ -164,10 +217,10 @@ def structure_factors(
     """
     per_row = len(structure.sym_rot) * len(structure.labels)
     chunks = hkl.split(max(1, _CHUNK_ELEMENTS // per_row))
-    return torch.cat([_sum_atoms(structure, h, site, u_iso, u_star) for h in chunks])
+    return torch.cat([_sum_atoms(structure, h, site, u_iso, u_star, valence) for h in chunks])
 
 
-def _sum_atoms(structure, hkl, site, u_iso, u_star) -> Tensor:
+def _sum_atoms(structure, hkl, site, u_iso, u_star, valence) -> Tensor:
     g_sq = reciprocal_length_sq(structure.cell, hkl)
     h = hkl.to(torch.float64)
     # h.(R x + t) = (h R).x + h.t: rotate the index, not the atoms
@@ -177,8 +230,12 @@ def _sum_atoms(structure, hkl, site, u_iso, u_star) -> Tensor:
     products = torch.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], dim=-1)
     u_star = torch.where(structure.anisotropic[:, None], u_star, torch.zeros_like(u_star))
     damping = torch.exp(-2 * math.pi**2 * torch.einsum("msk,ak->msa", products, u_star))
-    waves = torch.polar(damping, 2 * math.pi * phase).sum(1)
+    waves = torch.polar(damping, 2 * math.pi * phase)
     u_iso = torch.where(structure.anisotropic, torch.zeros_like(u_iso), u_iso)
-    isotropic = torch.exp(-2 * math.pi**2 * g_sq[:, None] * u_iso)
+    share = torch.exp(-2 * math.pi**2 * g_sq[:, None] * u_iso) * structure.occ * structure.weight
     f = form_factors(structure, g_sq / 4)[:, structure.type]
-    return (waves * (f * isotropic * structure.occ * structure.weight)).sum(-1)
+    total = (waves.sum(1) * (f * share)).sum(-1)
+    if valence is None:
+        return total
+    shared = (waves * valence.moments(h_rot, structure.type)).sum(1)
+    return total + (shared * share).sum(-1) * valence.shape(g_sq / 4)

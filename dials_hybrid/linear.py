@@ -56,13 +56,14 @@ class CheapModel:
         self.names = [n for n, _ in model.thickness.named_parameters()]
         self.shapes = [p.shape for p in model.thickness.parameters()]
         counts = [
-            linearisation.crystal.shape[1],
+            linearisation.crystal.shape[1],  # the valence terms, which have priors, come last
             model.orientation.offset.numel(),
             sum(p.numel() for p in model.thickness.parameters()),
             model.scale.log_scale.numel(),
         ]
         ends = torch.tensor([0, *counts]).cumsum(0).tolist()
         self.parts = Parts(*(slice(a, b) for a, b in zip(ends, ends[1:], strict=False)), ends[-1])
+        self.valence = slice(ends[1] - len(model.crystal.prior_residuals()), ends[1])
 
     def start(self) -> Tensor:
         """Return x at the model's present parameters: zero steps."""
@@ -76,9 +77,7 @@ class CheapModel:
     def apply(self, x: Tensor) -> None:
         """Write x into the model's parameters, steps added."""
         model, parts = self.model, self.parts
-        n_sites = len(model.crystal.site_shift)
-        model.crystal.site_shift += x[parts.crystal][:n_sites]
-        model.crystal.u_shift += x[parts.crystal][n_sites:]
+        model.crystal.step(x[parts.crystal])
         model.orientation.offset += x[parts.orientation].view_as(model.orientation.offset)
         for p, value in zip(
             model.thickness.parameters(), self._split(x[parts.thickness]), strict=True
@@ -128,7 +127,8 @@ class CheapModel:
         smooth = model.scale.prior_operator() @ x[parts.scale]
         offset = model.orientation.offset.detach().flatten() + x[parts.orientation]
         wobble = model.orientation.prior_operator() @ offset
-        prior = torch.cat([thick_prior, smooth, wobble])
+        valence = model.crystal.prior_residuals().detach() + x[self.valence]
+        prior = torch.cat([thick_prior, smooth, wobble, valence])
         if not jacobian:
             return scale * raw, prior, None, None
         blocks = {
@@ -156,12 +156,19 @@ class CheapModel:
     def _prior_jacobian(self, d_thick_prior: Tensor) -> Tensor:
         parts, model = self.parts, self.model
         smooth, wobble = model.scale.prior_operator(), model.orientation.prior_operator()
-        rows = [len(d_thick_prior), len(smooth), len(wobble)]
-        out = d_thick_prior.new_zeros(sum(rows), parts.size)
-        out[: rows[0], parts.thickness] = d_thick_prior
-        out[rows[0] : rows[0] + rows[1], parts.scale] = smooth
-        out[rows[0] + rows[1] :, parts.orientation] = wobble
-        return out
+        identity = torch.eye(self.valence.stop - self.valence.start).to(d_thick_prior)
+        blocks = (
+            (parts.thickness, d_thick_prior),
+            (parts.scale, smooth),
+            (parts.orientation, wobble),
+            (self.valence, identity),
+        )
+        rows = []
+        for columns, block in blocks:
+            row = d_thick_prior.new_zeros(len(block), parts.size)
+            row[:, columns] = block
+            rows.append(row)
+        return torch.cat(rows)
 
 
 class _Both(torch.nn.Module):

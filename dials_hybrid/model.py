@@ -17,6 +17,7 @@ from .data import Problem, Record
 from .losses import SmoothScale
 from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
 from .thickness import MODELS, ThicknessPrior
+from .valence import ValenceSettings
 
 _DIRECTIONS = 8  # structure parameters differentiated together
 _CACHE_ELEMENTS = 150_000  # waves of a batch that still fit the processor's caches
@@ -37,6 +38,7 @@ class ModelSettings:
     thickness: str = "neural"
     thickness_start: float = 400.0
     prior: ThicknessPrior = ThicknessPrior()
+    valence: ValenceSettings = ValenceSettings()
     scale_spacing: float = math.radians(10)
     scale_stiffness: float = 1.0
     orientation_spacing: float = math.radians(1)
@@ -60,6 +62,7 @@ class ModelSettings:
             "depth": DepthGrid(**values["depth"]),
             "propagator": Splitting(**values["propagator"]),
             "prior": ThicknessPrior(**values["prior"]),
+            "valence": ValenceSettings(**values["valence"]),
         }
         return cls(**{**values, **nested})
 
@@ -128,7 +131,7 @@ class HybridModel(nn.Module):
         self.beams = beams.choose_beams(
             problem.structure, scan, observations, settings.g_max, settings.s_max
         )
-        self.crystal = crystal.CrystalModel(problem.structure)
+        self.crystal = crystal.CrystalModel(problem.structure, settings.valence)
         self.orientation = OrientationCurve(
             scan,
             settings.orientation_spacing,
@@ -253,17 +256,20 @@ class HybridModel(nn.Module):
                 self.thickness.prior_residuals(),
                 self.scale.prior_operator() @ self.scale.log_scale,
                 self.orientation.prior_operator() @ offset,
+                self.crystal.prior_residuals(),
             ]
         )
 
     @torch.no_grad()
-    def tangents(self) -> tuple[Tensor, Tensor, Tensor]:
+    def tangents(self, structure: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Return profiles (L, D) and their derivatives by structure and orientation.
 
-        (L, P, D) per unit of each free parameter of the structure, and (L, 2, D) per local
-        rotation of one prior sigma about the two directions across the beam.
+        (L, P, D) per unit of each free parameter of the structure, none of them unless
+        `structure`, and (L, 2, D) per local rotation of one prior sigma about the two directions
+        across the beam.
         """
         table, moved = self.potential_table(), self.potential_moves()
+        moved = moved if structure else moved[:0]
         rotation = self.orientation()
         parts = [self.batch_tangents(batch, table, moved, rotation) for batch in self.batches]
         order = torch.argsort(torch.cat([batch.links for batch in self.batches]))
@@ -272,15 +278,14 @@ class HybridModel(nn.Module):
 
     def potential_moves(self) -> Tensor:
         """(P, M + 1): derivative of the potential table by each free structure parameter."""
-        names = ("site_shift", "u_shift")
-        given = {name: getattr(self.crystal, name).detach() for name in names}
+        given = {name: p.detach() for name, p in self.crystal.named_parameters()}
 
         def table(values):
             f = functional_call(self.crystal, values, (self.unique_g,))
             return torch.view_as_real(f * self.potential_factor)
 
         slopes = jacfwd(table)(given)
-        moves = torch.cat([slopes[name] for name in names], -1)
+        moves = torch.cat([slopes[name] for name in given], -1)
         moves = torch.view_as_complex(moves.permute(2, 0, 1).contiguous())
         return torch.cat([moves, moves.new_zeros(len(moves), 1)], 1)
 

@@ -26,7 +26,7 @@ from .model import HybridModel, ModelSettings
 
 logger = logging.getLogger("dials.hybrid.refine")
 
-STALE = 4  # iterations after which derivatives are formed anew
+STALE = 6  # iterations after which derivatives by the structure are formed anew
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RefineSettings:
     """Choices of the loop; see phil/hybrid_refine.phil for their meaning."""
 
     iterations: int = 25
-    cost_tolerance: float = 1e-3
+    cost_tolerance: float = 2e-3
     site_tolerance: float = 5e-4  # A
     error_model_updates: int = 5
     seed: int = 0
@@ -136,13 +136,13 @@ class Refinement:
         return CheapModel(self.model, Linearisation(*self.model.tangents()))
 
     def follow(self, cheap: CheapModel) -> CheapModel:
-        """Propagate at the present parameters, but keep the derivatives of `cheap`.
+        """Propagate at the present parameters, but keep the structure's derivatives of `cheap`.
 
-        Values cost a tenth of derivatives, which change slowly.
+        Those by orientation cost a fraction of theirs, and change most.
         """
         self.age += 1
-        profiles = self.model.value_profiles()
-        return CheapModel(self.model, dataclasses.replace(cheap.lin, profiles=profiles))
+        profiles, _, orientation = self.model.tangents(structure=False)
+        return CheapModel(self.model, Linearisation(profiles, cheap.lin.crystal, orientation))
 
     def intensities(self, cheap: CheapModel) -> Tensor:
         """Return the calculated intensities at the point of linearisation."""
@@ -223,9 +223,9 @@ class Refinement:
             fresh = self.follow(cheap)
             trial = LeastSquares(fresh, sigma_w, 0)
             gain = before - trial.cost(fresh.start())
-            if gain > 0.6 * predicted:
+            if gain > 0.8 * predicted:
                 state.proximity = max(state.proximity / 4, 1e-2)
-            elif gain < 0.25 * predicted:
+            elif gain < 0.4 * predicted:
                 state.proximity *= 4
             if gain > 0 or predicted <= 1e-6 * before:
                 break
@@ -234,7 +234,7 @@ class Refinement:
                 cheap = self.linearise()
         else:
             gain, fresh, trial = 0.0, cheap, LeastSquares(cheap, sigma_w, 0)
-        if self.age >= STALE or gain < 0.25 * predicted:
+        if self.age >= STALE:
             fresh = self.linearise()
             trial = LeastSquares(fresh, sigma_w, 0)
         state.iteration += 1
@@ -348,6 +348,23 @@ class Refinement:
                 "n": int(free.sum()),
             },
             "error_model": dataclasses.asdict(self.state.error_model),
+            "valence": self._valence(errors),
+        }
+
+    @torch.no_grad()
+    def _valence(self, errors) -> dict:
+        """Charges (e) of the elements and dipoles (e A, along the cell axes) of the atoms."""
+        found, structure = self.model.crystal.valence(), self.problem.structure
+        settings = dataclasses.asdict(self.model.settings.valence)
+        if found is None:
+            return settings
+        dipole = found.dipole * structure.cell[:3]
+        of_elements = zip(structure.elements, found.charge, errors.charge, strict=True)
+        of_atoms = zip(structure.labels, dipole, errors.dipole, strict=True)
+        return {
+            **settings,
+            "charge": {e: {"value": float(q), "su": float(su)} for e, q, su in of_elements},
+            "dipole": {e: {"value": m.tolist(), "su": su.tolist()} for e, m, su in of_atoms},
         }
 
     def _agreement(self, calculated: Tensor, sigma_w: Tensor) -> dict:

@@ -17,6 +17,8 @@ class Uncertainties:
 
     site: Tensor  # (A, 3) A, along the cell axes
     u: Tensor  # (A,) A^2, of U_iso or U_eq
+    charge: Tensor  # (K,) e
+    dipole: Tensor  # (A, 3) e A, along the cell axes
     effective_parameters: float  # trace of data information over all information
     structure_parameters: int
     goodness_of_fit: float
@@ -45,6 +47,8 @@ def standard_uncertainties(problem: LeastSquares) -> Uncertainties:
     return Uncertainties(
         site=_site_su(cheap.model.crystal, part),
         u=_u_su(cheap.model.crystal, part),
+        charge=_charge_su(cheap.model.crystal, part),
+        dipole=_dipole_su(cheap.model.crystal, part),
         effective_parameters=effective,
         structure_parameters=len(part),
         goodness_of_fit=fit_sq**0.5,
@@ -52,17 +56,33 @@ def standard_uncertainties(problem: LeastSquares) -> Uncertainties:
 
 
 def _site_su(crystal, covariance: Tensor) -> Tensor:
-    n = len(crystal.site_shift)
-    variance = torch.einsum(
-        "pai,pq,qai->ai", crystal.site_basis, covariance[:n, :n], crystal.site_basis
-    )
-    lengths = crystal.structure.cell[:3]
-    return SITE_UNIT * variance.clamp(min=0).sqrt() * lengths
+    return SITE_UNIT * _vector_su(crystal, covariance, "site_shift")
+
+
+def _dipole_su(crystal, covariance: Tensor) -> Tensor:
+    sigma = crystal.valence_settings.dipole_sigma
+    return sigma * _vector_su(crystal, covariance, "dipole_shift")
+
+
+def _vector_su(crystal, covariance: Tensor, name: str) -> Tensor:
+    """(A, 3) s.u. along the cell axes of a quantity that the basis of the sites spans."""
+    part = crystal.slices()[name]
+    basis = crystal.site_basis[: part.stop - part.start]
+    variance = torch.einsum("pai,pq,qai->ai", basis, covariance[part, part], basis)
+    return variance.clamp(min=0).sqrt() * crystal.structure.cell[:3]
+
+
+def _charge_su(crystal, covariance: Tensor) -> Tensor:
+    part, basis = crystal.slices()["charge_shift"], crystal.charge_basis
+    variance = torch.einsum("pk,pq,qk->k", basis, covariance[part, part], basis)
+    return crystal.valence_settings.charge_sigma * variance.clamp(min=0).sqrt()
 
 
 def _u_su(crystal, covariance: Tensor) -> Tensor:
-    n, m = len(crystal.site_shift), len(crystal.u_iso_basis)
-    iso = covariance[n : n + m, n : n + m]
+    m = len(crystal.u_iso_basis)
+    part = crystal.slices()["u_shift"]
+    covariance = covariance[part, part]
+    iso = covariance[:m, :m]
     variance = torch.einsum("pa,pq,qa->a", crystal.u_iso_basis, iso, crystal.u_iso_basis)
     # U_eq = trace(G u_star) / 3 with the metric tensor G
     g = metric(crystal.structure.cell)
@@ -70,6 +90,6 @@ def _u_su(crystal, covariance: Tensor) -> Tensor:
         covariance
     )
     slopes = crystal.u_star_basis @ weights / 3
-    aniso = covariance[n + m :, n + m :]
+    aniso = covariance[m:, m:]
     variance = variance + torch.einsum("pa,pq,qa->a", slopes, aniso, slopes)
     return U_UNIT * variance.clamp(min=0).sqrt()

@@ -15,6 +15,7 @@ LEVELS = {
     "electron": 0,
     "data": 1,
     "curves": 1,
+    "valence": 1,
     "crystal": 2,
     "beams": 2,
     "propagation": 2,

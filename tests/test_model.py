@@ -83,11 +83,11 @@ def test_tangents_agree_with_autograd(model):
     reference = model.profiles()
     assert torch.allclose(profiles, reference.detach(), rtol=1e-11, atol=0)
     cotangent = weights(reference)
-    parameters = (model.crystal.site_shift, model.crystal.u_shift, model.orientation.offset)
-    site, u, offset = torch.autograd.grad((reference * cotangent).sum(), parameters)
-    found = torch.einsum("ld,lpd->p", cotangent, crystal)
-    scale = torch.cat([site, u]).abs().max()
-    assert (found - torch.cat([site, u])).abs().max() < 1e-9 * scale
+    parameters = (*model.crystal.parameters(), model.orientation.offset)
+    *atoms, offset = torch.autograd.grad((reference * cotangent).sum(), parameters)
+    found, expected = torch.einsum("ld,lpd->p", cotangent, crystal), torch.cat(atoms)
+    assert len(found) == 4 + 7 + 1 + 4  # sites, displacements, charges, dipoles
+    assert (found - expected).abs().max() < 1e-9 * expected.abs().max()
     # a local rotation of a block is its row of the spline matrix times the knots
     block = model.problem.observations.link_block
     local = torch.einsum("ld,lkd->lk", cotangent, orientation)
@@ -103,6 +103,14 @@ def test_tangents_by_orientation_are_exact_where_nothing_is_turned(problem):
     found = torch.einsum("lkd,k->ld", orientation, direction[0])
     expected = central(model.orientation.offset, direction, model.value_profiles, 1e-3)
     assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+def test_tangents_without_the_structure_are_the_same_but_for_it(model):
+    profiles, _, orientation = model.tangents()
+    found = model.tangents(structure=False)
+    assert torch.allclose(found[0], profiles, rtol=1e-12)
+    assert found[1].shape[1] == 0
+    assert torch.allclose(found[2], orientation, rtol=1e-9, atol=1e-12)
 
 
 def test_many_directions_go_in_groups(model, monkeypatch):
@@ -124,7 +132,8 @@ def test_sites_without_freedom_leave_the_displacements(problem, anisotropic):
     assert len(model.crystal.site_shift) == 0
     assert len(model.crystal.u_shift) == (12 if anisotropic else 2)
     profiles, crystal, orientation = model.tangents()
-    assert crystal.shape == (len(profiles), len(model.crystal.u_shift), 12)
+    moved = len(model.crystal.u_shift) + len(model.crystal.charge_shift)
+    assert crystal.shape == (len(profiles), moved, 12)
     assert crystal.abs().amax((0, 2)).min() > 0 and orientation.isfinite().all()
     model.profiles().sum().backward()
     assert model.crystal.u_shift.grad.abs().min() > 0
@@ -216,7 +225,8 @@ def test_solve_finds_the_intensities_that_made_the_data(problem):
     cheap = CheapModel(model, Linearisation(*model.tangents()))
     generator = torch.Generator().manual_seed(2)
     truth = cheap.start()
-    truth[cheap.parts.crystal] += 0.5 * torch.randn(11, generator=generator).double()
+    sites = model.crystal.slices()["u_shift"].stop
+    truth[:sites] += 0.5 * torch.randn(sites, generator=generator).double()
     truth[cheap.parts.scale] += 1
     made = cheap.evaluate(truth, False)[0]
     o = problem.observations

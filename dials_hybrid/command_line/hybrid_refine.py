@@ -41,6 +41,7 @@ from ..phil_files import phil_text
 from ..propagation import DepthGrid
 from ..refine import Progress, RefineSettings
 from ..thickness import ThicknessPrior
+from ..valence import ValenceSettings
 from . import common
 from .progress import Reporter
 
@@ -170,6 +171,12 @@ def _model_settings(params) -> ModelSettings:
             ends=prior.ends,
             dip=prior.dip,
         ),
+        valence=ValenceSettings(
+            model=params.valence.model,
+            radius=params.valence.radius,
+            charge_sigma=params.valence.charge_sigma,
+            dipole_sigma=params.valence.dipole_sigma,
+        ),
         scale_spacing=math.radians(params.scale.spacing),
         scale_stiffness=params.scale.stiffness,
         orientation_spacing=math.radians(params.orientation.spacing),
@@ -220,6 +227,24 @@ def log_outcome(outcome: api.Outcome) -> None:
         u = _with_su(site["u_iso"], site["u_iso_su"])
         rows.append(f"  {site['label']:<6} {xyz[0]:>12} {xyz[1]:>12} {xyz[2]:>12} {u:>12}")
     logger.info("%s %s\n%s\n", "Refined structure,", c["space_group"], "\n".join(rows))
+    _log_valence(c["valence"])
+
+
+def _log_valence(valence: dict) -> None:
+    """Log charges and dipoles, when there are any."""
+    charges = [
+        f"{element} {_with_su(q['value'], q['su'])}"
+        for element, q in valence.get("charge", {}).items()
+    ]
+    if charges:
+        logger.info("Valence charges, e: %s", ", ".join(charges))
+    dipoles = [
+        f"{label} ({', '.join(map(_with_su, m['value'], m['su']))})"
+        for label, m in valence.get("dipole", {}).items()
+        if any(m["su"])
+    ]
+    if dipoles:
+        logger.info("Dipoles along the cell axes, e A: %s\n", ", ".join(dipoles))
 
 
 def _with_su(value: float, su: float | None) -> str:

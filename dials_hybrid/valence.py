@@ -1,0 +1,79 @@
+"""Valence electrons: what tabulated form factors of free, spherical atoms leave out.
+
+In a crystal atoms share electrons. Electron scattering sees it in the low orders, by the
+Mott-Bethe relation (N. F. Mott 1930, doi:10.1098/rspa.1930.0082; H. Bethe 1930,
+doi:10.1002/andp.19303970302)
+
+    delta f_e(g) = (q + 2 pi i g.mu) exp(-b s^2) / (8 pi^2 a_0 s^2),  s = |g| / 2,
+
+for a charge q (units of e, positive where electrons were lost) and a dipole moment mu (e A) of
+an atom, the first two terms of a multipole expansion (N. K. Hansen & P. Coppens 1978,
+doi:10.1107/S0567739478001886), spread over a Gaussian valence shell with
+b = 8 pi^2 <r^2> / 3. Without the dipoles the sites answer for them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BOHR = 0.529177210903  # A, CODATA 2018
+MOTT_BETHE = 1 / (8 * math.pi**2 * BOHR)  # A^-1
+MODELS = ("none", "charge", "dipole")
+
+
+@dataclass(frozen=True)
+class ValenceSettings:
+    """Which terms are refined, and the Gaussian priors that hold them.
+
+    `model`: "none"; "charge", one charge per element, the cell neutral; "dipole", these and the
+    dipole of every atom that its site symmetry allows. `radius` is the r.m.s. radius of the
+    valence shell in A; `charge_sigma` (e) and `dipole_sigma` (e A) are the expected sizes.
+    """
+
+    model: str = "dipole"
+    radius: float = 0.68
+    charge_sigma: float = 0.3
+    dipole_sigma: float = 0.2
+
+    def __post_init__(self):
+        if self.model not in MODELS:
+            raise ValueError(f"ValenceSettings.model is {self.model}, not one of {MODELS}")
+
+
+INDEPENDENT_ATOMS = ValenceSettings("none")
+
+
+@dataclass(frozen=True)
+class Valence:
+    """Charges and dipoles of a structure of A atoms and K elements."""
+
+    charge: Tensor  # (K,) e
+    dipole: Tensor  # (A, 3) e times fractional coordinates
+    radius: float  # A
+
+    def shape(self, s_sq: Tensor) -> Tensor:
+        """Return the form factor of unit charge in A at s^2 (M,) in A^-2; zero at s = 0.
+
+        There the charges of a neutral cell cancel, and its dipole has no meaning in the bulk.
+        """
+        b = 8 * math.pi**2 * self.radius**2 / 3
+        away = s_sq > 0
+        safe = torch.where(away, s_sq, torch.ones_like(s_sq))
+        return torch.where(away, MOTT_BETHE * torch.exp(-b * safe) / safe, torch.zeros_like(safe))
+
+    def moments(self, h_rot: Tensor, kind: Tensor) -> Tensor:
+        """Return q + 2 pi i g.mu (M, S, A) for rotated indices h_rot (M, S, 3), kinds (A,)."""
+        turned = 2 * math.pi * torch.einsum("msj,aj->msa", h_rot, self.dipole)
+        return torch.complex(self.charge[kind].expand_as(turned), turned)
+
+
+def neutral_charges(count: Tensor) -> Tensor:
+    """Return an orthonormal basis (K - 1, K) of charges that leave the cell neutral.
+
+    `count` (K,) is the number of atoms of each element.
+    """
+    return torch.linalg.svd(count[None].to(torch.float64))[2][1:]
