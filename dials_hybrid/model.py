@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd
 from torch.utils.checkpoint import checkpoint
 
-from . import beams, crystal, electron
+from . import absorption, beams, crystal, electron
+from .absorption import Absorption, NoAbsorption
 from .curves import CurveBasis
 from .data import Problem, Record
 from .losses import SmoothScale
@@ -33,6 +34,7 @@ class ModelSettings:
     s_max: float = 0.02
     depth: DepthGrid = DepthGrid(40.0, 30)
     propagator: Propagator = Splitting()
+    absorption: Absorption = NoAbsorption()
     precision: str = "single"
     thickness: str = "neural"
     thickness_start: float = 400.0
@@ -51,7 +53,7 @@ class ModelSettings:
 
     def to_dict(self) -> dict:
         """Return nested dicts of plain numbers, for files."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "absorption": absorption.to_dict(self.absorption)}
 
     @classmethod
     def from_dict(cls, values: dict) -> ModelSettings:
@@ -59,6 +61,8 @@ class ModelSettings:
         nested = {
             "depth": DepthGrid(**values["depth"]),
             "propagator": Splitting(**values["propagator"]),
+            # files of versions before there was absorption do not have it
+            "absorption": absorption.from_dict(values.get("absorption", {"model": "none"})),
             "prior": ThicknessPrior(**values["prior"]),
         }
         return cls(**{**values, **nested})
@@ -186,9 +190,18 @@ class HybridModel(nn.Module):
         return 8 if self.settings.precision == "single" else 16
 
     def potential_table(self) -> Tensor:
-        """Return U_g / 2K (A^-1) of the unique couplings, with a zero at the end."""
-        f = self.crystal(self.unique_g) * self.potential_factor
+        """Return (U_g + iU'_g) / 2K (A^-1) of the unique couplings, with a zero at the end.
+
+        U_0 / 2K, which is in the wavenumber, is left out.
+        """
+        f = self.optical()(self.unique_g) * self.potential_factor
         return torch.cat([f, f.new_zeros(1)])
+
+    def optical(self) -> absorption.Optical:
+        """Return the module that gives F + iF' of the crystal."""
+        return absorption.Optical(
+            self.crystal, self.settings.absorption, self.problem.scan.wavelength
+        )
 
     def excitation(self, batch: _Batch, rotation: Tensor) -> Tensor:
         """Return S_g m_g^2 (f, N, T) in A^-1 of a batch, in double precision."""
@@ -198,7 +211,7 @@ class HybridModel(nn.Module):
         return s * batch.obliquity.square()[:, :, None]
 
     def potential(self, batch: _Batch, table: Tensor) -> Tensor:
-        """Return U_(h-g) m_g m_h / 2K in A^-1, (..., f, N, N), from a table (..., M + 1)."""
+        """Return (U + iU')_(h-g) m_g m_h / 2K (..., f, N, N) in A^-1 from a table (..., M + 1)."""
         m = batch.obliquity
         return (table[..., batch.coupling] * (m[:, :, None] * m[:, None, :])).to(
             self.settings.dtype
@@ -272,11 +285,12 @@ class HybridModel(nn.Module):
 
     def potential_moves(self) -> Tensor:
         """(P, M + 1): derivative of the potential table by each free structure parameter."""
-        names = ("site_shift", "u_shift")
-        given = {name: getattr(self.crystal, name).detach() for name in names}
+        optical = self.optical()
+        names = ("crystal.site_shift", "crystal.u_shift")
+        given = {name: optical.get_parameter(name).detach() for name in names}
 
         def table(values):
-            f = functional_call(self.crystal, values, (self.unique_g,))
+            f = functional_call(optical, values, (self.unique_g,))
             return torch.view_as_real(f * self.potential_factor)
 
         slopes = jacfwd(table)(given)
@@ -323,7 +337,7 @@ class HybridModel(nn.Module):
 def unique_couplings(beam_set: beams.BeamSet) -> tuple[Tensor, Tensor]:
     """Return unique h - g (M, 3) and, for every pair of beams of a block, its place (F, N, N).
 
-    Padded beams and the diagonal (whose mean potential is part of K) get the place M.
+    The diagonal has the place of g = 0; padded beams get the place M.
     """
     difference = beam_set.hkl[:, None, :, :] - beam_set.hkl[:, :, None, :]
     reach = int(difference.abs().max())
@@ -333,7 +347,6 @@ def unique_couplings(beam_set: beams.BeamSet) -> tuple[Tensor, Tensor]:
     unique, place = torch.unique(key, return_inverse=True)
     hkl = torch.stack([unique // base**2, unique // base % base, unique % base], 1) - reach
     valid = beam_set.valid[:, :, None] & beam_set.valid[:, None, :]
-    valid = valid & (difference != 0).any(-1)
     return hkl, torch.where(valid, place, len(unique))
 
 

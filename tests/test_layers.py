@@ -16,6 +16,7 @@ LEVELS = {
     "data": 1,
     "curves": 1,
     "crystal": 2,
+    "absorption": 2,
     "beams": 2,
     "propagation": 2,
     "thickness": 2,
