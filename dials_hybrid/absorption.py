@@ -24,6 +24,10 @@ sigma = int |gamma f|^2 [1 - exp(-2B s'^2)] d Omega with d Omega = 4 d^2s' / K^2
 f'(0, B) = 2 gamma lambda int ..., and gamma lambda = h / m0 v. U' has one gamma of the mass in
 U_g and a second one of the scattering, as f' grows with gamma lambda.
 
+The form factors of `Structure` end at s = 2 A^-1, and so do these: f'(0) of O and Si is 4 to 9 %
+smaller, for B from 1 to 0.5 A^2, than with the whole of Rutherford scattering (M. Thomas, A.
+Cleverley & R. Beanland 2024, Acta Cryst. A80, 146-150); more where f' is weak, at high s.
+
 Valence electrons, plasmons and core losses are not in it: they mostly scatter to angles so
 small that the electrons stay within their reflections.
 """

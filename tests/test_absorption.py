@@ -105,23 +105,20 @@ def test_form_factor_is_the_integral(element, along, across):
 
 @pytest.mark.parametrize("element, b", PUBLISHED)
 def test_form_factor_agrees_with_published_ones(element, b):
-    """Ours lack what atoms scatter beyond s = 2 A^-1, a tenth and less."""
+    """With the scattering beyond s = 2 A^-1, which the Gaussians lack: about a tenth."""
     p = np.array(PUBLISHED[element, b])
     gamma = 1 + VOLTAGE / electron.REST_ENERGY_V
-    for s in (0.0, 0.2, 0.4, 0.8):
+    for s in (0.0, 0.2, 0.4):
         beta_f = p[0:8:2] @ np.exp(-p[1:8:2] * s**2) + p[8]
         published = beta_f / math.sqrt(1 - gamma**-2) * math.exp(-b * s**2)
         assert integrated(with_tail(element), s, b, b) == pytest.approx(published, rel=0.025)
-        assert 0.8 * published < damped(element, [s], b, b)[0] < published
-    assert damped(element, [0.0], b, b)[0] > 0.9 * (p[0:8:2].sum() + p[8]) / 0.6954
+        assert 0.88 * published < damped(element, [s], b, b)[0] < published
 
 
 def test_still_atoms_do_not_absorb():
-    for b in (0.0, 1e-4, 1e-2):
-        found = damped("Si", [0.0, 0.7, 2.0], b, b)
-        assert np.abs(found).max() <= 3 * b * 0.2
+    assert np.abs(damped("Si", [0.0, 0.7, 2.0], 0.0, 0.0)).max() < 1e-15
     one, two = (damped("Si", [0.0, 0.7], b, b) for b in (1e-4, 2e-4))
-    assert two == pytest.approx(2 * one, rel=1e-2)
+    assert 0 < one[0] < 1e-4 and two == pytest.approx(2 * one, rel=1e-2)
 
 
 def test_mean_absorption_is_the_cross_section():
@@ -142,7 +139,8 @@ def test_mean_absorption_is_the_cross_section():
     gamma = electron.lorentz_factor(wavelength)
     rate = (gamma * 2.0 * np.exp(-3 * s_sq)) ** 2
     rate *= 1 - np.exp(-2 * 8 * math.pi**2 * 0.01 * s_sq)
-    sigma = np.trapz(rate * 2 * math.pi * np.sin(theta), theta)
+    ring = rate * 2 * math.pi * np.sin(theta)
+    sigma = float((ring[1:] + ring[:-1]).sum() / 2 * theta[1])
     expected = np.exp(-sigma / volume * grid.depths(dtype=torch.float64).numpy())
     assert out.numpy() == pytest.approx(expected, rel=1e-5)
     assert out[-1] < 0.999
@@ -263,9 +261,9 @@ def test_splitting_agrees_with_the_exponential(scheme):
     n, f = 12, 2
     v, s, probe = absorbing(n, f), excitations(n, f), probe_all(n, f)
     expected = MatrixExp()(v, s, probe, GRID)
-    assert expected.sum(1).max() < 0.99
+    assert expected.sum(1)[:, -1].max() < 0.99, "nothing was absorbed"
     found = Splitting(scheme, 200 if scheme == "strang" else 6)(v, s, probe, GRID)
-    assert (found - expected).abs().max() < 1e-6
+    assert (found - expected).abs().max() < 5e-6
 
 
 @pytest.mark.parametrize("method", [Splitting(), Splitting("blanes_moan_4", 2), MatrixExp()])
@@ -299,7 +297,7 @@ def test_tangents_of_an_absorbing_potential_are_the_transpose_of_the_gradient():
 def test_two_beams_absorb_anomalously(method):
     """At S = 0 the Bloch waves C = (1, +-1) / sqrt 2 see U'_0 +- U'_g (P. B. Hirsch et al.,
     Electron Microscopy of Thin Crystals, 1965, chapter 9)."""
-    mean, real, imaginary = 4e-5, 1.5e-3, 3e-5  # U'_0, U_g, U'_g over 2K
+    mean, real, imaginary = 1.5e-4, 1.5e-3, 1.2e-4  # U'_0, U_g, U'_g over 2K
     phase = np.exp(0.7j)
     v = torch.zeros(1, 2, 2, dtype=torch.complex128)
     v[0, 0, 0] = v[0, 1, 1] = 1j * mean
@@ -317,7 +315,7 @@ def test_two_beams_absorb_anomalously(method):
     # far inside, the wave that is between the atoms is left: it decays at U'_0 - U'_g
     last = torch.log(out.sum(0)[-20:])
     slope = float((last[-1] - last[0]) / (t[-1] - t[-20]))
-    assert slope == pytest.approx(-2 * (mean - imaginary), rel=0.05)
+    assert slope == pytest.approx(-2 * (mean - imaginary), rel=1e-3)
 
 
 def test_eigen_refuses_what_it_cannot_do():
@@ -351,7 +349,7 @@ def test_only_absorption_loses_electrons(problem, chosen):
             assert (total - 1).abs().max() < 1e-12
         else:
             assert (torch.diff(total, dim=1) < 0).all() and (total[:, 0] < 1).all()
-            assert 0.2 < total[:, -1].min() and total[:, -1].max() < 0.995
+            assert total[:, -1].min() > 0.2 and total[:, -1].max() < 0.995
 
 
 def test_the_matrix_has_the_mean_absorption_on_its_diagonal(problem):
@@ -363,7 +361,9 @@ def test_the_matrix_has_the_mean_absorption_on_its_diagonal(problem):
     for batch in model.batches:
         v = model.potential(batch, table)
         skew = (v - v.mH) / 2j  # U' m_g m_h / 2K
-        expected = model.potential_factor * mean * batch.obliquity.square()
+        # padded slots absorb nothing
+        beams = torch.arange(v.shape[1]) < model.beams.counts[batch.blocks, None]
+        expected = beams * model.potential_factor * mean * batch.obliquity.square()
         assert torch.allclose(v.diagonal(dim1=1, dim2=2), 1j * expected, rtol=1e-12)
         assert torch.linalg.eigvalsh(skew).min() > -0.02 * float(expected.max())
         elastic = HybridModel(problem, tiny.settings())
@@ -408,7 +408,7 @@ def test_thermal_absorption_is_a_few_percent_of_the_potential(problem):
     f = model.crystal(hkl).detach()
     absorbed = Thermal().structure_factors(model.crystal, hkl, f, problem.scan.wavelength)
     ratio = (absorbed.detach().abs() / f.abs())[f.abs() > 0.2 * f.abs().max()]
-    assert 0.002 < ratio.min() and ratio.max() < 0.1
+    assert ratio.min() > 0.002 and ratio.max() < 0.1
 
 
 @pytest.mark.parametrize("name", MODELS)

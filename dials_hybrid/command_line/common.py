@@ -162,7 +162,8 @@ def absorption_model(params) -> absorption.Absorption:
     """Return the model that the PHIL scope `absorption` describes."""
     if params.model == "proportional":
         return absorption.Proportional(params.ratio)
-    return absorption.MODELS[params.model]()
+    # PHIL reads the word none as None
+    return absorption.MODELS[params.model or "none"]()
 
 
 def check_outputs(outputs: Mapping[str, str | None], inputs: Sequence[str] = ()) -> None:
