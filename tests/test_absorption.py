@@ -175,15 +175,12 @@ def test_structure_factors_are_differentiable_in_all_of_the_motion():
 
     def f(site, u_iso, u_star):
         return torch.view_as_real(
-            thermal(structure, HKL, site=site, u_iso=0.01 * u_iso, u_star=1e-3 * u_star)
+            thermal(structure, HKL[:4], site=site, u_iso=0.01 * u_iso, u_star=1e-3 * u_star)
         )
 
     inputs = (structure.site, structure.u_iso / 0.01 + 0.1, structure.u_star / 1e-3)
     inputs = tuple(x.clone().requires_grad_() for x in inputs)
     assert torch.autograd.gradcheck(f, inputs, eps=1e-5, atol=1e-8, rtol=1e-5)
-    assert torch.autograd.gradcheck(
-        f, inputs, eps=1e-5, atol=1e-8, rtol=1e-5, check_forward_ad=True, check_backward_ad=False
-    )
 
 
 def test_negative_displacements_absorb_nothing():
