@@ -199,7 +199,8 @@ def thermal_form_factors(
     partner exp(-M(q) - M(g - q)) with q = g/2 + k becomes exp(-M(g)/2 - 2 M(k)), exactly. In the
     plane of k, g is one axis, and `across` stands for the other: for the mean over all
     directions of the beam across g, which leaves U' a property of the crystal alone. Products of
-    k along and across vanish in this mean.
+    k along and across vanish in this mean. It is met to about one per cent where U differs by
+    two between directions; there a single direction of the beam can be ten per cent off.
 
     Differentiable once in `along` and `across`: the slopes are formed with the values, since
     taking many directions through the double sum would be costly.

@@ -67,7 +67,7 @@ def damped(element, s, along, across) -> np.ndarray:
     return (2 * electron.lorentz_factor(wavelength) * wavelength * values).numpy()
 
 
-def integrated(f, s: float, along: float, across: float) -> float:
+def integrated(f, s: float, along: float, across: float, mixed: float = 0.0) -> float:
     """exp(-B s^2) f'(s) in A by summing over the plane; f is a function of s^2."""
     edge = np.linspace(0, 1, 1601)
     radius = 16 * ((edge[1:] + edge[:-1]) / 2) ** 2
@@ -75,7 +75,8 @@ def integrated(f, s: float, along: float, across: float) -> float:
     turn = (np.arange(120) + 0.5) * 2 * np.pi / 120
     x, y = radius[:, None] * np.cos(turn), radius[:, None] * np.sin(turn)
     still = np.exp(-along * s**2)
-    moved = np.exp(-along * s**2 / 2 - 2 * (along * x**2 + across * y**2))
+    spread = along * x**2 + 2 * mixed * x * y + across * y**2
+    moved = np.exp(-along * s**2 / 2 - 2 * spread)
     values = f((s / 2 + x) ** 2 + y**2) * f((s / 2 - x) ** 2 + y**2) * (still - moved)
     return 2 * planck_over_speed() * float(values.mean(1) @ (2 * np.pi * radius * ring))
 
@@ -199,6 +200,40 @@ def test_an_isotropic_tensor_is_the_same_as_u_iso():
         u_star=tiny.f64([0.007, 0.012])[:, None] * star, anisotropic=torch.tensor([True, True])
     )
     assert torch.allclose(thermal(isotropic, HKL), thermal(tensor, HKL), rtol=1e-10)
+
+
+@pytest.mark.parametrize("hkl", [(2, 0, 0), (1, 2, 0), (-1, 1, 3)])
+def test_anisotropic_atoms_absorb_as_in_the_mean_over_directions_of_the_beam(hkl):
+    """The integral over the plane across the beam, for the whole tensor, turned about g."""
+    a, b = atom("Si")
+    edges = np.array([6.0, 6, 5])
+    u = np.array([[0.006, 0.002, -0.001], [0.002, 0.012, 0.003], [-0.001, 0.003, 0.009]])
+    star = (u / np.outer(edges, edges))[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]
+    structure = tiny.triclinic([[0.0, 0, 0]], [1.0], [1.0]).replace(
+        ff_a=a, ff_b=b, u_star=tiny.f64([star.tolist()]), anisotropic=torch.tensor([True])
+    )
+    wavelength = electron.wavelength(VOLTAGE)
+    motion = Motion(structure.site, structure.u_iso, structure.u_star)
+    found = absorption.thermal_structure_factors(structure, torch.tensor([hkl]), motion, wavelength)
+    g = np.array(hkl) / edges
+    x = g / np.linalg.norm(g)
+    y = np.cross(x, [0.3, -0.5, 0.8])
+    y /= np.linalg.norm(y)
+    z = np.cross(x, y)
+    turns = [np.cos(t) * y + np.sin(t) * z for t in np.arange(6) * np.pi / 6]
+    b_tensor = 8 * math.pi**2 * u
+    each = [
+        integrated(
+            gaussian_sum("Si"),
+            float(np.linalg.norm(g)) / 2,
+            x @ b_tensor @ x,
+            e @ b_tensor @ e,
+            x @ b_tensor @ e,
+        )
+        for e in turns
+    ]
+    assert max(each) > 1.1 * min(each)
+    assert float(found.real) == pytest.approx(np.mean(each), rel=0.02)
 
 
 def _metric():
