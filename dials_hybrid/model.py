@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd
 from torch.utils.checkpoint import checkpoint
 
-from . import beams, crystal, electron
+from . import absorption, beams, crystal, electron
+from .absorption import Absorption, NoAbsorption
 from .curves import CurveBasis
 from .data import Problem, Record
 from .losses import SmoothScale
@@ -34,6 +35,7 @@ class ModelSettings:
     s_max: float = 0.02
     depth: DepthGrid = DepthGrid(40.0, 30)
     propagator: Propagator = Splitting()
+    absorption: Absorption = NoAbsorption()
     precision: str = "single"
     thickness: str = "neural"
     thickness_start: float = 400.0
@@ -53,7 +55,7 @@ class ModelSettings:
 
     def to_dict(self) -> dict:
         """Return nested dicts of plain numbers, for files."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "absorption": absorption.to_dict(self.absorption)}
 
     @classmethod
     def from_dict(cls, values: dict) -> ModelSettings:
@@ -61,8 +63,10 @@ class ModelSettings:
         nested = {
             "depth": DepthGrid(**values["depth"]),
             "propagator": Splitting(**values["propagator"]),
+            # files of earlier versions have neither absorption nor valence
+            "absorption": absorption.from_dict(values.get("absorption", {"model": "none"})),
             "prior": ThicknessPrior(**values["prior"]),
-            "valence": ValenceSettings(**values["valence"]),
+            "valence": ValenceSettings(**values.get("valence", {"model": "none"})),
         }
         return cls(**{**values, **nested})
 
@@ -189,9 +193,18 @@ class HybridModel(nn.Module):
         return 8 if self.settings.precision == "single" else 16
 
     def potential_table(self) -> Tensor:
-        """Return U_g / 2K (A^-1) of the unique couplings, with a zero at the end."""
-        f = self.crystal(self.unique_g) * self.potential_factor
+        """Return (U_g + iU'_g) / 2K (A^-1) of the unique couplings, with a zero at the end.
+
+        U_0 / 2K, which is in the wavenumber, is left out.
+        """
+        f = self.optical()(self.unique_g) * self.potential_factor
         return torch.cat([f, f.new_zeros(1)])
+
+    def optical(self) -> absorption.Optical:
+        """Return the module that gives F + iF' of the crystal."""
+        return absorption.Optical(
+            self.crystal, self.settings.absorption, self.problem.scan.wavelength
+        )
 
     def excitation(self, batch: _Batch, rotation: Tensor) -> Tensor:
         """Return S_g m_g^2 (f, N, T) in A^-1 of a batch, in double precision."""
@@ -201,7 +214,7 @@ class HybridModel(nn.Module):
         return s * batch.obliquity.square()[:, :, None]
 
     def potential(self, batch: _Batch, table: Tensor) -> Tensor:
-        """Return U_(h-g) m_g m_h / 2K in A^-1, (..., f, N, N), from a table (..., M + 1)."""
+        """Return (U + iU')_(h-g) m_g m_h / 2K (..., f, N, N) in A^-1 from a table (..., M + 1)."""
         m = batch.obliquity
         return (table[..., batch.coupling] * (m[:, :, None] * m[:, None, :])).to(
             self.settings.dtype
@@ -268,8 +281,8 @@ class HybridModel(nn.Module):
         `structure`, and (L, 2, D) per local rotation of one prior sigma about the two directions
         across the beam.
         """
-        table, moved = self.potential_table(), self.potential_moves()
-        moved = moved if structure else moved[:0]
+        table = self.potential_table()
+        moved = self.potential_moves() if structure else table.new_zeros(0, len(table))
         rotation = self.orientation()
         parts = [self.batch_tangents(batch, table, moved, rotation) for batch in self.batches]
         order = torch.argsort(torch.cat([batch.links for batch in self.batches]))
@@ -278,10 +291,11 @@ class HybridModel(nn.Module):
 
     def potential_moves(self) -> Tensor:
         """(P, M + 1): derivative of the potential table by each free structure parameter."""
-        given = {name: p.detach() for name, p in self.crystal.named_parameters()}
+        optical = self.optical()
+        given = {name: p.detach() for name, p in optical.named_parameters()}
 
         def table(values):
-            f = functional_call(self.crystal, values, (self.unique_g,))
+            f = functional_call(optical, values, (self.unique_g,))
             return torch.view_as_real(f * self.potential_factor)
 
         slopes = jacfwd(table)(given)
@@ -328,7 +342,7 @@ class HybridModel(nn.Module):
 def unique_couplings(beam_set: beams.BeamSet) -> tuple[Tensor, Tensor]:
     """Return unique h - g (M, 3) and, for every pair of beams of a block, its place (F, N, N).
 
-    Padded beams and the diagonal (whose mean potential is part of K) get the place M.
+    The diagonal has the place of g = 0; padded beams get the place M.
     """
     difference = beam_set.hkl[:, None, :, :] - beam_set.hkl[:, :, None, :]
     reach = int(difference.abs().max())
@@ -338,7 +352,6 @@ def unique_couplings(beam_set: beams.BeamSet) -> tuple[Tensor, Tensor]:
     unique, place = torch.unique(key, return_inverse=True)
     hkl = torch.stack([unique // base**2, unique // base % base, unique % base], 1) - reach
     valid = beam_set.valid[:, :, None] & beam_set.valid[:, None, :]
-    valid = valid & (difference != 0).any(-1)
     return hkl, torch.where(valid, place, len(unique))
 
 

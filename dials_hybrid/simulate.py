@@ -5,7 +5,8 @@ can check each other. It diagonalises the structure matrix of every orientation 
 double precision, and averages over the thickness in closed form: with the Bloch waves
 psi_g(t) = sum_j C_gj conj(C_0j) exp(2 pi i x_j t) (C. J. Humphreys 1979,
 doi:10.1088/0034-4885/42/11/002), the mean of |psi_g(t)|^2 over p(t) needs of p nothing but its
-characteristic function at the differences x_j - x_k. No depth grid and no propagation enter.
+characteristic function at the differences x_j - x_k*. No depth grid and no propagation enter.
+With absorption the x_j are complex and (C^-1)_j0 takes the place of conj(C_0j).
 
 Lengths in A, reciprocal lengths in A^-1 without 2 pi, angles in rad. The surface normal is
 taken along the beam; the factors 1 / sqrt(1 + g_n / K_n) of the matrix elements then differ
@@ -22,6 +23,8 @@ import numpy as np
 import torch
 
 from . import beams, crystal, electron
+from .absorption import ELASTIC, Absorption
+from .crystal import CrystalModel
 from .data import InputError, Structure
 
 TRUTH_STEP = 10.0  # A, the coarsest grid on which a distribution is written down
@@ -99,7 +102,7 @@ class ThicknessMixture:
         return float((mean + 5 * width).max())
 
     def characteristic(self, x: np.ndarray, angle: float) -> np.ndarray:
-        """Return the mean of exp(2 pi i x t) over p(t) at one rotation angle, x in A^-1.
+        """Return the mean of exp(2 pi i x t) over p(t) at one rotation angle, x in A^-1, Im x >= 0.
 
         A gamma distribution of shape k and scale s has (1 - 2 pi i x s)^-k.
         """
@@ -214,12 +217,13 @@ def simulate(
     thickness: ThicknessMixture,
     accuracy: Accuracy,
     progress: Callable[[Iterable], Iterable] = iter,
+    absorption: Absorption = ELASTIC,
 ) -> Simulated:
     """Integrate |psi_g|^2 over the rotation window of every reflection and over p(t).
 
     Raises InputError when beams lie beyond 2 A^-1, which the form factors do not cover.
     """
-    potential = _Potential(structure, rotation.s0, windows.hkl, accuracy.g_max)
+    potential = _Potential(structure, rotation.s0, windows.hkl, accuracy.g_max, absorption)
     total, moment = np.zeros(len(windows.start)), np.zeros(len(windows.start))
     count = max(1, math.ceil((rotation.end - rotation.start) / accuracy.block_width - 1e-9))
     edges = np.linspace(rotation.start, rotation.end, count + 1)
@@ -247,9 +251,9 @@ def simulate(
 
 
 class _Potential:
-    """U_g / 2K (A^-1) of every lattice point that couples two beams, as a dense table."""
+    """(U_g + iU'_g) / 2K (A^-1) of every lattice point that couples two beams, a dense table."""
 
-    def __init__(self, structure: Structure, s0: np.ndarray, hkl: np.ndarray, g_max: float):
+    def __init__(self, structure: Structure, s0, hkl: np.ndarray, g_max: float, absorption):
         self.candidates = beams.lattice_points(structure, g_max).numpy()
         self.cell = structure.cell
         largest = np.abs(np.concatenate([self.candidates, hkl])).max(0)
@@ -260,20 +264,20 @@ class _Potential:
         flat = torch.from_numpy(index.reshape(-1, 3))
         # beams end at 2 A^-1, so no coupling is longer than this
         needed = crystal.reciprocal_length_sq(structure.cell, flat) <= crystal.G_LIMIT**2
-        f = crystal.structure_factors(
-            structure, flat[needed], structure.site, structure.u_iso, structure.u_star
-        ).numpy()
+        f, absorbed = _structure_factors(structure, flat[needed], absorption, s0)
+        self.absorbs = absorbed is not None
         vacuum = float(np.linalg.norm(s0))
         volume = crystal.cell_volume(structure.cell)
         to_u = electron.potential_factor(1 / vacuum, volume)
         f_zero = f[(flat[needed] == 0).all(1).numpy()][0].real
         self.wavenumber = math.sqrt(vacuum**2 + to_u * f_zero)
         table = np.zeros(len(flat), dtype=complex)
-        table[needed.numpy()] = f * to_u / (2 * self.wavenumber)
+        optical = f + 1j * absorbed if self.absorbs else f
+        table[needed.numpy()] = optical * to_u / (2 * self.wavenumber)
         self.table = table.reshape(index.shape[:3])
 
     def matrix(self, hkl: np.ndarray) -> np.ndarray:
-        """Return U_(h-g) / 2K for rows g and columns h of beams (N, 3), (N, N).
+        """Return (U + iU')_(h-g) / 2K for rows g and columns h of beams (N, 3), (N, N).
 
         h - g and not g - h: F(g) has the crystallographers' sign of the phase, while a wave
         that moves along +k is exp(+2 pi i k.r) here. U_0, which K has already, stays on the
@@ -281,6 +285,16 @@ class _Potential:
         """
         difference = hkl[None, :, :] - hkl[:, None, :] + self.reach
         return self.table[tuple(np.moveaxis(difference, -1, 0))]
+
+
+def _structure_factors(structure: Structure, hkl, absorption: Absorption, s0: np.ndarray):
+    """F and F' (None where nothing is absorbed) in A of hkl (M, 3)."""
+    with torch.no_grad():
+        model = CrystalModel(structure)
+        f = model(hkl)
+        wavelength = 1 / float(np.linalg.norm(s0))
+        absorbed = absorption.structure_factors(model, hkl, f, wavelength)
+    return f.numpy(), None if absorbed is None else absorbed.numpy()
 
 
 class _Block:
@@ -296,7 +310,7 @@ class _Block:
         near = self._near_sphere(potential.candidates, accuracy.s_max)
         self.hkl, self.place = _with_linked(near, linked)
         _check_reach(potential.cell, self.hkl)
-        self.potential = potential.matrix(self.hkl)
+        self.potential, self.absorbs = potential.matrix(self.hkl), potential.absorbs
 
     def _excitation(self, hkl: np.ndarray, setting: np.ndarray) -> np.ndarray:
         """S_g = (K^2 - |K + g|^2) / 2K with K along s0, (T, M) A^-1."""
@@ -321,9 +335,14 @@ class _Block:
         self, excitation: np.ndarray, beam: np.ndarray, thickness: ThicknessMixture, angle: float
     ) -> np.ndarray:
         """Return the mean of |psi_g(t)|^2 over p(t) for the beams asked for, (B,)."""
-        values, vectors = np.linalg.eigh(self.potential + np.diag(excitation))
-        start = vectors[0].conj()
-        mean_phase = thickness.characteristic(values[:, None] - values[None, :], angle)
+        matrix = self.potential + np.diag(excitation)
+        if self.absorbs:
+            values, vectors = np.linalg.eig(matrix)
+            start = np.linalg.solve(vectors, np.eye(len(matrix))[0])
+        else:
+            values, vectors = np.linalg.eigh(matrix)
+            start = vectors[0].conj()
+        mean_phase = thickness.characteristic(values[:, None] - values.conj()[None, :], angle)
         pairs = start[:, None] * start.conj()[None, :] * mean_phase
         rows = vectors[beam]
         return ((rows @ pairs) * rows.conj()).sum(1).real

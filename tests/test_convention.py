@@ -78,6 +78,7 @@ def couplings(structure, factor, beam_set):
     """(1, N, N) U / 2K as the model forms it."""
     unique, place = unique_couplings(beam_set)
     f = CrystalModel(structure)(unique).detach() * factor / (2 * K)
+    f = f * (unique != 0).any(1)  # U_0 is part of K
     return torch.cat([f, f.new_zeros(1)])[place]
 
 
@@ -102,7 +103,7 @@ def test_couplings_are_column_minus_row(beam_set):
     difference = hkl[None, :] - hkl[:, None]  # row g, column h: h - g
     off_diagonal = ~torch.eye(n, dtype=torch.bool)
     assert torch.equal(unique[place[0][off_diagonal]], difference[off_diagonal])
-    assert (place[0].diagonal() == len(unique)).all()
+    assert (unique[place[0].diagonal()] == 0).all()
     assert len(torch.unique(unique, dim=0)) == len(unique)
 
 

@@ -15,6 +15,7 @@ from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
 from dials_hybrid import api
+from dials_hybrid.absorption import NoAbsorption, Proportional, Thermal
 from dials_hybrid.command_line import hybrid_refine, hybrid_simulate
 from dials_hybrid.io_structures import read_structure
 
@@ -154,6 +155,29 @@ def test_a_stopped_refinement_continues_where_it_was(crystal, here):
     assert continued["iterations"] == 4
     assert continued["final"]["r1_obs"] < stopped["final"]["r1_obs"]
     assert continued["final"]["r1_obs"] == pytest.approx(whole["final"]["r1_obs"], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["absorption.model=none"], NoAbsorption()),
+        (["absorption.model=proportional", "absorption.ratio=0.1"], Proportional(0.1)),
+        (["absorption.model=thermal"], Thermal()),
+    ],
+)
+def test_absorption_is_chosen(arguments, expected):
+    interpreter = hybrid_refine.phil_scope.command_line_argument_interpreter()
+    sources = [interpreter.process(a) for a in arguments]
+    chosen = hybrid_refine.refine_options(hybrid_refine.phil_scope.fetch(sources=sources).extract())
+    assert chosen.model.absorption == expected
+
+
+def test_absorption_is_kept(crystal, here):
+    refine(
+        crystal,
+        *("refinement.iterations=1", "hand_and_indexing.test=False", "absorption.model=thermal"),
+    )
+    assert api.resume("hybrid_refined.h5").options.model.absorption == Thermal()
 
 
 def test_an_interrupt_writes_what_there_is(crystal, here, monkeypatch):

@@ -17,6 +17,7 @@ LEVELS = {
     "curves": 1,
     "valence": 1,
     "crystal": 2,
+    "absorption": 2,
     "beams": 2,
     "propagation": 2,
     "thickness": 2,

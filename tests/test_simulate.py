@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -15,6 +16,7 @@ from dials.array_family import flex
 from dxtbx.model.experiment_list import ExperimentListFactory
 
 from dials_hybrid import crystal, io_dials, phil_files, simulate
+from dials_hybrid.absorption import NoAbsorption, Thermal
 from dials_hybrid.command_line import common, hybrid_simulate
 from dials_hybrid.data import InputError, Problem
 from dials_hybrid.io_cctbx import to_structure
@@ -131,6 +133,20 @@ def test_agrees_with_the_model_of_the_refinement(clean):
     assert len(observed) > 40
     assert r1(observed, calculated) < 0.002
     assert float(observed.sum() / calculated.sum()) == pytest.approx(1, abs=0.002)
+
+
+def test_agrees_with_the_model_of_the_refinement_where_electrons_are_lost(folder):
+    loss = ("thickness.mean=400", "absorption.model=thermal", "noise.none=True")
+    simulated = run(folder, "scan.images=4", "d_min=0.8", *loss)
+    assert simulated[2]["absorption"] == {"model": "thermal"}
+    depth = DepthGrid(20.0, 50)
+    settings = ModelSettings(depth=depth, precision="double", absorption=Thermal())
+    observed, calculated = predicted(simulated, Sampling(0.5, 0.02), settings)
+    assert r1(observed, calculated) < 0.002
+    assert float(observed.sum() / calculated.sum()) == pytest.approx(1, abs=0.002)
+    elastic = dataclasses.replace(settings, absorption=NoAbsorption())
+    _, unweakened = predicted(simulated, Sampling(0.5, 0.02), elastic)
+    assert observed.sum() < 0.97 * unweakened.sum()
 
 
 def test_the_smaller_beam_set_of_a_refinement_is_nearly_enough(clean):

@@ -20,7 +20,7 @@ from dials.util.options import ArgumentParser
 from dials.util.version import dials_version
 from libtbx.utils import Sorry
 
-from .. import __version__
+from .. import __version__, absorption
 from ..data import InputError
 
 logger = logging.getLogger("dials.hybrid.command_line")
@@ -156,6 +156,14 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def absorption_model(params) -> absorption.Absorption:
+    """Return the model that the PHIL scope `absorption` describes."""
+    if params.model == "proportional":
+        return absorption.Proportional(params.ratio)
+    # PHIL reads the word none as None
+    return absorption.MODELS[params.model or "none"]()
 
 
 def check_outputs(outputs: Mapping[str, str | None], inputs: Sequence[str] = ()) -> None:

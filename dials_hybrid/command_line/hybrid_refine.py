@@ -162,6 +162,7 @@ def _model_settings(params) -> ModelSettings:
         g_max=params.beams.g_max,
         s_max=params.beams.s_max,
         depth=DepthGrid(params.depth.step, 1),  # the number follows from the data
+        absorption=common.absorption_model(params.absorption),
         precision=params.compute.precision,
         thickness=params.thickness.model,
         prior=ThicknessPrior(

@@ -34,6 +34,7 @@ from dxtbx import flumpy
 from dxtbx.model import ExperimentList
 
 from .. import __version__, simulate
+from ..absorption import to_dict
 from ..data import InputError, Structure, replacing
 from ..io_cctbx import read_structure, to_structure
 from ..io_dials import settings_at
@@ -103,7 +104,8 @@ def simulate_files(model: str, params) -> None:
     )
     accuracy = accuracy_settings(params.accuracy, mixture, rotation)
     windows = integration_windows(table, experiment)
-    result = timed_simulation(structure, rotation, windows, mixture, accuracy)
+    absorption = common.absorption_model(params.absorption)
+    result = timed_simulation(structure, rotation, windows, mixture, accuracy, absorption)
     scale = fill_table(table, result, params.noise, experiment)
     truth = describe(params, structure, mixture, error, experiment)
     truth |= {"model": str(model), "hall_symbol": structure.hall_symbol, "scale": scale}
@@ -152,7 +154,9 @@ def thickness_mixture(params) -> simulate.ThicknessMixture:
     return simulate.ThicknessMixture(tuple(mean), tuple(width), tuple(weight), trends[params.shape])
 
 
-def timed_simulation(structure, rotation, windows, mixture, accuracy) -> simulate.Simulated:
+def timed_simulation(
+    structure, rotation, windows, mixture, accuracy, absorption
+) -> simulate.Simulated:
     """Run the simulation with a progress bar on a terminal, and log what it cost."""
     degrees = math.degrees(rotation.end - rotation.start)
     logger.info(
@@ -162,7 +166,9 @@ def timed_simulation(structure, rotation, windows, mixture, accuracy) -> simulat
         math.degrees(accuracy.step),
     )
     begin = time.perf_counter()
-    result = simulate.simulate(structure, rotation, windows, mixture, accuracy, progress)
+    result = simulate.simulate(
+        structure, rotation, windows, mixture, accuracy, progress, absorption
+    )
     logger.info(
         "%d orientation samples of %.0f beams on average took %.1f s",
         result.samples,
@@ -287,6 +293,7 @@ def describe(params, structure: Structure, mixture, error: OrientationError, exp
             "angle": np.degrees(angle).tolist(),
             "rotation_vector": np.degrees(error.vectors(angle)).tolist(),
         },
+        "absorption": to_dict(common.absorption_model(params.absorption)),
         "seed": {"crystal": params.crystal.seed, "noise": params.noise.seed},
         "noise_free": params.noise.none,
     }

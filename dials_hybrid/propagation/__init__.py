@@ -5,6 +5,7 @@ Every method is a callable value with one signature:
     profiles = method(potential, excitation, probe, grid)
 
 - `potential` (F, N, N), complex A^-1: U_(g-h) m_g m_h / 2K, shared by all samples of a block;
+  Hermitian, or with absorption an anti-Hermitian part iU', diagonal included (not for `Eigen`);
 - `excitation` (F, N, T), real A^-1: S_g m_g^2 of every beam and orientation sample;
 - `probe` (`Probe`): which beams are asked for and how the samples are weighted;
 - `grid` (`DepthGrid`): the depths at which the intensity is wanted;

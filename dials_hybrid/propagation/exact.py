@@ -21,6 +21,15 @@ def _matrices(potential: Tensor, excitation: Tensor) -> Tensor:
     return diagonal + potential[:, None]
 
 
+def _require_hermitian(potential: Tensor) -> None:
+    """Raise ValueError for a potential that absorbs."""
+    size, skew = potential.abs().amax(), (potential - potential.mH).abs().amax()
+    if skew > 1e-5 * size:
+        raise ValueError(
+            "Eigen needs a Hermitian potential; take Splitting or MatrixExp with absorption"
+        )
+
+
 def _weighted(amplitude: Tensor, probe: Probe) -> Tensor:
     """Sum weight |psi|^2 over the samples: amplitude (F, T, N) -> (F, B)."""
     index = probe.beam[:, None].expand(-1, amplitude.shape[1], -1)
@@ -34,13 +43,14 @@ class Eigen:
     """Bloch waves: M = C diag(x) C^H (Humphreys 1979, doi:10.1088/0034-4885/42/11/002).
 
     Exact at every depth. The autograd gradient divides by differences of eigenvalues and is
-    not finite where they coincide.
+    not finite where they coincide. Raises ValueError unless the potential is Hermitian.
     """
 
     def __call__(
         self, potential: Tensor, excitation: Tensor, probe: Probe, grid: DepthGrid
     ) -> Tensor:
         """See the package's docstring."""
+        _require_hermitian(potential)
         values, vectors = torch.linalg.eigh(_matrices(potential, excitation))
         index = probe.incident[:, None, None, None].expand(*vectors.shape[:2], 1, vectors.shape[3])
         start = torch.gather(vectors, 2, index)[:, :, 0].conj()
