@@ -1,7 +1,8 @@
 """Run every benchmark and print its table."""
 
-from . import quartz, simulated
+from . import integrators, quartz, simulated
 
 if __name__ == "__main__":
+    integrators.main()
     quartz.main()
     simulated.main()

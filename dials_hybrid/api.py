@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from dials.util.version import dials_version
 
-from . import io_cif_mtz, io_dials, io_results, io_settings, report, validation
+from . import accuracy, io_cif_mtz, io_dials, io_results, io_settings, report, validation
 from .data import InputError, Problem, Result, load_records
 from .io_cctbx import reconcile, to_structure, update_xray_structure
 from .io_dials import Loaded, Sampling, Selection
@@ -41,6 +41,21 @@ USUAL_PASSES = 6  # with derivatives; passes between them cost little
 
 
 @dataclass(frozen=True)
+class Numerics:
+    """Errors that numerical choices may make, and which choices are made by them.
+
+    `error` is max |dI| of the propagation, the incident beam being one; `substeps` fixes the
+    steps between depths. `auto` names cut-offs and steps ("g_max", "s_max", "sampling") that
+    are as coarse as a change of R1 by `r_change` allows.
+    """
+
+    error: float = 1e-4
+    substeps: int | None = None
+    auto: tuple[str, ...] = ()
+    r_change: float = 5e-4
+
+
+@dataclass(frozen=True)
 class Options:
     """All choices of a refinement. Thicknesses in A; None is found from the data."""
 
@@ -54,6 +69,7 @@ class Options:
     thickness_start: float | None = None
     test_settings: bool = True
     minimum_gain: float = 0.002
+    numerics: Numerics = Numerics()
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,7 @@ class Job:
     indexing: dict = field(default_factory=dict)
     state: State | None = None
     messages: tuple = ()  # warnings so far
+    numerics: dict = field(default_factory=dict)  # what was chosen by its error
 
 
 @dataclass(frozen=True)
@@ -141,10 +158,7 @@ def load(files, structure, options: Options = Options()) -> Job:
     )
     rows, table = io_dials.select_reflections(loaded.reflections, options.selection)
     logger.info("Selection of reflections:\n%s\n", io_dials.format_table(table))
-    scan = io_dials.scan_from_experiments(loaded.experiments, options.sampling)
-    observations = io_dials.observations_from_reflections(
-        loaded.reflections, rows, loaded.experiments, scan, options.selection
-    )
+    scan, observations = _observed(loaded, rows, options)
     record = to_structure(xray_structure)
     free = validation.choose_free(
         record, observations.hkl, options.free_fraction, options.refine.seed
@@ -162,11 +176,21 @@ def load(files, structure, options: Options = Options()) -> Job:
     return Job(problem, xray_structure, loaded, options)
 
 
+def _observed(loaded: Loaded, rows, options: Options):
+    """Return the scan and the observations of the selected rows of the reflection table."""
+    scan = io_dials.scan_from_experiments(loaded.experiments, options.sampling)
+    observations = io_dials.observations_from_reflections(
+        loaded.reflections, rows, loaded.experiments, scan, options.selection
+    )
+    return scan, observations
+
+
 @_remembering_warnings
 def choose_setting(job: Job) -> Job:
     """Find the hand, the indexing setting and the thickness that agree best with the data.
 
-    Returns the job with the structure in that setting and the depth grid chosen.
+    Returns the job with the structure in that setting, the depth grid and, where asked for,
+    the beams and the sampling of the rotation chosen.
     """
     options = job.options
     grid = DepthGrid(options.model.depth.step, math.ceil(SEARCH_DEPTH / options.model.depth.step))
@@ -194,13 +218,76 @@ def choose_setting(job: Job) -> Job:
         "candidates": [dataclasses.asdict(s) for s in scores],
     }
     chosen = found[best][2]
-    return dataclasses.replace(
+    job = dataclasses.replace(
         job,
         problem=job.problem.replace(structure=to_structure(chosen)),
         xray_structure=chosen,
         indexing=indexing,
         options=_with_depth(options, thickness[best]),
     )
+    return _with_sampling(_with_cutoffs(job))
+
+
+def _with_cutoffs(job: Job) -> Job:
+    """Choose g_max and s_max, those that are to be chosen."""
+    options, numerics = job.options, job.options.numerics
+    free = tuple(name for name in ("s_max", "g_max") if name in numerics.auto)
+    if not free:
+        return job
+    model, rungs = accuracy.choose_cutoffs(
+        job.problem, options.model, numerics.r_change, free, options.refine.device
+    )
+    logger.info(
+        "Beams, nothing refined; chosen: g_max %g, s_max %g\n%s\n",
+        model.g_max,
+        model.s_max,
+        accuracy.format_rungs(rungs),
+    )
+    found = {"g_max": model.g_max, "s_max": model.s_max, "tried": _plain(rungs)}
+    return dataclasses.replace(
+        job,
+        options=dataclasses.replace(options, model=model),
+        numerics={**job.numerics, "beams": found},
+    )
+
+
+def _with_sampling(job: Job) -> Job:
+    """Choose the step of the rotation, if it is to be chosen."""
+    options, numerics = job.options, job.options.numerics
+    if "sampling" not in numerics.auto:
+        return job
+    step, rungs = accuracy.choose_sampling(
+        lambda step: _resampled(job, step), options.model, numerics.r_change, options.refine.device
+    )
+    logger.info(
+        "Sampling of the rotation, nothing refined; chosen: %.3g degrees\n%s\n",
+        step,
+        accuracy.format_rungs(rungs),
+    )
+    sampling = dataclasses.replace(options.sampling, step=step)
+    return dataclasses.replace(
+        job,
+        problem=_resampled(job, step),
+        options=dataclasses.replace(options, sampling=sampling),
+        numerics={**job.numerics, "sampling": {"step": step, "tried": _plain(rungs)}},
+    )
+
+
+def _plain(rungs: list[accuracy.Rung]) -> list[dict]:
+    return [dataclasses.asdict(rung) for rung in rungs]
+
+
+def _resampled(job: Job, step: float) -> Problem:
+    """Return the job's problem with another step of the rotation, in degree."""
+    options = dataclasses.replace(
+        job.options, sampling=dataclasses.replace(job.options.sampling, step=step)
+    )
+    rows, _ = io_dials.select_reflections(job.loaded.reflections, options.selection)
+    with collected_warnings():
+        scan, observations = _observed(job.loaded, rows, options)
+    old = job.problem.observations
+    free = torch.isin(observations.row, old.row[old.free])
+    return job.problem.replace(scan=scan, observations=observations.replace(free=free))
 
 
 def _with_depth(options: Options, found: float) -> Options:
@@ -240,6 +327,8 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
     Raises InputError when memory runs out.
     """
     with collected_warnings() as messages:
+        if job.state is None:
+            job = _out_of_memory_explained(_with_step, job)
         refinement = _out_of_memory_explained(_make_refinement, job, progress)
         seconds, memory = _out_of_memory_explained(refinement.estimate)
         logger.info(
@@ -252,6 +341,20 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
         )
         result = _out_of_memory_explained(refinement.run)
     return outcome_of(job, refinement, result, messages)
+
+
+def _with_step(job: Job) -> Job:
+    """Choose the step of the propagation."""
+    options, numerics = job.options, job.options.numerics
+    allowed = accuracy.SUBSTEPS if numerics.substeps is None else (numerics.substeps,)
+    model, check = accuracy.choose_step(
+        job.problem, options.model, numerics.error, options.refine.device, allowed
+    )
+    return dataclasses.replace(
+        job,
+        options=dataclasses.replace(options, model=model),
+        numerics={**job.numerics, "propagation": dataclasses.asdict(check)},
+    )
 
 
 def _make_refinement(job: Job, progress: Progress | None) -> Refinement:
@@ -284,7 +387,12 @@ def _out_of_memory_explained(function, *args):
 def outcome_of(job: Job, refinement: Refinement, result: Result, messages) -> Outcome:
     """Combine a result with the job into what is reported."""
     structure = update_xray_structure(job.xray_structure, result.structure)
-    summary = {**result.summary, "indexing": job.indexing, "absolute_structure": _hands(job)}
+    summary = {
+        **result.summary,
+        **job.numerics,
+        "indexing": job.indexing,
+        "absolute_structure": _hands(job),
+    }
     result = result.replace(summary=summary)
     contract = report.contract(
         job.problem,
@@ -346,6 +454,7 @@ def _context(job: Job) -> dict:
         "structure_cif": cif_text(job.xray_structure),
         "indexing": job.indexing,
         "messages": list(job.messages),
+        "numerics": job.numerics,
     }
 
 
@@ -389,6 +498,7 @@ def resume(path, options: Options | None = None) -> Job:
         context["indexing"],
         State.from_dict(records["state"]),
         tuple(context["messages"]),
+        context.get("numerics", {}),
     )
 
 

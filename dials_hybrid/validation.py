@@ -66,10 +66,10 @@ def quick_r1(problem: Problem, settings: ModelSettings, device: str = "cpu") -> 
 def _r1_at(model: HybridModel, profiles: Tensor, depth: int) -> float:
     o = model.problem.observations
     raw = torch.zeros_like(o.intensity).index_add(0, o.link_observation, profiles[:, depth])
-    return losses.r1(o.intensity, raw * _smooth_scales(model, raw), o.observed)
+    return losses.r1(o.intensity, raw * smooth_scales(model, raw), o.observed)
 
 
-def _smooth_scales(model: HybridModel, raw: Tensor) -> Tensor:
+def smooth_scales(model: HybridModel, raw: Tensor) -> Tensor:
     """A scale that varies smoothly over the rotation, by local ratios of amplitudes."""
     o, weight = model.problem.observations, model.scale_matrix
     fo, fc = losses.amplitudes(o.intensity), losses.amplitudes(raw)

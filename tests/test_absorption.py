@@ -13,7 +13,7 @@ from dials_hybrid.absorption import MODELS, Motion, NoAbsorption, Proportional, 
 from dials_hybrid.crystal import CrystalModel
 from dials_hybrid.data import InputError
 from dials_hybrid.model import HybridModel, ModelSettings
-from dials_hybrid.propagation import SCHEMES, DepthGrid, Eigen, MatrixExp, Moves, Probe, Splitting
+from dials_hybrid.propagation import SCHEMES, DepthGrid, MatrixExp, Moves, Probe, Splitting
 
 VOLTAGE = 200e3
 # L.-M. Peng et al. 1996, doi:10.1107/S0108767395014371, neutral atoms to s = 2 A^-1
@@ -348,11 +348,6 @@ def test_two_beams_absorb_anomalously(method):
     last = torch.log(out.sum(0)[-20:])
     slope = float((last[-1] - last[0]) / (t[-1] - t[-20]))
     assert slope == pytest.approx(-2 * (mean - imaginary), rel=1e-3)
-
-
-def test_eigen_refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match="Hermitian"):
-        Eigen()(absorbing(3), excitations(3), probe_all(3), GRID)
 
 
 # --- the composed model ---------------------------------------------------------------------

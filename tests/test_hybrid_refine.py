@@ -14,7 +14,7 @@ import torch
 from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
-from dials_hybrid import api
+from dials_hybrid import accuracy, api
 from dials_hybrid.absorption import NoAbsorption, Proportional, Thermal
 from dials_hybrid.command_line import hybrid_refine, hybrid_simulate
 from dials_hybrid.io_structures import read_structure
@@ -35,7 +35,7 @@ QUICK = ("beams.g_max=1.4", "beams.s_max=0.005", "sampling.step=0.1", "depth.max
 KEYS = (
     "program version dials_version device wall_time_s n_all n_obs n_parameters converged "
     "stop_reason kinematic start final free thickness sites space_group absolute_structure "
-    "indexing warnings"
+    "indexing warnings propagation"
 )
 
 
@@ -100,6 +100,10 @@ def test_all_outputs_are_written_and_can_be_read(crystal, here):
     assert "FOBS_corr" in iotbx.mtz.object("hybrid_refined.mtz").column_labels()
     log = Path("dials.hybrid_refine.log").read_text()
     assert "partiality" in log and "Please cite" in log and "Estimated time" in log
+    assert "Propagation: aba_104, step" in log
+    propagation = found["propagation"]
+    assert 0 < propagation["error_measured"] <= propagation["error_target"] == 1e-4
+    assert propagation["step"] * propagation["substeps"] == pytest.approx(40)
 
 
 def test_outputs_can_be_refined_again(crystal, here):
@@ -120,6 +124,33 @@ def test_the_same_seed_gives_the_same_result(crystal, here):
     runs = [refine(crystal, "refinement.iterations=2") for _ in range(2)]
     assert runs[0]["sites"] == runs[1]["sites"]
     assert runs[0]["thickness"] == runs[1]["thickness"]
+
+
+def test_beams_and_sampling_can_be_chosen_by_their_error(crystal, here, monkeypatch):
+    monkeypatch.setattr(accuracy, "S_MAX", (0.01, 0.005))
+    monkeypatch.setattr(accuracy, "G_MAX", (1.6, 1.4))
+    monkeypatch.setattr(accuracy, "SAMPLING_STEPS", (0.05, 0.1))
+    automatic = ("beams.g_max=Auto", "beams.s_max=Auto", "sampling.step=Auto")
+    for r_change, chosen in (("0.1", (1.4, 0.005, 0.1)), ("1e-6", (1.6, 0.01, 0.05))):
+        found = refine(
+            crystal,
+            *automatic,
+            f"beams.r_change={r_change}",
+            "refinement.iterations=1",
+            "hand_and_indexing.test=False",
+        )
+        beams, sampling = found["beams"], found["sampling"]
+        assert (beams["g_max"], beams["s_max"], sampling["step"]) == chosen
+        assert beams["tried"][0]["change"] == 0 and len(sampling["tried"]) == 2
+    assert "step 0.1 degrees" in Path("dials.hybrid_refine.log").read_text()
+
+
+def test_the_step_follows_the_error_target_unless_it_is_given(crystal, here):
+    quick = ("refinement.iterations=1", "hand_and_indexing.test=False", "depth.step=100")
+    loose = refine(crystal, *quick, "propagation.error=0.05")["propagation"]
+    fixed = refine(crystal, *quick, "propagation.substeps=5")["propagation"]
+    assert loose["substeps"] == 1 and 1e-3 < loose["error_measured"] < 0.05
+    assert fixed["substeps"] == 5 and fixed["step"] == 20
 
 
 @pytest.mark.parametrize("model", ["single", "distribution", "neural"])
@@ -153,6 +184,7 @@ def test_a_stopped_refinement_continues_where_it_was(crystal, here):
     hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=4"])
     continued = json.loads(Path("dials.hybrid_refine.json").read_text())
     assert continued["iterations"] == 4
+    assert continued["propagation"] == stopped["propagation"]
     assert continued["final"]["r1_obs"] < stopped["final"]["r1_obs"]
     assert continued["final"]["r1_obs"] == pytest.approx(whole["final"]["r1_obs"], abs=2e-3)
 

@@ -28,6 +28,7 @@ LEVELS = {
     "refine": 4,
     "uncertainty": 4,
     "validation": 4,
+    "accuracy": 4,
     "simulate": 4,
     "io_cctbx": 5,
     "io_structures": 5,

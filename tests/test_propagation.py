@@ -3,8 +3,11 @@
 import math
 
 import pytest
+import tiny
 import torch
 
+from dials_hybrid.data import InputError
+from dials_hybrid.model import HybridModel
 from dials_hybrid.propagation import (
     METHODS,
     SCHEMES,
@@ -26,8 +29,22 @@ EXACT = [
     pytest.param(Splitting("strang", 400), id="strang"),
     pytest.param(Splitting("blanes_moan_4", 10), id="blanes_moan_4"),
     pytest.param(Splitting("aba_864", 10), id="aba_864"),
+    pytest.param(Splitting("aba_104", 10), id="aba_104"),
+    pytest.param(Splitting("aba_1064", 10), id="aba_1064"),
 ]
 COARSE = [pytest.param(Splitting(scheme, 1), id=f"coarse {scheme}") for scheme in SCHEMES]
+DEFAULT = pytest.param(Splitting(substeps=4), id="splitting")
+REFERENCES = [p for p in EXACT if p.id in ("eigen", "matrix_exp")]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(
+            not torch.cuda.is_available(), reason="torch finds no CUDA device here"
+        ),
+    ),
+]
+DTYPES = [torch.complex64, torch.complex128]
 
 
 def hermitian(n, f=1, size=4e-4, seed=0, dtype=torch.complex128):
@@ -37,6 +54,14 @@ def hermitian(n, f=1, size=4e-4, seed=0, dtype=torch.complex128):
     x = torch.view_as_complex(x) * size
     h = (x + x.mH) / 2
     return (h - torch.diag_embed(h.diagonal(dim1=1, dim2=2))).to(dtype)
+
+
+def centred(n, f=1, size=4e-4, seed=0):
+    """Return the coupling matrices of centrosymmetric crystals: real and symmetric."""
+    return hermitian(n, f, math.sqrt(2) * size, seed).real.to(torch.complex128)
+
+
+CRYSTALS = [pytest.param(hermitian, id="acentric"), pytest.param(centred, id="centrosymmetric")]
 
 
 def excitations(n, f=1, t=3, size=0.01, seed=1):
@@ -56,6 +81,49 @@ def probe_all(n, f=1, t=3, incident=0) -> Probe:
     )
 
 
+def series_waves(v, s, depths):
+    """Solve dpsi/dz = 2 pi i (diag(s) + V) psi from psi_0 = 1 by Taylor steps of 1 A on a vector.
+
+    The solution that all methods are held against: it shares nothing with any of them.
+    """
+    m = 2j * math.pi * (torch.diag(s).to(v.dtype) + v)
+    wave = torch.zeros(len(s), dtype=torch.complex128)
+    wave[0] = 1
+    out = []
+    for z in range(1, max(depths) + 1):
+        term = wave
+        for k in range(1, 16):
+            term = m @ term / k
+            wave = wave + term
+        if z in depths:
+            out.append(wave)
+    return torch.stack(out, -1)
+
+
+def series_profiles(v, s, grid):
+    """Return the mean over the samples of |psi|^2 of every beam, (F, N, D), by `series_waves`."""
+    depths = [round(z) for z in grid.depths().tolist()]
+    blocks = [
+        sum(series_waves(m, sample, depths).abs().square() for sample in samples.T) / s.shape[2]
+        for m, samples in zip(v, s, strict=True)
+    ]
+    return torch.stack(blocks)
+
+
+def cubic_zone_axis(reach):
+    """Return V (1, N, N), S (1, N, 1) and hkl of a cubic crystal with the beam along [001].
+
+    Beams |h|, |k| <= reach of the zero layer; U depends on |g| alone, S_g = -g^2 / 2K.
+    """
+    hk = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * 2)
+    hk = hk[torch.argsort(hk.square().sum(1), stable=True)]
+    a, k = 4.0, 1 / 0.0251
+    between = (hk[:, None] - hk[None]).square().sum(-1)
+    v = 1.5e-3 * torch.exp(-0.3 * between.double()) * (between > 0)
+    s = -hk.square().sum(1).double() / (2 * k * a**2)
+    return v[None].to(torch.complex128), s[None, :, None], hk
+
+
 # --- conformance ----------------------------------------------------------------------------
 
 
@@ -65,22 +133,94 @@ def test_every_method_is_in_the_suite():
     assert {p.values[0].scheme for p in EXACT if hasattr(p.values[0], "scheme")} == set(SCHEMES)
 
 
+@pytest.mark.parametrize("crystal", CRYSTALS)
 @pytest.mark.parametrize("n", [1, 2, 5, 40])
 @pytest.mark.parametrize("method", EXACT)
-def test_agrees_with_a_separate_exponential(method, n):
-    v, s, t = hermitian(n, f=2), excitations(n, f=2), 3
-    found = method(v, s, probe_all(n, 2, t), GRID)
-    for block in range(2):
-        expected = torch.zeros(n, GRID.count).double()
-        for sample in range(t):
-            m = torch.diag(s[block, :, sample]).to(v.dtype) + v[block]
-            for d, depth in enumerate([20.0, 40, 60, 80, 100]):
-                wave = torch.linalg.matrix_exp(2j * math.pi * depth * m)[:, 0]
-                expected[:, d] += wave.abs().square() / t
-        assert (found[block] - expected).abs().max() < 1e-6
+def test_agrees_with_a_separate_solution(method, n, crystal):
+    v, s = crystal(n, f=2), excitations(n, f=2)
+    found = method(v, s, probe_all(n, 2), GRID)
+    assert (found - series_profiles(v, s, GRID)).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("n", [2, 40])
+@pytest.mark.parametrize("n", [200, 800])
+@pytest.mark.parametrize("method", [*REFERENCES, DEFAULT])
+def test_large_problems_agree_with_a_separate_solution(method, n):
+    grid = DepthGrid(20.0, 1)
+    v, s = hermitian(n, size=0.024 / n), excitations(n, t=1)  # row sums as in real crystals
+    found = method(v, s, probe_all(n, t=1), grid)
+    assert (found - series_profiles(v, s, grid)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_symmetric_zone_axis_gives_equivalent_beams_the_same_intensity(method):
+    """Many eigenvalues coincide; any basis of their eigenvectors must give the same waves."""
+    v, s, hk = cubic_zone_axis(2)
+    gaps = torch.linalg.eigvalsh(v[0] + torch.diag(s[0, :, 0])).diff()
+    assert (gaps < 1e-12).sum() >= 5
+    found = method(v, s, probe_all(len(hk), t=1), GRID)
+    assert (found - series_profiles(v, s, GRID)).abs().max() < 1e-6
+    places = {tuple(x): i for i, x in enumerate(hk.tolist())}
+    for turned in (torch.stack([-hk[:, 1], hk[:, 0]], 1), hk.flip(1), -hk):
+        order = [places[tuple(x)] for x in turned.tolist()]
+        assert (found[:, order] - found).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("method", EXACT + COARSE)
+def test_centrosymmetric_crystals_are_reciprocal(method):
+    """V = V^T lets beam and incident beam change places, which an acentric crystal does not."""
+    n, t = 6, 1
+    s = excitations(n, t=t)
+    for crystal, same in ((centred, True), (hermitian, False)):
+        v = crystal(n, size=2e-3)
+        there = method(v, s, probe_all(n, t=t), GRID)[0, 4]
+        back = method(v, s, probe_all(n, t=t, incident=4), GRID)[0, 0]
+        assert bool((there - back).abs().max() < 1e-9) == same
+
+
+@pytest.mark.parametrize("method", [p for p in EXACT if p.id != "eigen"])
+def test_absorption_agrees_with_a_separate_solution(method):
+    """M with an anti-Hermitian part: electrons are lost, and more of them the deeper."""
+    n = 8
+    v, s = hermitian(n, size=2e-3), excitations(n)
+    root = hermitian(n, size=1e-2, seed=3)
+    v = v + 1j * root @ root.mH
+    found = method(v, s, probe_all(n), GRID)
+    assert (found - series_profiles(v, s, GRID)).abs().max() < 1e-6
+    assert (found.sum(1).diff() < -1e-3).all()
+
+
+def test_eigen_refuses_absorption():
+    v = hermitian(4)
+    v = v + 1e-5j * torch.eye(4)
+    with pytest.raises(InputError, match="eigen needs a Hermitian potential"):
+        Eigen()(v, excitations(4), probe_all(4), GRID)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("method", [*REFERENCES, DEFAULT])
+def test_value_and_gradient_on_every_device(method, device, dtype):
+    """Against the default splitting in double precision on the processor."""
+    n, f = 30, 2
+    arguments = hermitian(n, f), excitations(n, f), probe_all(n, f)
+
+    def value_and_gradient(method, device, dtype):
+        v = arguments[0].to(device, dtype).requires_grad_()
+        s = arguments[1].to(device, dtype.to_real()).requires_grad_()
+        out = method(v, s, arguments[2].to(device), GRID)
+        slope = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=device)
+        grads = torch.autograd.grad((out * slope.view_as(out)).sum(), (v, s))
+        assert out.dtype == dtype.to_real() and out.device.type == device
+        return [x.cpu() for x in (out.detach(), *grads)]
+
+    expected = value_and_gradient(DEFAULT.values[0], "cpu", torch.complex128)
+    found = value_and_gradient(method, device, dtype)
+    precision = 1e-3 if dtype == torch.complex64 else 1e-6
+    for x, y in zip(found, expected, strict=True):
+        assert (x - y).abs().max() < precision * y.abs().max()
+
+
+@pytest.mark.parametrize("n", [2, 40, 200])
 @pytest.mark.parametrize("method", [p for p in EXACT if p.id != "strang"] + COARSE)
 def test_single_precision_agrees_with_double(method, n):
     v, s, probe = hermitian(n), excitations(n), probe_all(n)
@@ -182,7 +322,20 @@ def test_a_beam_alone_stays_as_it_is(method):
 # --- splitting ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("scheme", "order"), [("strang", 2), ("blanes_moan_4", 4), ("aba_864", 4)])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_order_in_a_weak_potential(scheme):
+    """To first order in V a step is the integral of exp(2 pi i S z) V by a quadrature rule.
+
+    Its nodes are the depths of the V stages; a rule of order p integrates z^k, k < p, exactly.
+    """
+    order = {"strang": 2, "blanes_moan_4": 4, "aba_864": 8, "aba_104": 10, "aba_1064": 10}[scheme]
+    a, b = (torch.tensor(x, dtype=torch.float64) for x in SCHEMES[scheme])
+    nodes = a[:-1].cumsum(0)
+    errors = [abs(float((b * nodes**k).sum()) - 1 / (k + 1)) for k in range(order + 1)]
+    assert max(errors[:order]) < 1e-14 < 1e-9 < errors[order]
+
+
+@pytest.mark.parametrize(("scheme", "order"), [(k, 2 if k == "strang" else 4) for k in SCHEMES])
 def test_order_of_accuracy(scheme, order):
     n = 8
     v, s, probe = hermitian(n, size=4e-3), excitations(n, size=0.02), probe_all(n)
@@ -195,7 +348,7 @@ def test_order_of_accuracy(scheme, order):
     assert math.log2(errors[0] / errors[1]) > order - 0.3
 
 
-@pytest.mark.parametrize("scheme", ["blanes_moan_4", "aba_864"])
+@pytest.mark.parametrize("scheme", [k for k in SCHEMES if k != "strang"])
 def test_one_step_per_depth_is_accurate_enough_for_a_crystal(scheme):
     n = 40
     v, s, probe = hermitian(n), excitations(n), probe_all(n)
@@ -225,25 +378,28 @@ def parts_of(matrix):
 UNIT = 1e-3
 
 
-@pytest.mark.parametrize(
-    "method",
-    [*COARSE, pytest.param(Splitting("aba_864", 2), id="substeps"), EXACT[1]],
-)
-def test_gradient_agrees_with_finite_differences(method):
+GRADIENTS = [*COARSE, pytest.param(Splitting(substeps=2), id="substeps"), *REFERENCES]
+
+
+@pytest.mark.parametrize("crystal", CRYSTALS)
+@pytest.mark.parametrize("method", GRADIENTS)
+def test_gradient_agrees_with_finite_differences(method, crystal):
+    """Of sum_t p(t) I(t), by the potential, the excitation errors and p(t)."""
     n, f = 3, 2
     grid = DepthGrid(60.0, 2)
-    parts = parts_of(hermitian(n, f, size=1e-3) / UNIT)
+    parts = parts_of(crystal(n, f, size=1e-3) / UNIT)
     s = (excitations(n, f, t=2, size=4e-3) / UNIT).requires_grad_()
+    p = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
     probe = probe_all(n, f, t=2)
 
-    def profile(parts, s):
-        return method(UNIT * from_parts(parts), UNIT * s, probe, grid)
+    def intensity(parts, s, p):
+        return (method(UNIT * from_parts(parts), UNIT * s, probe, grid) * p).sum(-1)
 
-    assert torch.autograd.gradcheck(profile, (parts, s), eps=1e-5, atol=1e-7, rtol=1e-5)
+    assert torch.autograd.gradcheck(intensity, (parts, s, p), eps=1e-5, atol=1e-7, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_gradient_is_right_at_degenerate_eigenvalues(scheme):
+@pytest.mark.parametrize("method", GRADIENTS)
+def test_gradient_is_right_at_degenerate_eigenvalues(method):
     """All eigenvalues coincide: S = 0 and no coupling, then a coupling of two beams alone."""
     n, probe = 4, probe_all(4, t=1)
     s = torch.zeros(1, n, 1, dtype=torch.float64, requires_grad=True)
@@ -252,9 +408,74 @@ def test_gradient_is_right_at_degenerate_eigenvalues(scheme):
         v[0, 0, 1] = v[0, 1, 0] = coupled
 
         def profile(parts, s):
-            return Splitting(scheme)(UNIT * from_parts(parts), UNIT * s, probe, GRID)
+            return method(UNIT * from_parts(parts), UNIT * s, probe, GRID)
 
         assert torch.autograd.gradcheck(profile, (parts_of(v), s), eps=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", GRADIENTS)
+def test_gradient_is_right_on_a_symmetric_zone_axis(method):
+    v, s, hk = cubic_zone_axis(1)
+    assert (torch.linalg.eigvalsh(v[0] + torch.diag(s[0, :, 0])).diff() < 1e-12).sum() >= 2
+    probe = probe_all(len(hk), t=1)
+
+    def profile(parts, s):
+        return method(UNIT * from_parts(parts), UNIT * s, probe, DepthGrid(100.0, 2))
+
+    inputs = (parts_of(v / UNIT), (s / UNIT).requires_grad_())
+    assert torch.autograd.gradcheck(profile, inputs, eps=1e-5, atol=1e-6, fast_mode=True)
+
+
+@pytest.mark.parametrize("method", [p for p in GRADIENTS if p.id != "eigen"])
+def test_gradient_is_right_under_absorption(method):
+    """Every element of the potential is free: nothing is Hermitian."""
+    n, probe = 3, probe_all(3, t=2)
+    v = hermitian(n, size=1) + 1j * hermitian(n, size=0.2, seed=4)
+    s = (excitations(n, t=2, size=4e-3) / UNIT).requires_grad_()
+
+    def profile(parts, s):
+        return method(UNIT * torch.view_as_complex(parts), UNIT * s, probe, DepthGrid(60.0, 2))
+
+    assert torch.autograd.gradcheck(profile, (parts_of(v), s), eps=1e-5, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [*REFERENCES, DEFAULT])
+def test_gradients_of_large_problems_agree(method):
+    """N = 200, by the derivative along one direction of the exact profiles."""
+    n, grid = 200, DepthGrid(40.0, 2)
+    v, s, probe = hermitian(n), excitations(n, t=1), probe_all(n, t=1)
+    dv, ds = hermitian(n, size=1, seed=5), excitations(n, t=1, size=1, seed=6)
+    slope = torch.linspace(-1, 1, 2 * n, dtype=torch.float64).view(1, n, 2)
+    inputs = v.clone().requires_grad_(), s.clone().requires_grad_()
+    loss = (method(*inputs, probe, grid) * slope).sum()
+    gv, gs = torch.autograd.grad(loss, inputs)
+    found = float((gv.conj() * dv).real.sum() + (gs * ds).sum())
+    h = 1e-7
+    sides = [series_profiles(v + k * dv, s + k * ds, grid) for k in (h, -h)]
+    expected = float(((sides[0] - sides[1]) * slope).sum() / (2 * h))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [*REFERENCES, *COARSE])
+def test_gradient_by_orientation_agrees_with_finite_differences(method):
+    """Through the model, from the smooth curve of small rotations to every intensity."""
+    problem = tiny.problem(blocks=2, samples=4)
+    model = HybridModel(problem, tiny.settings(propagator=method, depth=DepthGrid(60.0, 2)))
+    offset = model.orientation.offset
+    with torch.no_grad():
+        offset += 0.3
+    profiles = model.profiles()
+    slope = torch.linspace(-1, 1, profiles.numel(), dtype=torch.float64).view_as(profiles)
+    (gradient,) = torch.autograd.grad((profiles * slope).sum(), offset)
+    direction = torch.linspace(1, -0.5, offset.numel(), dtype=torch.float64).view_as(offset)
+    sides, h = [], 1e-3
+    for sign in (1, -1):
+        with torch.no_grad():
+            offset += sign * h * direction
+            sides.append(float((model.profiles() * slope).sum()))
+            offset -= sign * h * direction
+    expected = (sides[0] - sides[1]) / (2 * h)
+    assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_single_precision_gradient_agrees_with_double():

@@ -52,6 +52,7 @@ phil_scope = libtbx.phil.parse(phil_text("hybrid_refine.phil"))
 OUTPUTS = ("experiments", "reflections", "structure", "mtz", "problem", "html", "json")
 STRUCTURES = (".cif", ".mmcif", ".res", ".ins", ".pdb", ".ent")
 MAX_THREADS = 8
+DEFAULTS = api.Options()
 CITATIONS = (
     "DIALS: G. Winter et al. (2018) Acta Cryst. D74, 85-97. "
     "https://doi.org/10.1107/S2059798317017235",
@@ -139,7 +140,9 @@ def refine_options(params) -> api.Options:
             d_max=selection.d_max,
             i_over_sigma=selection.i_over_sigma,
         ),
-        sampling=Sampling(params.sampling.block_width, params.sampling.step),
+        sampling=Sampling(
+            params.sampling.block_width, _given(params.sampling.step, DEFAULTS.sampling.step)
+        ),
         model=_model_settings(params),
         refine=RefineSettings(
             iterations=refinement.iterations,
@@ -153,14 +156,34 @@ def refine_options(params) -> api.Options:
         thickness_start=start,
         test_settings=params.hand_and_indexing.test,
         minimum_gain=params.hand_and_indexing.minimum_gain,
+        numerics=_numerics(params),
     )
+
+
+def _numerics(params) -> api.Numerics:
+    choices = {
+        "g_max": params.beams.g_max,
+        "s_max": params.beams.s_max,
+        "sampling": params.sampling.step,
+    }
+    return api.Numerics(
+        error=params.propagation.error,
+        substeps=_given(params.propagation.substeps, None),
+        auto=tuple(name for name, value in choices.items() if value is Auto),
+        r_change=params.beams.r_change,
+    )
+
+
+def _given(value, otherwise):
+    """Return a value, or what stands for Auto until it is chosen."""
+    return otherwise if value is Auto else value
 
 
 def _model_settings(params) -> ModelSettings:
     prior = params.thickness.prior
     return ModelSettings(
-        g_max=params.beams.g_max,
-        s_max=params.beams.s_max,
+        g_max=_given(params.beams.g_max, DEFAULTS.model.g_max),
+        s_max=_given(params.beams.s_max, DEFAULTS.model.s_max),
         depth=DepthGrid(params.depth.step, 1),  # the number follows from the data
         absorption=common.absorption_model(params.absorption),
         precision=params.compute.precision,

@@ -15,7 +15,7 @@ All solve dpsi/dz = 2 pi i (diag(S) + V) psi with psi(0) = 1 for the incident be
 """
 
 from .base import DepthGrid, Probe, Propagator
-from .exact import Eigen, MatrixExp
+from .exact import Eigen, MatrixExp, is_hermitian
 from .splitting import SCHEMES, Moves, Splitting
 
 METHODS = {"splitting": Splitting, "eigen": Eigen, "matrix_exp": MatrixExp}
@@ -30,4 +30,5 @@ __all__ = [
     "Probe",
     "Propagator",
     "Splitting",
+    "is_hermitian",
 ]

@@ -45,12 +45,33 @@ def _aba_864() -> tuple[tuple, tuple]:
     return _palindrome((*a, 0.5 - sum(a)), (*b, 1 - 2 * sum(b)))
 
 
+def _aba_104() -> tuple[tuple, tuple]:
+    """ABA(10,4), 7 stages, for |V| << |S|; source as for ABA(8,6,4)."""
+    a = (0.04706710064597250613, 0.1847569354170881069, 0.2827060056798362053)
+    b = (0.1188819173681970200, 0.2410504605515015658, -0.2732866667053238061)
+    return _palindrome((*a, 0.5 - sum(a)), (*b, 1 - 2 * sum(b)))
+
+
+def _aba_1064() -> tuple[tuple, tuple]:
+    """ABA(10,6,4), 8 stages, for |V| << |S|; source as for ABA(8,6,4)."""
+    a = (0.03809449742241219546, 0.1452987161169137493, 0.2076276957255412507)
+    a = (*a, 0.4359097036515261592)
+    b = (0.09585888083707521061, 0.2044461531429987807, 0.2170703479789911017)
+    return _palindrome((*a, 1 - 2 * sum(a)), (*b, 0.5 - sum(b)))
+
+
 def _strang() -> tuple[tuple, tuple]:
     """G. Strang 1968, doi:10.1137/0705041, order 2, one stage."""
     return (0.5, 0.5), (1.0,)
 
 
-SCHEMES = {"strang": _strang(), "blanes_moan_4": _blanes_moan_4(), "aba_864": _aba_864()}
+SCHEMES = {
+    "strang": _strang(),
+    "blanes_moan_4": _blanes_moan_4(),
+    "aba_864": _aba_864(),
+    "aba_104": _aba_104(),
+    "aba_1064": _aba_1064(),
+}
 
 
 def _series(potential: Tensor, times: tuple) -> tuple[int, int]:

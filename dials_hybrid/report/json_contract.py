@@ -27,6 +27,9 @@ _KEYS = {
     "start": dict.fromkeys(_R_NAMES),
     "final": dict.fromkeys((*_R_NAMES, "gof", "r1_obs_frame_mean")),
     "free": {"r1_obs": None, "n": 0},
+    "propagation": dict.fromkeys(
+        ("scheme", "step", "substeps", "error_measured", "error_target", "beams")
+    ),
     **dict.fromkeys(("space_group", "absolute_structure", "indexing", "error_model", "valence")),
     "warnings": [],
 }

@@ -1,0 +1,349 @@
+"""Numerical choices by their error: the step in depth, the beams, the samples of the rotation."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import beams, losses, validation
+from .data import Problem
+from .model import HybridModel, ModelSettings
+from .propagation import DepthGrid, Eigen, MatrixExp, Probe, Propagator, is_hermitian
+
+logger = logging.getLogger("dials.hybrid.accuracy")
+
+SUBSTEPS = (1, 2, 3, 4, 6, 8)
+CHECKED_SAMPLES = 4
+S_MAX = (0.04, 0.03, 0.02, 0.015, 0.01, 0.0075, 0.005)  # A^-1
+G_MAX = (2.0, 1.8, 1.6, 1.4)  # A^-1
+SAMPLING_STEPS = (0.025, 1 / 30, 0.05, 1 / 15, 0.1)  # degree
+FEASIBLE_BEAMS = 800
+RUNS = 4  # stretches of the scan on which choices are compared
+ENOUGH = 150  # reflections above 3 sigma to compare on, if there are as many
+LONGEST_RUN = 8  # blocks
+
+
+@dataclass(frozen=True)
+class StepCheck:
+    """The step of the propagation that was chosen, and its error as measured.
+
+    Errors are max |dI|, the incident beam being one; `step` is in A.
+    """
+
+    scheme: str
+    substeps: int
+    step: float
+    error_measured: float
+    error_target: float
+    beams: int
+
+
+@torch.no_grad()
+def choose_step(
+    problem: Problem,
+    settings: ModelSettings,
+    target: float,
+    device: str = "cpu",
+    allowed: tuple[int, ...] = SUBSTEPS,
+) -> tuple[ModelSettings, StepCheck]:
+    """Return the settings with the fewest steps between depths that meet an error target.
+
+    The error is max |dI| over all beams, all depths and a few orientation samples of the block
+    with most beams, against the exact solution in double precision; it holds the rounding of
+    the waves' own precision too. If no allowed number of steps meets the target, the one with
+    the smallest error is returned, and a warning logged.
+    """
+    model = HybridModel(
+        _one_block(problem, fullest_block(problem, settings)),
+        dataclasses.replace(settings, precision="double"),
+        device,
+    )
+    batch = model.batches[0]
+    potential = model.potential(batch, model.potential_table())
+    excitation = model.excitation(batch, model.orientation())
+    samples = torch.linspace(0, excitation.shape[2] - 1, CHECKED_SAMPLES).round().long().unique()
+    excitation = excitation[..., samples.to(excitation.device)]
+    exact = Eigen() if is_hermitian(potential) else MatrixExp()
+    truth = every_intensity(exact, potential, excitation, settings.depth)
+    tried: list[tuple[float, int]] = []
+    for substeps in allowed:
+        propagator = dataclasses.replace(settings.propagator, substeps=substeps)
+        found = every_intensity(
+            propagator,
+            potential.to(settings.dtype),
+            excitation.to(settings.dtype.to_real()),
+            settings.depth,
+        )
+        tried.append((float((found.double() - truth).abs().max()), substeps))
+        if tried[-1][0] <= target:
+            break
+    error, substeps = min(tried)
+    propagator = dataclasses.replace(settings.propagator, substeps=substeps)
+    check = StepCheck(
+        propagator.scheme,
+        substeps,
+        settings.depth.step / substeps,
+        error,
+        target,
+        potential.shape[-1],
+    )
+    _log_step(check)
+    return dataclasses.replace(settings, propagator=propagator), check
+
+
+def _log_step(check: StepCheck) -> None:
+    logger.info(
+        "Propagation: %s, step %.3g A; max |dI| %.1e against the exact solution "
+        "(target %.1e, %d beams)",
+        check.scheme,
+        check.step,
+        check.error_measured,
+        check.error_target,
+        check.beams,
+    )
+    if check.error_measured > check.error_target:
+        logger.warning(
+            "The propagation is accurate to %.1e in intensity, not to the %.1e asked for by "
+            "propagation.error, even with %d steps between depths; a smaller depth.step or "
+            "compute.precision=double may help",
+            check.error_measured,
+            check.error_target,
+            check.substeps,
+        )
+
+
+def every_intensity(
+    propagator: Propagator, potential: Tensor, excitation: Tensor, grid: DepthGrid
+) -> Tensor:
+    """Return |psi|^2 of every beam, sample and depth, (F, N, T, D), beam 0 being the incident.
+
+    `potential` (F, N, N) and `excitation` (F, N, T) in A^-1 as for any propagator.
+    """
+    f, n, t = excitation.shape
+    device = excitation.device
+    one_sample = torch.eye(t, dtype=excitation.dtype, device=device)
+    probe = Probe(
+        torch.zeros(f, dtype=torch.int64, device=device),
+        torch.arange(n, device=device).repeat_interleave(t).expand(f, -1),
+        one_sample.repeat(n, 1).expand(f, -1, -1),
+    )
+    return propagator(potential, excitation, probe, grid).unflatten(1, (n, t))
+
+
+def fullest_block(problem: Problem, settings: ModelSettings) -> int:
+    """Return the block with observations that has most beams near the Ewald sphere."""
+    scan = problem.scan
+    hkl = beams.lattice_points(problem.structure, settings.g_max).double()
+    middle = scan.setting[:, scan.setting.shape[1] // 2].cpu().double()
+    vectors = torch.einsum("fij,mj->fmi", middle, hkl)
+    s0 = scan.s0.cpu().double()
+    s = beams.excitation_errors(vectors, s0, s0.norm(dim=-1))
+    near = (s.abs() <= settings.s_max).sum(1)
+    seen = torch.zeros_like(near, dtype=torch.bool)
+    seen[problem.observations.link_block.cpu()] = True
+    return int(torch.where(seen, near, -1).argmax())
+
+
+def _one_block(problem: Problem, block: int) -> Problem:
+    """Return one block with its links; windows that reach into other blocks are cut."""
+    scan, o = problem.scan, problem.observations
+    links = torch.nonzero(o.link_block == block).flatten()
+    rows, place = torch.unique(o.link_observation[links], return_inverse=True)
+    names = [f.name for f in dataclasses.fields(o)]
+    values = {k: getattr(o, k)[rows] for k in names if not k.startswith("link_")}
+    values |= {k: getattr(o, k)[links] for k in names if k.startswith("link_")}
+    values |= {"link_observation": place, "link_block": torch.zeros_like(place)}
+    fields = [f.name for f in dataclasses.fields(scan)]
+    return problem.replace(
+        scan=type(scan)(**{k: getattr(scan, k)[block : block + 1] for k in fields}),
+        observations=type(o)(**values),
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Calculated against observed amplitudes of the compared reflections, nothing refined."""
+
+    row: Tensor  # (R,) row in the source table
+    observed: Tensor  # (R,) above 3 sigma
+    intensity: Tensor  # (R,) as measured
+    calculated: Tensor  # (R,) on the scale of the measured
+    beams: float  # per block, on average
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One choice on a ladder, against the finest one."""
+
+    label: str
+    beams: float  # per block, on average
+    r1: float  # of the compared reflections above 3 sigma
+    change: float  # of R1
+    r_calc: float  # sum | |Fc| - |Fc, finest| | / sum |Fo|
+
+
+def few_blocks(problem: Problem) -> Tensor:
+    """Return (F,) bool: a few stretches of the scan, long enough to hold enough reflections.
+
+    Only reflections that lie within the stretches count.
+    """
+    total = len(problem.scan.sweep)
+    chosen = torch.ones(total, dtype=torch.bool)
+    for length in range(1, min(LONGEST_RUN, (total - 1) // RUNS) + 1):
+        starts = torch.linspace(0, total - length, RUNS).round().long()
+        chosen = torch.zeros(total, dtype=torch.bool)
+        chosen[starts[:, None] + torch.arange(length)] = True
+        part = validation.keep_blocks(problem, chosen)
+        complete = len(part.scan.sweep) < total
+        if complete and int(part.observations.observed.sum()) >= ENOUGH:
+            break
+    return chosen
+
+
+@torch.no_grad()
+def agreement(problem: Problem, settings: ModelSettings, device: str = "cpu") -> Agreement:
+    """Calculate the intensities of a problem with one thickness, `thickness_start`."""
+    step = settings.depth.step
+    grid = DepthGrid(step, max(1, round(settings.thickness_start / step)))
+    settings = dataclasses.replace(settings, depth=grid, thickness="single")
+    model = HybridModel(problem, settings, device)
+    o = model.problem.observations
+    profiles = model.value_profiles()[:, -1]
+    raw = torch.zeros_like(o.intensity).index_add(0, o.link_observation, profiles)
+    return Agreement(
+        o.row.cpu(),
+        o.observed.cpu(),
+        o.intensity.cpu(),
+        (raw * validation.smooth_scales(model, raw)).cpu(),
+        float(model.beams.counts.double().mean()),
+    )
+
+
+def compare(label: str, found: Agreement, finest: Agreement) -> Rung:
+    """Return the rung of a choice, over the reflections that both have."""
+    mine = torch.isin(found.row, finest.row) & found.observed
+    other = torch.isin(finest.row, found.row) & finest.observed
+    order, order_finest = found.row[mine].argsort(), finest.row[other].argsort()
+    fo = losses.amplitudes(found.intensity[mine][order])
+    fc = losses.amplitudes(found.calculated[mine][order])
+    fc_finest = losses.amplitudes(finest.calculated[other][order_finest])
+    r1, r1_finest, r_calc = (
+        float((x - y).abs().sum() / fo.sum())
+        for x, y in ((fc, fo), (fc_finest, fo), (fc, fc_finest))
+    )
+    return Rung(label, found.beams, r1, r1 - r1_finest, r_calc)
+
+
+def descend(
+    start: object,
+    ladder: Iterable[tuple[str, object]],
+    evaluate: Callable[[object], Agreement],
+    finest: Agreement,
+    tolerance: float,
+) -> tuple[object, list[Rung]]:
+    """Return the coarsest value that changes R1 by less than `tolerance`, and all rungs tried.
+
+    `ladder` holds (label, value) from fine to coarse. The descent ends at the first value that
+    changes R1 too much, so that a coarse value whose errors happen to cancel is not taken;
+    `start` is returned when that is the first one.
+    """
+    chosen, rungs = start, []
+    for label, value in ladder:
+        rungs.append(compare(label, evaluate(value), finest))
+        if abs(rungs[-1].change) >= tolerance:
+            break
+        chosen = value
+    return chosen, rungs
+
+
+def choose_cutoffs(
+    problem: Problem,
+    settings: ModelSettings,
+    tolerance: float,
+    free: tuple[str, ...] = ("s_max", "g_max"),
+    device: str = "cpu",
+) -> tuple[ModelSettings, list[Rung]]:
+    """Return the settings with the fewest beams that change R1 by less than `tolerance`.
+
+    R1 of the reflections above 3 sigma in a few stretches of the scan, structure, orientation
+    and thickness fixed and the scale fitted, is compared with that of the largest feasible set
+    of beams. The cut-offs named in `free` are chosen, s_max (A^-1) first; the others stay.
+    """
+    part = validation.keep_blocks(problem, few_blocks(problem))
+    if "g_max" in free:
+        settings = dataclasses.replace(settings, g_max=G_MAX[0])
+    if "s_max" in free:
+        settings = dataclasses.replace(settings, s_max=feasible_s_max(part, settings))
+    finest = agreement(part, settings, device)
+    rungs = [compare(_label(settings), finest, finest)]
+    for name, ladder in (("s_max", S_MAX), ("g_max", G_MAX)):
+        if name not in free:
+            continue
+        below = [x for x in ladder if x < getattr(settings, name)]
+        values = [dataclasses.replace(settings, **{name: x}) for x in below]
+        settings, tried = descend(
+            settings,
+            [(_label(v), v) for v in values],
+            lambda v: agreement(part, v, device),
+            finest,
+            tolerance,
+        )
+        rungs += tried
+    return settings, rungs
+
+
+def _label(settings: ModelSettings) -> str:
+    return f"g_max {settings.g_max:g}, s_max {settings.s_max:g}"
+
+
+def feasible_s_max(problem: Problem, settings: ModelSettings) -> float:
+    """Return the largest s_max (A^-1) of the ladder with which no block is too large."""
+    for s_max in S_MAX:
+        found = beams.choose_beams(
+            problem.structure, problem.scan, problem.observations, settings.g_max, s_max
+        )
+        if int(found.counts.max()) <= FEASIBLE_BEAMS:
+            return s_max
+    return S_MAX[-1]
+
+
+def choose_sampling(
+    sampled: Callable[[float], Problem],
+    settings: ModelSettings,
+    tolerance: float,
+    device: str = "cpu",
+) -> tuple[float, list[Rung]]:
+    """Return the coarsest step of the rotation (degree) that changes R1 by less than `tolerance`.
+
+    `sampled` makes the problem of a step. R1 is that of `choose_cutoffs`, against the finest.
+    """
+    finest_step, *coarser = SAMPLING_STEPS
+    problem = sampled(finest_step)
+    chosen = few_blocks(problem)
+    finest = agreement(validation.keep_blocks(problem, chosen), settings, device)
+    step, rungs = descend(
+        finest_step,
+        [(_step_label(step), step) for step in coarser],
+        lambda step: agreement(validation.keep_blocks(sampled(step), chosen), settings, device),
+        finest,
+        tolerance,
+    )
+    return step, [compare(_step_label(finest_step), finest, finest), *rungs]
+
+
+def _step_label(step: float) -> str:
+    return f"step {step:.3g} degrees"
+
+
+def format_rungs(rungs: list[Rung]) -> str:
+    """Return a table of the rungs for the log."""
+    head = f"  {'':<28} {'beams':>7} {'R1(obs)':>9} {'change':>9} {'R(calc)':>9}"
+    lines = [
+        f"  {r.label:<28} {r.beams:7.0f} {r.r1:9.4f} {r.change:9.4f} {r.r_calc:9.4f}" for r in rungs
+    ]
+    return "\n".join([head, *lines])
