@@ -37,7 +37,7 @@ logger = logging.getLogger("dials.hybrid.api")
 
 SEARCH_DEPTH = 2000.0  # A, thickness to which the search before the refinement goes
 SEARCH_BLOCKS = 40
-USUAL_PASSES = 6  # with derivatives; passes between them cost little
+USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 
 
 @dataclass(frozen=True)

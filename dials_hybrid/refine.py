@@ -26,6 +26,7 @@ from .model import HybridModel, ModelSettings
 
 logger = logging.getLogger("dials.hybrid.refine")
 
+NOTHING = 1e-4  # part of the cost that is not worth another trial
 STALE = 6  # iterations after which derivatives by the structure are formed anew
 
 
@@ -161,9 +162,10 @@ class Refinement:
             if self.state.iteration == 0:
                 self._start(cheap)
             while self.state.iteration < self.settings.iterations:
-                cheap, shift, gain = self._iterate(cheap)
-                if self._settled(shift, gain):
-                    if self.age > 1:  # settled on old derivatives: see whether fresh ones agree
+                fresh = self.age == 0
+                cheap, shift, promise = self._iterate(cheap)
+                if self._settled(shift, promise):
+                    if not fresh:  # settled on old derivatives: see whether fresh ones agree
                         cheap = self.linearise()
                         continue
                     reason, converged = "the last shifts are small against the errors", True
@@ -208,7 +210,11 @@ class Refinement:
         )
 
     def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, float, float]:
-        """One outer iteration; returns the new linearisation, largest site shift (A) and gain."""
+        """One outer iteration.
+
+        Returns the new linearisation, the largest site shift (A), and the part of the cost that
+        the step had promised to gain.
+        """
         state = self.state
         if state.iteration < self.settings.error_model_updates:
             self._fit_error_model(cheap)
@@ -227,13 +233,13 @@ class Refinement:
                 state.proximity = max(state.proximity / 4, 1e-2)
             elif gain < 0.4 * predicted:
                 state.proximity *= 4
-            if gain > 0 or predicted <= 1e-6 * before:
+            if gain > 0 or predicted < NOTHING * before:
                 break
             self._restore()
             if self.age > 1:
                 cheap = self.linearise()
         else:
-            gain, fresh, trial = 0.0, cheap, LeastSquares(cheap, sigma_w, 0)
+            fresh, trial = cheap, LeastSquares(cheap, sigma_w, 0)
         if self.age >= STALE:
             fresh = self.linearise()
             trial = LeastSquares(fresh, sigma_w, 0)
@@ -242,7 +248,7 @@ class Refinement:
         shift = self._site_shift(sites)
         self._record("joint", trial, shift)
         self._checkpoint()
-        return fresh, shift, gain / before
+        return fresh, shift, predicted / before
 
     @torch.no_grad()
     def _site_shift(self, before: Tensor) -> float:
@@ -251,10 +257,10 @@ class Refinement:
         g = metric(self.problem.structure.cell).to(moved)
         return float(torch.einsum("ai,ij,aj->a", moved, g, moved).max().sqrt())
 
-    def _settled(self, shift: float, gain: float) -> bool:
+    def _settled(self, shift: float, promise: float) -> bool:
         if self.state.iteration <= self.settings.error_model_updates:
             return False
-        return gain < self.settings.cost_tolerance and shift < self.settings.site_tolerance
+        return promise < self.settings.cost_tolerance and shift < self.settings.site_tolerance
 
     def _record(self, stage: str, problem: LeastSquares, shift: float) -> None:
         o = self.problem.observations
