@@ -69,26 +69,28 @@ def _series(potential: Tensor, times: tuple) -> tuple[int, int]:
 class _Series:
     """Taylor series of exp(t X), X = 2 pi i V, for several t that share the powers of X.
 
-    V is small against 1/t here, so a short series reaches machine precision at the speed of
+    X is taken for the longest t, since powers of the small V leave the range of float32. V is
+    small against 1/t here, so a short series reaches machine precision at the speed of
     matrix products, and needs no eigenvalues: degenerate ones and an absorptive
     (non-Hermitian) V are no special cases. Where V is not so small the series is summed for
     t / 2^halvings and squared.
     """
 
-    x: Tensor  # (F, N, N)
-    table: Tensor  # (times, order) real: t^k / k!
+    x: Tensor  # (F, N, N) 2 pi i V times the unit
+    unit: float  # A
+    table: Tensor  # (times, order) real: (t / unit)^k / k!
     halvings: int
 
     @classmethod
     def of(cls, potential: Tensor, times: tuple) -> _Series:
         """Choose the order for potential (F, N, N) in A^-1 and `times` in A."""
         order, halvings = _series(potential, times)
-        rows = [
-            [(t / 2**halvings) ** k / math.factorial(k) for k in range(1, order + 1)] for t in times
-        ]
+        unit = max(map(abs, times)) / 2**halvings
+        shares = [t / 2**halvings / unit for t in times]
+        rows = [[s**k / math.factorial(k) for k in range(1, order + 1)] for s in shares]
         real = potential.dtype.to_real()
         table = torch.tensor(rows, dtype=torch.float64, device=potential.device).to(real)
-        return cls(2j * math.pi * potential, table, halvings)
+        return cls(_without_noise(2j * math.pi * unit * potential), unit, table, halvings)
 
     def powers(self) -> Tensor:
         """Return X, X^2, ... (order, F, N, N)."""
@@ -109,7 +111,7 @@ class _Series:
 
     def derivatives(self, tangents: Tensor) -> Tensor:
         """Return the derivatives (times, P, F, N, N) along dV (P, F, N, N), term by term."""
-        dx, powers = 2j * math.pi * tangents, self.powers()
+        dx, powers = _without_noise(2j * math.pi * self.unit * tangents), self.powers()
         moved = dx.new_empty(len(powers), *dx.shape)
         moved[0] = dx
         for k in range(1, len(moved)):
@@ -121,7 +123,7 @@ class _Series:
         return out
 
     def adjoint(self, slopes: Tensor, steps: list[Tensor]) -> Tensor:
-        """Return H (F, N, N) with dL = Re tr(H dX), given dL = Re tr(slopes_t d exp(t X)).
+        """Return H (F, N, N) with dL = Re tr(H dV), given dL = Re tr(slopes_t d exp(t X)).
 
         d X^k = sum X^i dX X^(k-1-i), so that H = sum X^i H_k X^(k-1-i), where H_k is what falls
         to the k-th power; both sums are done by Horner's rule. `steps` are the values.
@@ -133,7 +135,19 @@ class _Series:
         for term in reversed(terms[:-1].unbind()):
             right = torch.baddbmm(term, right, self.x)
             total = torch.baddbmm(right, self.x, total)
-        return total
+        return 2j * math.pi * self.unit * total
+
+
+def _without_noise(x: Tensor) -> Tensor:
+    """Set to zero the parts of x that rounding alone made, as in centrosymmetric crystals.
+
+    Their products would be denormal numbers in float32, which take a hundred times longer.
+    """
+    parts = torch.view_as_real(x)
+    if not parts.numel():
+        return x
+    limit = torch.finfo(parts.dtype).eps ** 2 * parts.abs().max()
+    return torch.view_as_complex(parts.where(parts.abs() > limit, 0.0))
 
 
 def _combine(table: Tensor, terms: Tensor) -> Tensor:
@@ -223,7 +237,8 @@ class _Sweep(torch.autograd.Function):
         if keep:
             ctx.plan, ctx.series, ctx.values, ctx.phases = plan, series, values, phases
             ctx.before, ctx.seen, ctx.index, ctx.weight = before, seen, index, weight
-        return (torch.view_as_real(seen).square().sum(-1) * weight[:, None]).sum(2).mT
+        intensity = seen.real.square().addcmul_(seen.imag, seen.imag)
+        return intensity.mul_(weight[:, None]).sum(2).mT
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -255,8 +270,8 @@ class _Sweep(torch.autograd.Function):
                 left = ctx.before[matrix][:, first * uses : last * uses].flatten(1, 2)
                 right = after[matrix][:, : (last - first) * uses].flatten(1, 2)
                 slopes[matrix].baddbmm_(left.mT, right)
-        by_x = ctx.series.adjoint(slopes, ctx.values)
-        return None, None, (2j * math.pi * by_x.mT).conj(), flow.imag.mT
+        by_potential = ctx.series.adjoint(slopes, ctx.values)
+        return None, None, by_potential.mH, flow.imag.mT
 
 
 _INNER = 256  # rows from which on the gradient by a matrix runs at the full speed of products
@@ -292,16 +307,10 @@ class Splitting:
     ) -> Tensor:
         """See the package's docstring."""
         plan = make_plan(self.scheme, grid, self.substeps)
-        f, n, t = excitation.shape
-        parts = zip(
-            *(
-                x.split(max(1, _CHUNK // (n * t)))
-                for x in (probe.incident, probe.beam, probe.weight, potential, excitation)
-            ),
-            strict=True,
-        )
-        out = [_Sweep.apply(plan, Probe(i, b, w), v, s) for i, b, w, v, s in parts]
-        return torch.cat(out)
+        _, n, t = excitation.shape
+        given = (probe.incident, probe.beam, probe.weight, potential, excitation)
+        chunks = zip(*(x.split(max(1, _CHUNK // (n * t))) for x in given), strict=True)
+        return torch.cat([_Sweep.apply(plan, Probe(*of), v, s) for *of, v, s in chunks])
 
     @torch.no_grad()
     def tangents(
