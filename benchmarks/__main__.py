@@ -1,7 +1,8 @@
 """Run every benchmark and print its table."""
 
-from . import quartz, simulated
+from . import propagation, quartz, simulated
 
 if __name__ == "__main__":
+    propagation.main()
     quartz.main()
     simulated.main()

@@ -5,6 +5,7 @@ A case is one block of a rotation: U of N beams, and their excitation errors at 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from cctbx.array_family import flex
 from torch import Tensor
 
 from dials_hybrid import beams, electron
-from dials_hybrid.crystal import CrystalModel, cell_volume
+from dials_hybrid.crystal import CrystalModel, cell_volume, metric
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.propagation import DepthGrid, Probe
 
@@ -83,11 +84,11 @@ def _structure(group: str, cell: tuple, sites: dict, u_iso: dict):
 
 @dataclass(frozen=True)
 class Case:
-    """One block of N beams and T orientations; beam 0 is the incident one."""
+    """Blocks of N beams and T orientations; beam 0 is the incident one."""
 
     name: str
-    potential: Tensor  # (1, N, N) complex128, U / 2K in A^-1
-    excitation: Tensor  # (1, N, T) float64, A^-1
+    potential: Tensor  # (F, N, N) complex128, U / 2K in A^-1
+    excitation: Tensor  # (F, N, T) float64, A^-1
     grid: DepthGrid
 
     @property
@@ -97,11 +98,27 @@ class Case:
         depth = self.grid.step * self.grid.count
         return {"n": n, "orientations": samples, "depth": depth, "depths": self.grid.count}
 
-    def first(self, samples: int) -> Case:
-        """Return the case with fewer orientations, spread over the same rotation."""
-        total = self.excitation.shape[2]
-        index = torch.linspace(0, total - 1, samples).round().long()
-        return Case(self.name, self.potential, self.excitation[:, :, index], self.grid)
+    def spread(self, samples: int) -> Tensor:
+        """Return the indices of fewer orientations, spread over the same rotation."""
+        return torch.linspace(0, self.excitation.shape[2] - 1, samples).round().long()
+
+    def fewer(self, samples: int) -> Case:
+        """Return the case with fewer orientations."""
+        excitation = self.excitation[:, :, self.spread(samples)]
+        return dataclasses.replace(self, excitation=excitation)
+
+    def repeated(self, blocks: int) -> Case:
+        """Return the same block several times."""
+        return Case.joined([self] * blocks)
+
+    @staticmethod
+    def joined(cases: list[Case]) -> Case:
+        """Return one case of all blocks; they have the same size."""
+        return dataclasses.replace(
+            cases[0],
+            potential=torch.cat([c.potential for c in cases]),
+            excitation=torch.cat([c.excitation for c in cases]),
+        )
 
     def probe(self, dtype=torch.float64) -> Probe:
         """Ask for every beam and every orientation, with equal weights."""
@@ -135,16 +152,23 @@ def make_case(name: str, n: int, samples: int, grid: DepthGrid, angle: float = 4
     s = beams.excitation_errors(vectors, s0, k) * m.square()[None, :, None]
     difference = chosen[None, :, :] - chosen[:, None, :]
     distinct, place = torch.unique(difference.reshape(-1, 3), dim=0, return_inverse=True)
-    u = model(distinct).detach() * factor / (2 * k)
+    u = _without_noise(model(distinct).detach() * factor / (2 * k))
     potential = u[place].reshape(n, n) * m[:, None] * m[None, :]
     potential.fill_diagonal_(0)
     return Case(name, potential[None], s, grid)
 
 
+def _without_noise(u: Tensor) -> Tensor:
+    """Set real and imaginary parts that rounding alone made to zero.
+
+    In single precision their products are denormal numbers, which slow torch's matrix_exp down.
+    """
+    parts = torch.view_as_real(u)
+    return torch.view_as_complex(parts.where(parts.abs() > 1e-12 * parts.abs().max(), 0.0))
+
+
 def _settings(cell: Tensor, angle: float, scan: Tensor) -> Tensor:
     """(T, 3, 3) A^-1, hkl to the laboratory frame."""
-    from dials_hybrid.crystal import metric
-
     a = torch.linalg.inv(torch.linalg.cholesky(metric(cell)).T).T
     axis = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64) / math.sqrt(14)
     turn = beams.rotation_matrices(math.radians(angle) * axis)

@@ -53,7 +53,7 @@ def _strang() -> tuple[tuple, tuple]:
 SCHEMES = {"strang": _strang(), "blanes_moan_4": _blanes_moan_4(), "aba_864": _aba_864()}
 
 
-def _series(potential: Tensor, times: tuple) -> tuple[int, int]:
+def series_order(potential: Tensor, times: tuple) -> tuple[int, int]:
     """Return (order, halvings) of a Taylor series that reaches the precision of the dtype."""
     norm = 2 * math.pi * float(potential.detach().abs().sum(-1).max()) * max(map(abs, times))
     halvings = max(0, math.ceil(math.log2(norm))) if norm > 1 else 0
@@ -84,7 +84,7 @@ class _Series:
     @classmethod
     def of(cls, potential: Tensor, times: tuple) -> _Series:
         """Choose the order for potential (F, N, N) in A^-1 and `times` in A."""
-        order, halvings = _series(potential, times)
+        order, halvings = series_order(potential, times)
         unit = max(map(abs, times)) / 2**halvings
         shares = [t / 2**halvings / unit for t in times]
         rows = [[s**k / math.factorial(k) for k in range(1, order + 1)] for s in shares]
