@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cases import WAVELENGTH
+from dials_hybrid import electron
 
 try:
     from abtem.bloch.dynamical import calculate_dynamical_scattering
@@ -59,7 +59,7 @@ def abtem(potential, excitation, grid) -> Tensor:
     hkl[:, 0] = np.arange(len(hkl))  # all it asks of them is which one is the incident beam
     depths = grid.depths(dtype=torch.float64).numpy()
     cell, voltage = np.eye(3), 200e3
-    matrices = (2 / WAVELENGTH * _matrices(potential, excitation)).numpy()
+    matrices = (2 / electron.wavelength(voltage) * _matrices(potential, excitation)).numpy()
     waves = [
         calculate_dynamical_scattering(m, hkl, cell, voltage, depths, use_wave_eq=True)
         for m in matrices
