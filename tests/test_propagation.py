@@ -14,8 +14,9 @@ from dials_hybrid.propagation import (
     Moves,
     Probe,
     Splitting,
+    splitting,
 )
-from dials_hybrid.propagation.splitting import exponential_tangents, exponentials
+from dials_hybrid.propagation.splitting import _Series, exponential_tangents, exponentials
 
 GRID = DepthGrid(20.0, 5)
 
@@ -26,6 +27,7 @@ EXACT = [
     pytest.param(Splitting("strang", 400), id="strang"),
     pytest.param(Splitting("blanes_moan_4", 10), id="blanes_moan_4"),
     pytest.param(Splitting("aba_864", 10), id="aba_864"),
+    pytest.param(Splitting("aba_104", 10), id="aba_104"),
 ]
 COARSE = [pytest.param(Splitting(scheme, 1), id=f"coarse {scheme}") for scheme in SCHEMES]
 
@@ -182,7 +184,10 @@ def test_a_beam_alone_stays_as_it_is(method):
 # --- splitting ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("scheme", "order"), [("strang", 2), ("blanes_moan_4", 4), ("aba_864", 4)])
+@pytest.mark.parametrize(
+    ("scheme", "order"),
+    [("strang", 2), ("blanes_moan_4", 4), ("aba_864", 4), ("aba_104", 4)],
+)
 def test_order_of_accuracy(scheme, order):
     n = 8
     v, s, probe = hermitian(n, size=4e-3), excitations(n, size=0.02), probe_all(n)
@@ -195,7 +200,7 @@ def test_order_of_accuracy(scheme, order):
     assert math.log2(errors[0] / errors[1]) > order - 0.3
 
 
-@pytest.mark.parametrize("scheme", ["blanes_moan_4", "aba_864"])
+@pytest.mark.parametrize("scheme", ["blanes_moan_4", "aba_864", "aba_104"])
 def test_one_step_per_depth_is_accurate_enough_for_a_crystal(scheme):
     n = 40
     v, s, probe = hermitian(n), excitations(n), probe_all(n)
@@ -331,3 +336,35 @@ def test_exponential_tangents_agree_with_finite_differences(size):
         for i in range(len(times)):
             expected = (above[i] - below[i]) / (2 * h)
             assert (found[i][k] - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+# V of a centrosymmetric crystal, with the noise of double precision in the other part
+def test_rounding_noise_is_dropped_before_single_precision():
+    v = hermitian(6).real + 1e-21j * hermitian(6, seed=3).real
+    series = _Series.of(v.to(torch.complex64), (3.0, 17.0))
+    assert (series.x.real == 0).all() and (series.powers()[1].imag == 0).all()
+
+
+# without and with squarings
+@pytest.mark.parametrize("size", [1e-4, 2e-2])
+def test_adjoint_of_the_series_is_the_transpose_of_its_tangents(size):
+    v, dv, times = hermitian(5, 2, size=size), hermitian(5, 2, size=1, seed=3), (3.0, 17.0)
+    series = _Series.of(v, times)
+    slopes = torch.stack([hermitian(5, 2, size=1, seed=k) + 1j for k in (4, 5)])
+    moved = series.derivatives(dv[None])[:, 0]
+    by_values = torch.einsum("tfij,tfji->", slopes, moved)
+    by_v = torch.einsum("fij,fji->", series.adjoint(slopes, series.values()), dv)
+    assert abs(by_v - by_values) < 1e-9 * abs(by_values)
+
+
+def test_blocks_in_several_chunks_agree_with_one(monkeypatch):
+    n, f, t = 5, 7, 3
+    probe = probe_all(n, f, t)
+    found = []
+    for chunk in (10**6, 2 * n * t):
+        monkeypatch.setattr(splitting, "_CHUNK", chunk)
+        v, s = hermitian(n, f).requires_grad_(), excitations(n, f, t).requires_grad_()
+        out = Splitting()(v, s, probe, GRID)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (v, s))))
+    for one, several in zip(*found, strict=True):
+        assert torch.allclose(one, several, rtol=0, atol=1e-12 * float(one.detach().abs().max()))

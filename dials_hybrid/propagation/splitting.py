@@ -38,10 +38,21 @@ def _aba_864() -> tuple[tuple, tuple]:
     """ABA(8,6,4), 7 stages, for |V| << |S|.
 
     S. Blanes, F. Casas, A. Farres, J. Laskar, J. Makazaga & A. Murua 2013,
-    doi:10.1016/j.apnum.2013.01.003, table 3.
+    doi:10.1016/j.apnum.2013.01.003.
     """
     a = (0.0711334264982231177779, 0.241153427956640098736, 0.521411761772814789212)
     b = (0.183083687472197221962, 0.310782859898574869508, -0.0265646185119588006972)
+    return _palindrome((*a, 0.5 - sum(a)), (*b, 1 - 2 * sum(b)))
+
+
+def _aba_104() -> tuple[tuple, tuple]:
+    """ABA(10,4), 7 stages, for |V| << |S|: same source as ABA(8,6,4).
+
+    Of all here the most accurate at steps that leave errors of 1e-5 to 1e-3; ABA(8,6,4) is
+    better at shorter ones.
+    """
+    a = (0.0470671006459725061295, 0.184756935417088106925, 0.282706005679836205324)
+    b = (0.118881917368197019945, 0.241050460551501565744, -0.273286666705323806054)
     return _palindrome((*a, 0.5 - sum(a)), (*b, 1 - 2 * sum(b)))
 
 
@@ -50,7 +61,12 @@ def _strang() -> tuple[tuple, tuple]:
     return (0.5, 0.5), (1.0,)
 
 
-SCHEMES = {"strang": _strang(), "blanes_moan_4": _blanes_moan_4(), "aba_864": _aba_864()}
+SCHEMES = {
+    "strang": _strang(),
+    "blanes_moan_4": _blanes_moan_4(),
+    "aba_864": _aba_864(),
+    "aba_104": _aba_104(),
+}
 
 
 def series_order(potential: Tensor, times: tuple) -> tuple[int, int]:
@@ -299,7 +315,7 @@ def _add_source(mu: Tensor, index: Tensor, source: Tensor, step: int, plan: Plan
 class Splitting:
     """Splitting integrator; `substeps` steps between neighbouring depths of the grid."""
 
-    scheme: str = "aba_864"
+    scheme: str = "aba_104"
     substeps: int = 1
 
     def __call__(
