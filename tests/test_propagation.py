@@ -368,3 +368,10 @@ def test_blocks_in_several_chunks_agree_with_one(monkeypatch):
         found.append((out, *torch.autograd.grad(out.square().sum(), (v, s))))
     for one, several in zip(*found, strict=True):
         assert torch.allclose(one, several, rtol=0, atol=1e-12 * float(one.detach().abs().max()))
+
+
+def test_single_precision_does_not_lose_electrons_step_by_step():
+    n = 200
+    v, s = hermitian(n, size=2e-4), excitations(n, t=1, size=0.03)
+    out = Splitting()(v.to(torch.complex64), s.float(), probe_all(n, t=1), DepthGrid(20.0, 40))
+    assert abs(float(out[0, :, -1].double().sum()) - 1) < 5e-6
