@@ -1,8 +1,9 @@
 """Run every benchmark and print its table."""
 
-from . import integrators, quartz, simulated
+from . import integrators, propagation, quartz, simulated
 
 if __name__ == "__main__":
+    propagation.main()
     integrators.main()
     quartz.main()
     simulated.main()

@@ -56,10 +56,18 @@ def distances(path, reference: Path = MODEL) -> dict[str, float]:
     return {sc.label: cell.distance(sc.site, sites[sc.label]) for sc in refined.scatterers()}
 
 
-def save(name: str, rows: list[dict]) -> None:
+def machine() -> str:
+    """Return the processor's model and the number of its cores."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"
+
+
+def save(name: str, rows: list[dict], **more) -> None:
     """Write benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
-    record = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "rows": rows}
+    record = {"machine": machine(), **more, "rows": rows}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -70,5 +78,5 @@ def print_table(title: str, rows: list[dict]) -> None:
     print("| " + " | ".join(columns) + " |")
     print("|" + " --- |" * len(columns))
     for row in rows:
-        cells = [f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()]
+        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
         print("| " + " | ".join(cells) + " |")

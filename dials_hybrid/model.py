@@ -34,7 +34,7 @@ class ModelSettings:
     g_max: float = 2.0
     s_max: float = 0.02
     depth: DepthGrid = DepthGrid(40.0, 30)
-    propagator: Propagator = Splitting("aba_104")  # docs/integrators.md
+    propagator: Propagator = Splitting()
     absorption: Absorption = NoAbsorption()
     precision: str = "single"
     thickness: str = "neural"

@@ -17,8 +17,9 @@ from dials_hybrid.propagation import (
     Moves,
     Probe,
     Splitting,
+    splitting,
 )
-from dials_hybrid.propagation.splitting import exponential_tangents, exponentials
+from dials_hybrid.propagation.splitting import _Series, exponential_tangents, exponentials
 
 GRID = DepthGrid(20.0, 5)
 
@@ -552,3 +553,42 @@ def test_exponential_tangents_agree_with_finite_differences(size):
         for i in range(len(times)):
             expected = (above[i] - below[i]) / (2 * h)
             assert (found[i][k] - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+# V of a centrosymmetric crystal, with the noise of double precision in the other part
+def test_rounding_noise_is_dropped_before_single_precision():
+    v = hermitian(6).real + 1e-21j * hermitian(6, seed=3).real
+    series = _Series.of(v.to(torch.complex64), (3.0, 17.0))
+    assert (series.x.real == 0).all() and (series.powers()[1].imag == 0).all()
+
+
+# without and with squarings
+@pytest.mark.parametrize("size", [1e-4, 2e-2])
+def test_adjoint_of_the_series_is_the_transpose_of_its_tangents(size):
+    v, dv, times = hermitian(5, 2, size=size), hermitian(5, 2, size=1, seed=3), (3.0, 17.0)
+    series = _Series.of(v, times)
+    slopes = torch.stack([hermitian(5, 2, size=1, seed=k) + 1j for k in (4, 5)])
+    moved = series.derivatives(dv[None])[:, 0]
+    by_values = torch.einsum("tfij,tfji->", slopes, moved)
+    by_v = torch.einsum("fij,fji->", series.adjoint(slopes, series.values()), dv)
+    assert abs(by_v - by_values) < 1e-9 * abs(by_values)
+
+
+def test_blocks_in_several_chunks_agree_with_one(monkeypatch):
+    n, f, t = 5, 7, 3
+    probe = probe_all(n, f, t)
+    found = []
+    for chunk in (10**6, 2 * n * t):
+        monkeypatch.setattr(splitting, "_CHUNK", chunk)
+        v, s = hermitian(n, f).requires_grad_(), excitations(n, f, t).requires_grad_()
+        out = Splitting()(v, s, probe, GRID)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (v, s))))
+    for one, several in zip(*found, strict=True):
+        assert torch.allclose(one, several, rtol=0, atol=1e-12 * float(one.detach().abs().max()))
+
+
+def test_single_precision_does_not_lose_electrons_step_by_step():
+    n = 200
+    v, s = hermitian(n, size=2e-4), excitations(n, t=1, size=0.03)
+    out = Splitting()(v.to(torch.complex64), s.float(), probe_all(n, t=1), DepthGrid(20.0, 40))
+    assert abs(float(out[0, :, -1].double().sum()) - 1) < 5e-6

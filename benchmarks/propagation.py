@@ -1,0 +1,340 @@
+"""Speed and accuracy of the propagation, beside other methods on the same beams.
+
+    python -m benchmarks.propagation [--threads 2] [--only N]
+
+Seconds are medians, with minimum and maximum beside them; `seconds_gradient` is the time of the
+intensities and of the gradient of the sum of their squares by potential and excitation errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dials_hybrid.propagation import DepthGrid, Probe, Splitting
+from dials_hybrid.propagation.splitting import make_plan, series_order
+
+from . import common, peers
+from .cases import Case, make_case
+
+TO_800, TO_440 = DepthGrid(20.0, 40), DepthGrid(20.0, 22)
+CASES = (
+    ("quartz", 50, 42, TO_800),
+    ("quartz", 140, 42, TO_800),
+    ("albite", 280, 42, TO_800),
+    ("CsPbBr3", 680, 60, TO_440),
+)
+BUDGET = 6.0  # s for the repeats of one figure
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median, minimum, maximum."""
+
+    median: float
+    low: float
+    high: float
+
+    def times(self, factor: float) -> Timing:
+        """Return the time of `factor` times the work."""
+        return Timing(self.median * factor, self.low * factor, self.high * factor)
+
+
+def measure(call: Callable, repeats: int = 15, budget: float = BUDGET) -> Timing:
+    """Time a call within a budget (s); the first counts only if it takes all of that."""
+    began, seconds = time.perf_counter(), []
+    while not seconds or (len(seconds) <= repeats and time.perf_counter() - began < budget):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    counted = seconds[1:] or seconds
+    return Timing(statistics.median(counted), min(counted), max(counted))
+
+
+# --- ours -----------------------------------------------------------------------------------
+
+
+def single(case: Case) -> tuple[Tensor, Tensor, Probe]:
+    """Return potential, excitation and probe of a case in single precision."""
+    potential = case.potential.to(torch.complex64)
+    return potential, case.excitation.float(), case.probe(torch.float32)
+
+
+def value_and_gradient(potential: Tensor, excitation: Tensor, intensities: Callable) -> tuple:
+    """Return the gradients of the sum of squares of the intensities."""
+    inputs = potential.detach().requires_grad_(), excitation.detach().requires_grad_()
+    return torch.autograd.grad(intensities(*inputs).square().sum(), inputs)
+
+
+def time_splitting(case: Case) -> tuple[Timing, Timing]:
+    """Time the profiles, and profiles and gradient, of one block or of equal blocks."""
+    potential, excitation, probe = single(case)
+
+    def intensities(v, s):
+        return Splitting()(v, s, probe, case.grid)
+
+    with torch.no_grad():
+        value = measure(lambda: intensities(potential, excitation))
+    return value, measure(lambda: value_and_gradient(potential, excitation, intensities))
+
+
+def splitting_at_last_depth(case: Case) -> Tensor:
+    """Return the intensities (T, N) of every orientation apart, by the same steps."""
+    potential, excitation, _ = single(case)
+    _, n, samples = excitation.shape
+    beam = torch.arange(n).repeat(samples)[None]
+    sample = torch.arange(samples).repeat_interleave(n)
+    weight = (sample[:, None] == torch.arange(samples)).float()[None]
+    depth = DepthGrid(case.grid.step * case.grid.count, 1)
+    method = Splitting(substeps=case.grid.count)
+    with torch.no_grad():
+        out = method(potential, excitation, Probe(torch.tensor([0]), beam, weight), depth)
+    return out.reshape(samples, n)
+
+
+# --- peers ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A method to compare with."""
+
+    name: str
+    function: Callable
+    dtype: torch.dtype
+    all_depths: bool = True
+    differentiable: bool = True
+
+
+def available_peers() -> list[Peer]:
+    """Return torch's own ways, and abTEM where it is installed."""
+    found = [
+        Peer("eigh", peers.eigh, torch.complex128),
+        Peer("matrix_exp", peers.matrix_exp, torch.complex64),
+        Peer("matrix_exp, one depth", peers.matrix_exp_one_depth, torch.complex64, False),
+    ]
+    if peers.calculate_dynamical_scattering is not None:
+        found.append(Peer("abTEM Bloch", peers.abtem, torch.complex128, True, False))
+    return found
+
+
+def timed_orientations(case: Case) -> int:
+    """Orientations of which a peer is timed: fewer where one takes seconds."""
+    n = case.size["n"]
+    return case.size["orientations"] if n <= 140 else 8 if n <= 300 else 2
+
+
+def peer_row(peer: Peer, case: Case, reference: Tensor) -> dict:
+    """Time one peer, one orientation after another where its matrices are large."""
+    samples = timed_orientations(case)
+    few = case.fewer(samples)
+    real = peer.dtype.to_real()
+    potential, excitation = few.potential.to(peer.dtype), few.excitation.to(real)
+    parts = excitation.split(samples if case.size["n"] <= 140 else 1, dim=2)
+
+    def intensities(v, s):
+        return peer.function(v, s, case.grid)
+
+    def value():
+        with torch.no_grad():
+            return torch.cat([intensities(potential, s)[..., -1] for s in parts])
+
+    found = []
+
+    def gradients():
+        found[:] = [value_and_gradient(potential, s, intensities) for s in parts]
+
+    factor = case.size["orientations"] / samples
+    row = {"method": peer.name, "device": "cpu", "dtype": str(peer.dtype).removeprefix("torch.")}
+    error = float((value().double() - reference[case.spread(samples)]).abs().max())
+    notes = [] if peer.all_depths else ["last depth alone"]
+    gradient = None
+    if peer.differentiable:
+        gradient = measure(gradients).times(factor)
+        if not all(x.isfinite().all() for part in found for x in part):
+            notes.append("gradient not finite")
+    else:
+        notes.append("no gradient")
+    row |= times(measure(value).times(factor), gradient) | {"max_error": error}
+    row["extrapolated_from"] = samples if factor > 1 else None
+    return row | {"notes": ", ".join(notes)}
+
+
+def times(value: Timing, gradient: Timing | None) -> dict:
+    """Return the columns of two times."""
+    columns = {"seconds_value": value.median, "seconds_gradient": gradient and gradient.median}
+    ranges = {"range_value": value, "range_gradient": gradient}
+    return columns | {k: x and [x.low, x.high] for k, x in ranges.items()}
+
+
+def reference_intensities(case: Case) -> Tensor:
+    """Return the exact intensities (T, N) at the last depth, in double precision."""
+    last = DepthGrid(case.grid.step * case.grid.count, 1)
+    parts = case.excitation.split(1, dim=2)
+    return torch.cat([peers.eigh(case.potential, s, last)[..., 0] for s in parts])
+
+
+# --- share of the machine -------------------------------------------------------------------
+
+
+def operations(case: Case, gradient: bool) -> float:
+    """Return the floating point operations of all matrix products that the method needs.
+
+    Stages: one product forward, two more backward. Series of the exponentials: likewise.
+    """
+    f, n, samples = case.excitation.shape
+    plan = make_plan(Splitting().scheme, case.grid, 1)
+    order, _ = series_order(case.potential.to(torch.complex64), plan.matrices)
+    rows = plan.steps * len(plan.stages) * samples + (order - 1) * n
+    return 8 * f * n**2 * rows * (3 if gradient else 1)
+
+
+def bytes_moved(case: Case, gradient: bool) -> float:
+    """Return the bytes that cannot but be moved: waves of every stage out, and in backwards."""
+    plan = make_plan(Splitting().scheme, case.grid, 1)
+    stages = plan.steps * len(plan.stages)
+    return 8 * case.excitation.numel() * stages * (2 if gradient else 1)
+
+
+def gemm_rate(a: Tensor, b: Tensor) -> float:
+    """Return the best rate (1/s) of real operations of torch.bmm of complex64 matrices."""
+    out = torch.bmm(a, b)
+    best = measure(lambda: torch.bmm(a, b, out=out), repeats=1000, budget=0.4).low
+    return 8 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2] / best
+
+
+def copy_rate() -> float:
+    """Return the best rate (bytes/s) of reading and writing memory."""
+    source = torch.zeros(2**24)
+    target = torch.empty_like(source)
+    return 8 * len(source) / measure(lambda: target.copy_(source), 50, 0.5).low
+
+
+def share_row(case: Case, value: Timing, gradient: Timing) -> dict:
+    """Compare our best times with matrix products measured just now."""
+    f, n, samples = case.excitation.shape
+
+    def new(*shape):
+        return torch.randn(*shape, dtype=torch.complex64)
+
+    large = gemm_rate(new(1, 1024, 1024), new(1, 1024, 1024))
+    same = gemm_rate(new(f, samples, n), new(f, n, n))
+    row = {"n": n, "blocks": f, "GEMM_rate_large": large, "GEMM_rate_same_shape": same}
+    for name, timing in (("value", value), ("gradient", gradient)):
+        work = operations(case, name == "gradient")
+        row |= {
+            f"share_of_large_{name}": work / timing.low / large,
+            f"share_of_same_shape_{name}": work / timing.low / same,
+            f"lower_bound_operations_{name}": work / large,
+            f"lower_bound_bytes_{name}": bytes_moved(case, name == "gradient") / copy_rate(),
+        }
+    return row | {"gradient_over_value": gradient.low / value.low}
+
+
+def against_best_rate(shares: list[dict]) -> list[dict]:
+    """Return the rows with the best rate of large products that any of them has measured."""
+    best = max(row["GEMM_rate_large"] for row in shares)
+    out = []
+    for row in shares:
+        factor = row["GEMM_rate_large"] / best
+        scaled = {k: v * factor for k, v in row.items() if "of_large" in k or "_operations" in k}
+        out.append(row | scaled | {"GEMM_rate_large": best})
+    return out
+
+
+# --- scaling --------------------------------------------------------------------------------
+
+
+def scaling() -> list[dict]:
+    """Return seconds of value and gradient against N, orientations, depths and blocks."""
+    base = {"n": 100, "samples": 42, "depths": 20, "blocks": 1}
+    sweeps = {
+        "n": (50, 100, 200, 400),
+        "samples": (21, 42, 84, 168),
+        "depths": (10, 20, 40, 80),
+        "blocks": (4, 8, 16, 32),
+    }
+    rows = []
+    for name, sizes in sweeps.items():
+        seconds = []
+        for size in sizes:
+            chosen = base | {name: size}
+            grid = DepthGrid(20.0, chosen["depths"])
+            case = make_case("quartz", chosen["n"], chosen["samples"], grid)
+            seconds.append(time_splitting(case.repeated(chosen["blocks"]))[1].low)
+        exponent = slope([math.log(s) for s in sizes], [math.log(t) for t in seconds])
+        rows.append({"against": name, "sizes": sizes, "seconds": seconds, "exponent": exponent})
+    return rows
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """Return the slope of a straight line through points."""
+    return statistics.linear_regression(x, y).slope
+
+
+# --- the whole ------------------------------------------------------------------------------
+
+
+def rows_of(case: Case) -> tuple[list[dict], dict]:
+    """Return our row and the peers' rows of one case, and our share of the machine's rate."""
+    reference = reference_intensities(case)
+    value, gradient = time_splitting(case)
+    error = float((splitting_at_last_depth(case).double() - reference).abs().max())
+    ours = {"method": "splitting", "device": "cpu", "dtype": "complex64"}
+    ours |= times(value, gradient) | {"max_error": error, "extrapolated_from": None, "notes": ""}
+    found = [ours, *(peer_row(peer, case, reference) for peer in available_peers())]
+    size = {"crystal": case.name, **case.size}
+    return [size | row for row in found], share_row(case, value, gradient)
+
+
+def whole_rotations() -> tuple[list[dict], list[dict]]:
+    """Time value and gradient of 99 frames of quartz, and return shares of the rate of batches."""
+    grid = DepthGrid(40.0, 20)
+    frames = Case.joined([make_case("quartz", 40, 42, grid, angle=a) for a in range(99)])
+    value, gradient = time_splitting(frames)
+    row = {"rotation": "quartz, 99 frames", **frames.size, **times(value, gradient)}
+    batch = make_case("quartz", 50, 42, TO_800).repeated(16)
+    shares = [share_row(batch, *time_splitting(batch)), share_row(frames, value, gradient)]
+    return [row], shares
+
+
+def main(argv=()) -> None:
+    """Print the tables and write benchmarks/results/propagation.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", type=int, help="this number of beams alone; writes no file")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    rows, shares = [], []
+    for name, n, samples, grid in CASES:
+        if options.only in (None, n):
+            found, share = rows_of(make_case(name, n, samples, grid))
+            rows += found
+            shares.append(share)
+            common.print_table(f"{name}, N = {n}", found)
+    if options.only is not None:
+        print(json.dumps(shares, indent=1))
+        return
+    batched, batched_shares = whole_rotations()
+    fits = scaling()
+    shares = against_best_rate(shares + batched_shares)
+    common.print_table("Whole rotations", batched)
+    common.print_table("Share of the rate of complex64 products", shares)
+    common.print_table("Scaling of value and gradient", fits)
+    extra = {"whole_rotations": batched, "gemm_share": shares, "scaling": fits}
+    versions = {"torch": torch.__version__, "threads": options.threads}
+    common.save("propagation", rows, **versions, **extra)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])
