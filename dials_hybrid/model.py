@@ -20,7 +20,7 @@ from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
 from .thickness import MODELS, ThicknessPrior
 from .valence import ValenceSettings
 
-_DIRECTIONS = 8  # structure parameters differentiated together
+_DIRECTIONS = 16  # structure parameters differentiated together
 _CACHE_ELEMENTS = 150_000  # waves of a batch that still fit the processor's caches
 
 

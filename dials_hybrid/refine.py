@@ -27,7 +27,7 @@ from .model import HybridModel, ModelSettings
 logger = logging.getLogger("dials.hybrid.refine")
 
 NOTHING = 1e-4  # part of the cost that is not worth another trial
-STALE = 6  # iterations after which derivatives by the structure are formed anew
+STALE = 5  # steps after which derivatives by the structure are formed anew
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,10 @@ class Refinement:
             if self.state.iteration == 0:
                 self._start(cheap)
             while self.state.iteration < self.settings.iterations:
-                fresh = self.age == 0
+                if self.age >= STALE:
+                    cheap = self.linearise()
                 cheap, shift, promise = self._iterate(cheap)
                 if self._settled(shift, promise):
-                    if not fresh:  # settled on old derivatives: see whether fresh ones agree
-                        cheap = self.linearise()
-                        continue
                     reason, converged = "the last shifts are small against the errors", True
                     break
         except KeyboardInterrupt:
@@ -240,9 +238,6 @@ class Refinement:
                 cheap = self.linearise()
         else:
             fresh, trial = cheap, LeastSquares(cheap, sigma_w, 0)
-        if self.age >= STALE:
-            fresh = self.linearise()
-            trial = LeastSquares(fresh, sigma_w, 0)
         state.iteration += 1
         self._remember()
         shift = self._site_shift(sites)
