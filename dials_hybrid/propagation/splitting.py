@@ -402,13 +402,14 @@ def _forward_mode(plan: Plan, stages: _Stages, probe: Probe) -> tuple[Tensor, Te
             waves *= stages.phases[phase]
             rows = waves.flatten(1, 2)
             torch.baddbmm(rows, rows, stages.matrices[matrix], out=moved.view(f, -1, n))
-            if p:
-                by_potential = torch.bmm(waves[:, :, 0], stages.changes[matrix])
-                moved[:, :, 1 : 1 + p] += by_potential.view(f, t, p, n)
+            by_potential = moved.view(f, t, -1)[:, :, n : (1 + p) * n]
+            by_potential.baddbmm_(waves[:, :, 0], stages.changes[matrix])
             waves, moved = moved, waves
         if (step + 1) % plan.steps_per_depth == 0:
-            picked = torch.view_as_real(torch.gather(waves, 3, index))
-            products = ((picked * picked[:, :, :1]).sum(-1) * weight).sum(1)  # (F, 1 + P + Q, B)
+            picked = torch.gather(waves, 3, index)
+            first = picked[:, :, :1]
+            products = (picked.real * first.real).addcmul_(picked.imag, first.imag)
+            products = products.mul_(weight).sum(1)  # (F, 1 + P + Q, B)
             profiles.append(products[:, 0])
             tangents.append(2 * products[:, 1:].transpose(0, 1))
     return torch.stack(profiles, -1), torch.stack(tangents, -1)
