@@ -15,6 +15,7 @@ from . import beams, crystal, electron
 from .curves import CurveBasis
 from .data import Problem, Record
 from .losses import SmoothScale
+from .parallel import ALONE, Alone, Team
 from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
 from .thickness import MODELS, ThicknessPrior
 
@@ -120,9 +121,16 @@ class HybridModel(nn.Module):
     `intensities`, combines its result with thickness and scale.
     """
 
-    def __init__(self, problem: Problem, settings: ModelSettings, device: str = "cpu"):
+    def __init__(
+        self,
+        problem: Problem,
+        settings: ModelSettings,
+        device: str = "cpu",
+        share: Alone | Team = ALONE,
+    ):
         super().__init__()
         self.problem, self.settings = problem.to("cpu", torch.float64), settings
+        self.share = share  # `batches` are those of this process alone
         problem = self.problem
         scan, observations = problem.scan, problem.observations
         self.beams = beams.choose_beams(
@@ -166,9 +174,11 @@ class HybridModel(nn.Module):
         # U / 2K in A^-1 from F in A; the crystallographic sign of F(g) asks for M_gh = U_(h-g)
         self.potential_factor = factor / (2 * float(self.wavenumber.mean()))
         order = torch.argsort(self.beams.counts, descending=True)
+        batches = order.split(self._batch_size())
+        work = [len(blocks) * int(self.beams.counts[blocks].max()) ** 2 for blocks in batches]
         self.batches = [
             make_batch(self.problem, self.beams, coupling, blocks, self.wavenumber)
-            for blocks in order.split(self._batch_size())
+            for blocks in self.share.mine(batches, work)
         ]
 
     def _batch_size(self) -> int:
@@ -220,16 +230,20 @@ class HybridModel(nn.Module):
 
     def profiles(self) -> Tensor:
         """Return, for every link and depth, the intensity integrated over its window, (L, D)."""
-        table, rotation = self.potential_table(), self.orientation()
-        parts = []
+        table, rotation = self.share.spread(self.potential_table(), self.orientation())
+        out = self._per_link()
         for batch in self.batches:
             if torch.is_grad_enabled():  # the waves of one batch at a time, made anew backwards
                 part = checkpoint(self.batch_profiles, batch, table, rotation, use_reentrant=False)
             else:
                 part = self.batch_profiles(batch, table, rotation)
-            parts.append(part)
-        links = torch.cat([batch.links for batch in self.batches])
-        return torch.cat(parts)[torch.argsort(links)]
+            out[batch.links] = part
+        return self.share.collect(out, table, rotation)
+
+    def _per_link(self, *extra: int) -> Tensor:
+        """Zeros of shape (L, ..., D) that the batches of all processes fill."""
+        links = len(self.problem.observations.link_block)
+        return self.depth.new_zeros(links, *extra, len(self.depth))
 
     @torch.no_grad()
     def value_profiles(self) -> Tensor:
@@ -265,9 +279,12 @@ class HybridModel(nn.Module):
         """
         table, moved = self.potential_table(), self.potential_moves()
         rotation = self.orientation()
-        parts = [self.batch_tangents(batch, table, moved, rotation) for batch in self.batches]
-        order = torch.argsort(torch.cat([batch.links for batch in self.batches]))
-        profiles, slopes = (torch.cat(x)[order] for x in zip(*parts, strict=True))
+        profiles, slopes = self._per_link(), self._per_link(len(moved) + 2)
+        for batch in self.batches:
+            profiles[batch.links], slopes[batch.links] = self.batch_tangents(
+                batch, table, moved, rotation
+            )
+        profiles, slopes = self.share.collect(profiles), self.share.collect(slopes)
         return profiles, slopes[:, : len(moved)], slopes[:, len(moved) :]
 
     def potential_moves(self) -> Tensor:
