@@ -29,19 +29,13 @@ def problem(tmp_path_factory):
     return path
 
 
-def run(folder, *arguments, seconds=PATIENCE, **environment):
-    """Run the command; return (exit status, stdout, stderr)."""
-    process = bare.start(["-m", "dials_hybrid", *arguments], folder, **environment)
-    out, errors = bare.finish(process, seconds)
-    return process.returncode, out, errors
-
-
 @pytest.fixture(scope="module")
 def refined(problem, tmp_path_factory):
     """A run in one process: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("refined")
-    status, out, errors = run(folder, problem)
-    assert status == 0, errors
+    process = bare.start(["-m", "dials_hybrid", problem], folder)
+    out, errors = bare.finish(process, PATIENCE)
+    assert process.returncode == 0, errors
     return folder, out
 
 
@@ -56,19 +50,22 @@ def test_a_problem_is_refined_without_dials(problem, refined):
     assert len([row for row in out.splitlines() if " joint " in row]) == 3
 
 
-def test_a_finished_problem_is_not_refined_again(refined, tmp_path):
-    path = refined[0] / "hybrid_refined.h5"
-    status, out, _ = run(tmp_path, path, "--output", "copy.h5")
-    assert status == 0 and "complete already" in out
-    first, second = (Checkpoint.load(p) for p in (path, tmp_path / "copy.h5"))
+def test_a_finished_problem_is_not_refined_again(refined, tmp_path, monkeypatch, capsys):
+    monkeypatch.delattr(Refinement, "run")
+    path, copy = refined[0] / "hybrid_refined.h5", tmp_path / "copy.h5"
+    assert command.main([str(path), "--output", str(copy)]) == 0
+    assert "complete already" in capsys.readouterr().out
+    first, second = Checkpoint.load(path), Checkpoint.load(copy)
     assert torch.equal(first.result.calculated, second.result.calculated)
 
 
-def test_more_iterations_go_on(refined, tmp_path):
+def test_more_iterations_go_on(refined, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = refined[0] / "hybrid_refined.h5"
-    status, out, errors = run(tmp_path, path, "--iterations", 4, "--threads", 1, "--memory", 1)
-    assert status == 0, errors
-    stored = Checkpoint.load(tmp_path / "hybrid_refined.h5")
+    threads = torch.get_num_threads()
+    options = ["--iterations", "4", "--threads", str(threads), "--memory", "1"]
+    assert command.main([str(path), *options]) == 0
+    stored = Checkpoint.load("hybrid_refined.h5")
     assert stored.result.summary["iterations"] == 4
     assert stored.model_settings.memory == 1e9 and stored.settings.iterations == 4
 
@@ -141,103 +138,108 @@ def test_memory_that_runs_out_names_the_knob(problem, tmp_path, monkeypatch, cap
 
 # --- several processes ----------------------------------------------------------------------
 
-
-def wait_for(process, word):
-    """Read lines of a started command until one holds the word; return them."""
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if word in line:
-            return lines
-    raise AssertionError(f"no {word} in {''.join(lines)}, {process.stderr.read()}")
-
-
-def test_two_processes_give_bit_for_bit_what_one_gives(problem, refined, tmp_path):
-    process = bare.start([*TORCHRUN, "-m", "dials_hybrid", problem], tmp_path)
-    out, errors = bare.finish(process, PATIENCE)
-    assert process.returncode == 0, errors
-    assert "2 process(es)" in out and out.count("Written") == 1
-    one, two = (Checkpoint.load(f / "hybrid_refined.h5") for f in (refined[0], tmp_path))
-    assert one.result.state == two.result.state
-    assert torch.equal(one.result.calculated, two.result.calculated)
-    assert torch.equal(one.result.site_su, two.result.site_su)
-
-
-def test_a_process_that_fails_ends_the_others(problem, tmp_path):
-    """Process 1 breaks down in its first batch; process 0 says so instead of waiting."""
-    ports = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    scripts = {"0": "", "1": "HybridModel.batch_tangents = None; "}
-    processes = [
-        bare.start(
-            [
-                "-c",
-                f"import sys; from dials_hybrid.model import HybridModel; {change}"
-                f"from dials_hybrid.__main__ import main; sys.exit(main([{str(problem)!r}]))",
-            ],
-            tmp_path,
-            RANK=rank,
-            **ports,
-        )
-        for rank, change in scripts.items()
-    ]
-    errors = [bare.finish(process, PATIENCE)[1] for process in processes]
-    assert [process.returncode for process in processes] == [1, 1]
-    assert "process 0: another process of this run failed" in errors[0]
-    assert "Traceback" not in errors[0] and "TypeError" in errors[1]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
-@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["one process", "torchrun"])
-def test_an_interrupt_writes_what_there_is(problem, tmp_path, launcher):
-    """The whole group is interrupted, as by Ctrl-C in a terminal."""
-    arguments = [*launcher, "-m", "dials_hybrid", problem, "--iterations", "500"]
-    process = bare.start(arguments, tmp_path)
-    try:
-        wait_for(process, " joint ")
-        os.killpg(process.pid, signal.SIGINT)
-        out, errors = process.communicate(timeout=PATIENCE)
-    finally:
-        bare.end(process)
-    stored = Checkpoint.load(tmp_path / "hybrid_refined.h5")
-    assert "interrupted" in stored.result.stop_reason, (out, errors)
-    assert stored.result.summary["iterations"] >= 1
-
-
-def test_the_gradient_of_two_processes_is_that_of_one(problem, tmp_path):
-    """Each holds half of the graph; both get the whole gradient."""
-    script = f"""
+TOGETHER = """
 import torch
-from dials_hybrid.parallel import joined, rank
+from dials_hybrid import __main__ as command
+from dials_hybrid.parallel import joined
 from dials_hybrid.refine import Checkpoint, build_model
 
-stored = Checkpoint.load({str(problem)!r})
+stored = Checkpoint.load({problem!r})
 with joined("cpu") as share:
     model = build_model(stored.problem, stored.model_settings, 0, share=share)
     intensities = model.intensities(model.profiles())
     (intensities.square().sum() + model.prior_residuals().sum()).backward()
-gradient = [p.grad for p in model.parameters()]
-torch.save((gradient, len(model.batches)), f"gradient{{rank()}}.pt")
+    gradient = [p.grad for p in model.parameters()]
+    torch.save((gradient, len(model.batches)), f"gradient{{share.rank}}.pt")
+    if share.rank:
+        share.serve(model)
+    else:
+        command.refine(stored, "refined.h5", share)
 """
-    (tmp_path / "gradient.py").write_text(script)
-    process = bare.start([*TORCHRUN, "gradient.py"], tmp_path)
-    _, errors = bare.finish(process, PATIENCE)
-    assert process.returncode == 0, errors
+
+BREAKING = """
+import os, sys
+from dials_hybrid.__main__ import main
+from dials_hybrid.model import HybridModel
+
+if os.environ["RANK"] == "1":
+    HybridModel.batch_tangents = None
+sys.exit(main([{problem!r}]))
+"""
+
+
+def two_processes(script, folder):
+    """Run a script in two processes that know of each other; return [(status, out, errors)]."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = str(found.getsockname()[1])
+    group = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    processes = [bare.start(["-c", script], folder, RANK=rank, **group) for rank in "01"]
+    try:
+        printed = [process.communicate(timeout=PATIENCE) for process in processes]
+    finally:
+        for process in processes:
+            bare.end(process)
+    return [(p.returncode, *texts) for p, texts in zip(processes, printed, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def together(problem, tmp_path_factory):
+    """The folder of a run in two processes."""
+    folder = tmp_path_factory.mktemp("together")
+    found = two_processes(TOGETHER.format(problem=str(problem)), folder)
+    assert [status for status, *_ in found] == [0, 0], found
+    assert "2 process(es)" in found[0][1] and found[1][1] == ""
+    return folder
+
+
+def test_two_processes_give_bit_for_bit_what_one_gives(refined, together):
+    one = Checkpoint.load(refined[0] / "hybrid_refined.h5").result
+    two = Checkpoint.load(together / "refined.h5").result
+    assert one.state == two.state
+    assert torch.equal(one.calculated, two.calculated)
+    assert torch.equal(one.site_su, two.site_su)
+
+
+def test_the_gradient_of_two_processes_is_that_of_one(problem, together):
+    """Each holds half of the batches; both get the whole gradient."""
     stored = Checkpoint.load(problem)
     model = build_model(stored.problem, stored.model_settings, 0)
     intensities = model.intensities(model.profiles())
     (intensities.square().sum() + model.prior_residuals().sum()).backward()
-    batches = 0
+    held = 0
     for rank in range(2):
-        gradient, held = torch.load(tmp_path / f"gradient{rank}.pt")
-        batches += held
+        gradient, batches = torch.load(together / f"gradient{rank}.pt")
+        held += batches
         for found, p in zip(gradient, model.parameters(), strict=True):
-            assert torch.allclose(found, p.grad, rtol=1e-10, atol=1e-12 * float(p.grad.abs().max()))
-    assert batches == len(model.batches) >= 4
+            assert (found - p.grad).abs().max() <= 1e-10 * p.grad.abs().max()
+    assert held == len(model.batches) >= 4
+
+
+def test_a_process_that_fails_ends_the_others(problem, tmp_path):
+    """Process 1 breaks down in its first batch; process 0 says so instead of waiting."""
+    first, second = two_processes(BREAKING.format(problem=str(problem)), tmp_path)
+    assert first[0] == second[0] == 1
+    assert "process 0: another process of this run failed" in first[2]
+    assert "Traceback" not in first[2] and "TypeError" in second[2]
+
+
+def test_an_interrupt_under_torchrun_writes_what_there_is(problem, tmp_path):
+    """The whole group is interrupted, as by Ctrl-C in a terminal."""
+    arguments = [*TORCHRUN, "-m", "dials_hybrid", problem, "--iterations", "500"]
+    process = bare.start(arguments, tmp_path)
+    seen = ""
+    try:
+        while " joint " not in seen and (line := process.stdout.readline()):
+            seen += line
+        os.killpg(process.pid, signal.SIGINT)
+        out, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        bare.end(process)
+    assert " joint " in seen, errors
+    stored = Checkpoint.load(tmp_path / "hybrid_refined.h5")
+    assert "interrupted" in stored.result.stop_reason, (out, errors)
+    assert stored.result.summary["iterations"] >= 1
 
 
 def test_shares_are_balanced_and_complete():
