@@ -108,7 +108,7 @@ class _Batch(Record):
     blocks: Tensor  # (f,)
     hkl: Tensor  # (f, N, 3)
     obliquity: Tensor  # (f, N) m_g = 1 / sqrt(1 + g_n / K_n)
-    coupling: Tensor  # (f, N, N) index into the table of unique g; the last entry is zero
+    valid: Tensor  # (f, N) bool, false where padded
     probe: Probe
     links: Tensor  # (l,) links of these blocks
     slot: Tensor  # (l,) flat index into (f, B)
@@ -161,11 +161,11 @@ class HybridModel(nn.Module):
         self.problem = self.problem.to(device)
         self.crystal.structure = self.crystal.structure.to(device)
         self.beams = self.beams.to(device)
-        self.unique_g, self.wavenumber = self.unique_g.to(device), self.wavenumber.to(device)
+        self.couplings, self.wavenumber = self.couplings.to(device), self.wavenumber.to(device)
         self.batches = [batch.to(device) for batch in self.batches]
 
     def _prepare(self) -> None:
-        self.unique_g, coupling = unique_couplings(self.beams)
+        self.couplings = beams.Couplings.of(self.beams)
         f_zero = self.crystal(torch.zeros(1, 3, dtype=torch.int64)).real.detach()
         factor = electron.potential_factor(
             self.problem.scan.wavelength, crystal.cell_volume(self.problem.structure.cell)
@@ -177,7 +177,7 @@ class HybridModel(nn.Module):
         batches = order.split(self._batch_size())
         work = [len(blocks) * int(self.beams.counts[blocks].max()) ** 2 for blocks in batches]
         self.batches = [
-            make_batch(self.problem, self.beams, coupling, blocks, self.wavenumber)
+            make_batch(self.problem, self.beams, blocks, self.wavenumber)
             for blocks in self.share.mine(batches, work)
         ]
 
@@ -197,7 +197,7 @@ class HybridModel(nn.Module):
 
     def potential_table(self) -> Tensor:
         """Return U_g / 2K (A^-1) of the unique couplings, with a zero at the end."""
-        f = self.crystal(self.unique_g) * self.potential_factor
+        f = self.crystal(self.couplings.hkl) * self.potential_factor
         return torch.cat([f, f.new_zeros(1)])
 
     def excitation(self, batch: _Batch, rotation: Tensor) -> Tensor:
@@ -209,10 +209,8 @@ class HybridModel(nn.Module):
 
     def potential(self, batch: _Batch, table: Tensor) -> Tensor:
         """Return U_(h-g) m_g m_h / 2K in A^-1, (..., f, N, N), from a table (..., M + 1)."""
-        m = batch.obliquity
-        return (table[..., batch.coupling] * (m[:, :, None] * m[:, None, :])).to(
-            self.settings.dtype
-        )
+        m, places = batch.obliquity, self.couplings.places(batch.hkl, batch.valid)
+        return (table[..., places] * (m[:, :, None] * m[:, None, :])).to(self.settings.dtype)
 
     def _vectors(self, batch: _Batch, rotation: Tensor) -> Tensor:
         """g in the laboratory frame, (f, N, T, 3) A^-1."""
@@ -293,7 +291,7 @@ class HybridModel(nn.Module):
         given = {name: getattr(self.crystal, name).detach() for name in names}
 
         def table(values):
-            f = functional_call(self.crystal, values, (self.unique_g,))
+            f = functional_call(self.crystal, values, (self.couplings.hkl,))
             return torch.view_as_real(f * self.potential_factor)
 
         slopes = jacfwd(table)(given)
@@ -337,27 +335,8 @@ class HybridModel(nn.Module):
         return scale * torch.stack(out)
 
 
-def unique_couplings(beam_set: beams.BeamSet) -> tuple[Tensor, Tensor]:
-    """Return unique h - g (M, 3) and, for every pair of beams of a block, its place (F, N, N).
-
-    Padded beams and the diagonal (whose mean potential is part of K) get the place M.
-    """
-    difference = beam_set.hkl[:, None, :, :] - beam_set.hkl[:, :, None, :]
-    reach = int(difference.abs().max())
-    base = 2 * reach + 1
-    key = ((difference[..., 0] + reach) * base + difference[..., 1] + reach) * base
-    key = key + difference[..., 2] + reach
-    unique, place = torch.unique(key, return_inverse=True)
-    hkl = torch.stack([unique // base**2, unique // base % base, unique % base], 1) - reach
-    valid = beam_set.valid[:, :, None] & beam_set.valid[:, None, :]
-    valid = valid & (difference != 0).any(-1)
-    return hkl, torch.where(valid, place, len(unique))
-
-
-def make_batch(
-    problem: Problem, beam_set, coupling: Tensor, blocks: Tensor, wavenumber: Tensor
-) -> _Batch:
-    """Collect the beams, couplings and links of some blocks."""
+def make_batch(problem: Problem, beam_set, blocks: Tensor, wavenumber: Tensor) -> _Batch:
+    """Collect the beams and links of some blocks."""
     observations, scan = problem.observations, problem.scan
     n = int(beam_set.counts[blocks].max())
     where = torch.full((len(scan.sweep),), -1)
@@ -381,7 +360,7 @@ def make_batch(
         blocks=blocks,
         hkl=beam_set.hkl[blocks, :n],
         obliquity=beams.obliquity(scan, blocks, beam_set.hkl[blocks, :n], wavenumber),
-        coupling=coupling[blocks][:, :n, :n],
+        valid=beam_set.valid[blocks, :n],
         probe=Probe(torch.zeros(len(blocks), dtype=torch.int64), beam, weight),
         links=links,
         slot=row * slots + column,
