@@ -16,7 +16,7 @@ from .curves import CurveBasis
 from .data import Problem, Record
 from .losses import SmoothScale
 from .parallel import ALONE, Alone, Team
-from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
+from .propagation import SCHEMES, DepthGrid, Moves, Probe, Propagator, Splitting
 from .thickness import MODELS, ThicknessPrior
 
 _DIRECTIONS = 8  # structure parameters differentiated together
@@ -183,12 +183,30 @@ class HybridModel(nn.Module):
 
     def _batch_size(self) -> int:
         """Blocks per batch: large enough to keep the processor busy, small enough to fit."""
-        n, samples = int(self.beams.counts.max()), self.problem.scan.angle.shape[1]
-        waves = (_DIRECTIONS + 3) * n * samples
-        matrices = 6 * (_DIRECTIONS + 3) * n * n
-        per_block = (waves + matrices) * self.dtype_bytes
-        fits = int(self.settings.memory // (4 * per_block))
+        waves = (_DIRECTIONS + 3) * int(self.beams.counts.max()) * self.problem.scan.angle.shape[1]
+        fits = int(self.settings.memory // self.block_bytes())
         return max(1, min(fits, _CACHE_ELEMENTS // waves))
+
+    def block_bytes(self) -> float:
+        """Bytes that a pass works with for the block of most beams: an upper estimate.
+
+        That is more than `settings.memory` if not even one block fits. Only the adjoint sweep,
+        which keeps the waves of every stage, grows with the number of depths.
+        """
+        n, samples = int(self.beams.counts.max()), self.problem.scan.angle.shape[1]
+        slots = int(torch.bincount(self.problem.observations.link_block).max())
+        depths, propagator = self.settings.depth.count, self.settings.propagator
+        structure = sum(p.numel() for p in self.crystal.parameters())
+        stages = depths * propagator.substeps * len(SCHEMES[propagator.scheme][1])
+        # the factors count arrays that are alive together; tests/test_memory.py holds them up
+        tangents = _DIRECTIONS * (25 * n * n + 6 * n * samples + 5 * slots * samples)
+        tangents += 2.5 * (structure + 2) * slots * depths
+        gradient = 50 * n * n + (stages + 40) * n * samples + 2 * depths * slots * samples
+        return self.dtype_bytes * max(tangents, gradient)
+
+    def working_bytes(self) -> float:
+        """Bytes that a pass works with, the same for any number of frames: an upper estimate."""
+        return self.block_bytes() * max(len(batch.blocks) for batch in self.batches)
 
     @property
     def dtype_bytes(self) -> int:
@@ -287,17 +305,24 @@ class HybridModel(nn.Module):
 
     def potential_moves(self) -> Tensor:
         """(P, M + 1): derivative of the potential table by each free structure parameter."""
+        per_g = 200 * len(self.crystal.structure.sym_rot) * len(self.crystal.structure.labels)
+        count = sum(p.numel() for p in self.crystal.parameters())
+        chunks = self.couplings.hkl.split(max(1, int(self.settings.memory / (per_g * (count + 1)))))
+        moves = torch.cat([self._structure_factor_moves(hkl) for hkl in chunks], 1)
+        return torch.cat([moves, moves.new_zeros(len(moves), 1)], 1)
+
+    def _structure_factor_moves(self, hkl: Tensor) -> Tensor:
+        """(P, m): derivative of the potential of some g (m, 3)."""
         names = ("site_shift", "u_shift")
         given = {name: getattr(self.crystal, name).detach() for name in names}
 
         def table(values):
-            f = functional_call(self.crystal, values, (self.couplings.hkl,))
+            f = functional_call(self.crystal, values, (hkl,))
             return torch.view_as_real(f * self.potential_factor)
 
         slopes = jacfwd(table)(given)
         moves = torch.cat([slopes[name] for name in names], -1)
-        moves = torch.view_as_complex(moves.permute(2, 0, 1).contiguous())
-        return torch.cat([moves, moves.new_zeros(len(moves), 1)], 1)
+        return torch.view_as_complex(moves.permute(2, 0, 1).contiguous())
 
     def batch_tangents(self, batch, table, moved, rotation) -> tuple[Tensor, Tensor]:
         """Return profiles (l, D) and slopes (l, P + 2, D) of one batch.

@@ -21,8 +21,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 TIMEOUT = datetime.timedelta(minutes=30)  # to wait for a process that does not answer
-PASSES = ("value_profiles", "tangents")
-_STOP = -1
 
 
 class LostProcess(Exception):
@@ -80,25 +78,30 @@ class Team:
         """Return, in process 0, what the passes are called on."""
         return Leader(self, model)
 
-    def announce(self, code: int, model: nn.Module) -> int:
-        """Send, from process 0, a pass and the model's parameters; return the pass."""
-        flat = [p.detach().flatten().double() for p in model.parameters()]
-        message = torch.cat([torch.tensor([float(code)], device=self.device).double(), *flat])
-        _answered(dist.broadcast, message, 0)
-        values = message[1:].split([len(f) for f in flat])
+    def announce(self, call: tuple[str, dict] | None, model: nn.Module) -> tuple | None:
+        """Send a pass (method of the model, its arguments; None: all is done) from process 0.
+
+        The model gets the parameters of process 0. Returns the pass.
+        """
+        box = [call]
+        _answered(dist.broadcast_object_list, box, 0, device=torch.device(self.device))
+        flat = torch.cat([p.detach().flatten().double() for p in model.parameters()])
+        _answered(dist.broadcast, flat, 0)
+        values = flat.split([p.numel() for p in model.parameters()])
         with torch.no_grad():
             for p, value in zip(model.parameters(), values, strict=True):
                 p.copy_(value.view_as(p))
-        return int(message[0])
+        return box[0]
 
     def serve(self, model: nn.Module) -> None:
         """Take part in the passes that process 0 announces, until it says that all is done."""
-        while (code := self.announce(_STOP, model)) != _STOP:
-            getattr(model, PASSES[code])()
+        while (call := self.announce(None, model)) is not None:
+            name, choices = call
+            getattr(model, name)(**choices)
 
     def dismiss(self, model: nn.Module) -> None:
         """Tell the others, from process 0, that all is done."""
-        self.announce(_STOP, model)
+        self.announce(None, model)
 
 
 class Leader:
@@ -125,15 +128,15 @@ class Leader:
         """See `HybridModel.value_profiles`."""
         return self._together("value_profiles")
 
-    def tangents(self) -> tuple[Tensor, Tensor, Tensor]:
+    def tangents(self, **choices) -> tuple[Tensor, Tensor, Tensor]:
         """See `HybridModel.tangents`."""
-        return self._together("tangents")
+        return self._together("tangents", **choices)
 
-    def _together(self, name: str):
+    def _together(self, name: str, **choices):
         self.passing = True
         try:
-            self.team.announce(PASSES.index(name), self.model)
-            found = getattr(self.model, name)()
+            self.team.announce((name, choices), self.model)
+            found = getattr(self.model, name)(**choices)
         finally:
             self.passing = False
         if self.pending:
