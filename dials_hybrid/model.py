@@ -307,7 +307,9 @@ class HybridModel(nn.Module):
         """(P, M + 1): derivative of the potential table by each free structure parameter."""
         per_g = 200 * len(self.crystal.structure.sym_rot) * len(self.crystal.structure.labels)
         count = sum(p.numel() for p in self.crystal.parameters())
-        chunks = self.couplings.hkl.split(max(1, int(self.settings.memory / (per_g * (count + 1)))))
+        chunks = self.couplings.hkl.split(
+            max(32, int(self.settings.memory / (per_g * (count + 1))))
+        )
         moves = torch.cat([self._structure_factor_moves(hkl) for hkl in chunks], 1)
         return torch.cat([moves, moves.new_zeros(len(moves), 1)], 1)
 

@@ -204,7 +204,7 @@ class Refinement:
                 parameter.copy_(values[name].view_as(parameter))
 
     def estimate(self) -> tuple[float, float]:
-        """Return (seconds of one pass with derivatives, bytes held), from one measured batch."""
+        """Return (seconds of one pass with derivatives, from one measured batch, bytes in all)."""
         model = self.model
         batch = model.batches[len(model.batches) // 2]
         table, moved = model.potential_table().detach(), model.potential_moves()
@@ -214,9 +214,18 @@ class Refinement:
         seconds = time.perf_counter() - start
         work = [len(b.blocks) * b.hkl.shape[1] ** 2 for b in model.batches]
         share = len(batch.blocks) * batch.hkl.shape[1] ** 2 / sum(work)
-        links = len(self.problem.observations.link_block)
-        held = 8 * links * len(model.depth) * (len(moved) + 3)
-        return seconds / share, held + model.settings.memory
+        return seconds / share, 8 * self._numbers_held(len(moved)) + model.working_bytes()
+
+    def _numbers_held(self, structure: int) -> float:
+        """Double-precision numbers that stay while blocks come and go: an upper estimate."""
+        model, o = self.model, self.problem.observations
+        links, rows, depths = len(o.link_block), len(o.intensity), len(model.depth)
+        thickness = sum(p.numel() for p in model.thickness.parameters())
+        size = sum(p.numel() for p in model.parameters())
+        linearised = links * depths * (structure + 3)  # the old one is there until the new one is
+        jacobian = (links + 3 * rows) * size + 6 * size**2
+        network = 3 * len(model.block_matrix) * depths * thickness
+        return 2 * linearised + jacobian + network
 
     def _remember(self) -> None:
         self.state.parameters = {
