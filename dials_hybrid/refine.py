@@ -225,7 +225,8 @@ class Refinement:
         linearised = links * depths * (structure + 3)  # the old one is there until the new one is
         jacobian = (links + 3 * rows) * size + 6 * size**2
         network = 3 * len(model.block_matrix) * depths * thickness
-        return 2 * linearised + jacobian + network
+        error_model = 240 * rows
+        return 2 * linearised + jacobian + network + error_model
 
     def _remember(self) -> None:
         self.state.parameters = {
