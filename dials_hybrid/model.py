@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call, jacfwd
-from torch.utils.checkpoint import checkpoint
 
 from . import beams, crystal, electron
 from .curves import CurveBasis
@@ -112,6 +112,28 @@ class _Batch(Record):
     probe: Probe
     links: Tensor  # (l,) links of these blocks
     slot: Tensor  # (l,) flat index into (f, B)
+
+
+class _Replayed(torch.autograd.Function):
+    """A function of (batch, table, rotation) that keeps nothing and is run again backwards.
+
+    The waves of one batch at a time are then held. torch.utils.checkpoint does not free what
+    a propagator keeps outside its saved tensors.
+    """
+
+    @staticmethod
+    def forward(ctx, function, batch: _Batch, table: Tensor, rotation: Tensor) -> Tensor:
+        ctx.function, ctx.batch = function, batch
+        ctx.save_for_backward(table, rotation)
+        return function(batch, table, rotation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = ctx.function(ctx.batch, *inputs)
+        return (None, None, *torch.autograd.grad(out, inputs, grad))
 
 
 class HybridModel(nn.Module):
@@ -249,10 +271,7 @@ class HybridModel(nn.Module):
         table, rotation = self.share.spread(self.potential_table(), self.orientation())
         out = self._per_link()
         for batch in self.batches:
-            if torch.is_grad_enabled():  # the waves of one batch at a time, made anew backwards
-                part = checkpoint(self.batch_profiles, batch, table, rotation, use_reentrant=False)
-            else:
-                part = self.batch_profiles(batch, table, rotation)
+            part = _Replayed.apply(self.batch_profiles, batch, table, rotation)
             out[batch.links] = part
         return self.share.collect(out, table, rotation)
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def write_problem(job: api.Job, path: str) -> None:
         "then, here again, for the structure, the data and the report:\n\n"
         "  dials.hybrid_refine refined.h5\n",
         path,
-        path,
+        shlex.quote(path),
     )
 
 
