@@ -15,7 +15,7 @@ from dials_hybrid import __main__ as command
 from dials_hybrid.parallel import allot
 from dials_hybrid.refine import Checkpoint, Refinement, RefineSettings, build_model
 
-PATIENCE = 120  # s; the runs take seconds on a quiet machine
+PATIENCE = 300  # s; the runs take seconds on a quiet machine
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SMALL_BATCHES = dataclasses.replace(SETTINGS, memory=2e6)
 

@@ -168,7 +168,7 @@ def test_a_problem_travels_to_a_machine_without_dials_and_back(crystal, here, mo
 
     there = ["-m", "dials_hybrid", "hybrid_refined.h5", "--output", "result.h5"]
     process = bare.start(there, here)
-    _, errors = bare.finish(process, 120)
+    _, errors = bare.finish(process, 300)
     assert process.returncode == 0, errors
 
     monkeypatch.delattr(Refinement, "__init__")  # nothing is refined again
