@@ -25,18 +25,28 @@ import torch
 from dials.util.version import dials_version
 
 from . import accuracy, io_cif_mtz, io_dials, io_results, io_settings, report, validation
-from .data import InputError, Problem, Result, load_records
+from .data import InputError, Problem, Result
 from .io_cctbx import reconcile, to_structure, update_xray_structure
 from .io_dials import Loaded, Sampling, Selection
 from .io_structures import read_structure
 from .model import ModelSettings
 from .propagation import DepthGrid
-from .refine import Progress, Refinement, RefineSettings, State
+from .refine import (
+    Checkpoint,
+    Progress,
+    Refinement,
+    RefineSettings,
+    State,
+    out_of_memory_explained,
+)
 
 logger = logging.getLogger("dials.hybrid.api")
 
 SEARCH_DEPTH = 2000.0  # A, thickness to which the search before the refinement goes
 SEARCH_BLOCKS = 40
+MEMORY_ADVICE = (
+    "lower compute.memory, or use fewer beams (beams.s_max, beams.g_max) or a coarser sampling.step"
+)
 USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 
 
@@ -84,6 +94,7 @@ class Job:
     state: State | None = None
     messages: tuple = ()  # warnings so far
     numerics: dict = field(default_factory=dict)  # what was chosen by its error
+    result: Result | None = None  # of a continued problem that needs no more refinement
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class Outcome:
     result: Result
     structure: object  # cctbx.xray.structure
     contract: dict
-    refinement: Refinement
+    checkpoint: Checkpoint
 
     @property
     def miller_arrays(self) -> dict:
@@ -326,11 +337,10 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
 
     Raises InputError when memory runs out.
     """
-    with collected_warnings() as messages:
-        if job.state is None:
-            job = _out_of_memory_explained(_with_step, job)
-        refinement = _out_of_memory_explained(_make_refinement, job, progress)
-        seconds, memory = _out_of_memory_explained(refinement.estimate)
+    with collected_warnings() as messages, out_of_memory_explained(MEMORY_ADVICE):
+        job = _with_step(job)
+        refinement = _make_refinement(job, progress)
+        seconds, memory = refinement.estimate()
         logger.info(
             "Estimated time: %.0f s (%.1f s per pass with derivatives, about %d of them); "
             "memory: %.1f GB\n",
@@ -339,12 +349,36 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
             USUAL_PASSES,
             memory / 1e9,
         )
-        result = _out_of_memory_explained(refinement.run)
-    return outcome_of(job, refinement, result, messages)
+        result = refinement.run()
+    return outcome_of(job, refinement.checkpoint(result), messages)
+
+
+def finished(job: Job) -> Outcome:
+    """Return the outcome of a continued job whose file holds the final result."""
+    return outcome_of(job, _checkpoint(job), [])
+
+
+def write_problem(job: Job, path) -> None:
+    """Write a job that is not refined yet, for another machine; `resume` reads it back."""
+    io_results.check_writable([path])
+    _checkpoint(_with_step(job)).save(path)
+
+
+def _checkpoint(job: Job) -> Checkpoint:
+    return Checkpoint(
+        job.problem,
+        job.options.model,
+        job.options.refine,
+        job.state or State(),
+        _context(job),
+        job.result,
+    )
 
 
 def _with_step(job: Job) -> Job:
-    """Choose the step of the propagation."""
+    """Choose the step of the propagation, unless the job has begun."""
+    if job.state is not None:
+        return job
     options, numerics = job.options, job.options.numerics
     allowed = accuracy.SUBSTEPS if numerics.substeps is None else (numerics.substeps,)
     model, check = accuracy.choose_step(
@@ -371,21 +405,9 @@ def _make_refinement(job: Job, progress: Progress | None) -> Refinement:
     return refinement
 
 
-def _out_of_memory_explained(function, *args):
-    try:
-        return function(*args)
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, RuntimeError) and "memory" not in text.lower():
-            raise
-        raise InputError(
-            "there is not enough memory; lower compute.memory, or use fewer beams "
-            "(beams.s_max, beams.g_max) or a coarser sampling.step"
-        ) from error
-
-
-def outcome_of(job: Job, refinement: Refinement, result: Result, messages) -> Outcome:
-    """Combine a result with the job into what is reported."""
+def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
+    """Combine the result of a checkpoint with the job into what is reported."""
+    result = checkpoint.result
     structure = update_xray_structure(job.xray_structure, result.structure)
     summary = {
         **result.summary,
@@ -401,7 +423,7 @@ def outcome_of(job: Job, refinement: Refinement, result: Result, messages) -> Ou
         warnings=[*job.messages, *messages],
         dials_version=dials_version(),
     )
-    return Outcome(job, result, structure, contract, refinement)
+    return Outcome(job, result, structure, contract, dataclasses.replace(checkpoint, result=result))
 
 
 def _hands(job: Job) -> dict:
@@ -439,7 +461,7 @@ def write(outcome: Outcome, outputs: Outputs) -> None:
     if outputs.mtz:
         io_cif_mtz.write_mtz(outputs.mtz, outcome.structure, problem, result)
     if outputs.problem:
-        outcome.refinement.save(outputs.problem, result=result)
+        outcome.checkpoint.save(outputs.problem)
     if outputs.json:
         report.write_json(outputs.json, outcome.contract)
     if outputs.html:
@@ -471,17 +493,18 @@ def cif_text(xray_structure) -> str:
 def resume(path, options: Options | None = None) -> Job:
     """Return the job of a saved problem or checkpoint, to be refined on.
 
-    The settings of the file hold; of `options`, only the number of iterations, the device and
-    the checkpoint interval are taken. Raises InputError when the file is not of this kind.
+    The settings of the file hold; of `options`, only what belongs to the machine (device,
+    memory, checkpoint interval) and the number of iterations are taken. A job that holds a
+    result needs no more refinement and goes to `finished`. Raises InputError when the file is
+    not of this kind.
     """
-    records = load_records(path)
-    missing = [k for k in ("problem", "model_settings", "state", "context") if k not in records]
-    if missing:
+    stored = Checkpoint.load(path)
+    context, settings, model = stored.context, stored.settings, stored.model_settings
+    if "structure_cif" not in context:
         raise InputError(
-            f"{path}: holds no {' or '.join(missing)}; give a file written by dials.hybrid_refine"
+            f"{path}: holds no structure for DIALS; only problems that dials.hybrid_refine "
+            "prepared can be continued here"
         )
-    problem, context = records["problem"], records["context"]
-    settings = RefineSettings(**records["refine_settings"])
     if options is not None:
         settings = dataclasses.replace(
             settings,
@@ -489,16 +512,18 @@ def resume(path, options: Options | None = None) -> Job:
             device=options.refine.device,
             checkpoint_seconds=options.refine.checkpoint_seconds,
         )
-    loaded = _reload(problem, path)
+        model = dataclasses.replace(model, memory=options.model.memory)
+    finished = dataclasses.replace(stored, settings=settings).finished
     return Job(
-        problem,
+        stored.problem,
         _structure_from_cif(context["structure_cif"]),
-        loaded,
-        Options(model=ModelSettings.from_dict(records["model_settings"]), refine=settings),
+        _reload(stored.problem, path),
+        Options(model=model, refine=settings),
         context["indexing"],
-        State.from_dict(records["state"]),
+        stored.state,
         tuple(context["messages"]),
         context.get("numerics", {}),
+        stored.result if finished else None,
     )
 
 

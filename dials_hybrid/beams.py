@@ -30,6 +30,49 @@ class BeamSet(Record):
         return self.valid.sum(1)
 
 
+@dataclass(frozen=True)
+class Couplings(Record):
+    """The differences h - g that occur between beams of a block, each once.
+
+    Which of them couples two beams is looked up when it is needed: (F, N, N) places of all
+    blocks would be the largest array of a refinement.
+    """
+
+    hkl: Tensor  # (M, 3) int64
+    lookup: Tensor  # place of every h - g in the box that holds them all, M where it is none
+    reach: tuple  # of the box, per axis
+
+    @classmethod
+    def of(cls, beam_set: BeamSet) -> Couplings:
+        """Return the couplings of all blocks, g = 0 of the diagonal among them."""
+        spread = beam_set.hkl.amax(1) - beam_set.hkl.amin(1)
+        out = cls(torch.zeros(0, 3), torch.zeros(0), tuple(spread.amax(0).tolist()))
+        a, b, c = (2 * n + 1 for n in out.reach)
+        seen = torch.zeros(a * b * c, dtype=torch.bool)
+        for hkl, valid in zip(beam_set.hkl, beam_set.valid, strict=True):
+            seen[out._keys(hkl[None, valid]).flatten()] = True
+        found = torch.nonzero(seen).flatten()
+        hkl = torch.stack([found // (b * c), found // c % b, found % c], 1)
+        lookup = torch.full((len(seen),), len(found), dtype=torch.int32)
+        lookup[found] = torch.arange(len(found), dtype=torch.int32)
+        return out.replace(hkl=hkl - torch.tensor(out.reach), lookup=lookup)
+
+    def places(self, hkl: Tensor, valid: Tensor) -> Tensor:
+        """Return the place of h - g for row g, column h of beams (f, N, 3): (f, N, N).
+
+        Beams that are not `valid` (f, N) couple to none: their place is M.
+        """
+        both = valid[:, :, None] & valid[:, None, :]
+        return torch.where(both, self.lookup[self._keys(hkl)], len(self.hkl)).long()
+
+    def _keys(self, hkl: Tensor) -> Tensor:
+        """Index of h - g into the flattened box."""
+        a, b, c = self.reach
+        line = (hkl * hkl.new_tensor([(2 * b + 1) * (2 * c + 1), 2 * c + 1, 1])).sum(-1)
+        middle = (a * (2 * b + 1) + b) * (2 * c + 1) + c
+        return line[:, None, :] - line[:, :, None] + middle
+
+
 def inner_wavenumber(s0: Tensor, mean_potential: Tensor) -> Tensor:
     """Return K = sqrt(k0^2 + U_0) in A^-1 for incident beams s0 (F, 3), U_0 in A^-2."""
     return (s0.square().sum(-1) + mean_potential).sqrt()

@@ -67,9 +67,12 @@ def fit_error_model(observed: Tensor, calculated: Tensor, sigma: Tensor) -> Erro
     reference = model_intensity(observed, calculated).clamp(min=0)
     ks = torch.logspace(0, 1.3, 40, dtype=observed.dtype, device=observed.device)
     ps = torch.logspace(-2.3, 0, 60, dtype=observed.dtype, device=observed.device)
-    variance = (ks[:, None, None] * sigma).square() + (ps[None, :, None] * reference).square()
-    tails = (freedom + 1) * torch.log1p(residual_sq / variance / freedom)
-    best = int((variance.log() + tails).sum(-1).argmin())
+    scores = []
+    for k in ks:  # one at a time, since the whole grid takes 19 kB per reflection and array
+        variance = (k * sigma).square() + (ps[:, None] * reference).square()
+        tails = (freedom + 1) * torch.log1p(residual_sq / variance / freedom)
+        scores.append((variance.log() + tails).sum(-1))
+    best = int(torch.stack(scores).argmin())
     return ErrorModel(float(ks[best // len(ps)]), float(ps[best % len(ps)]))
 
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call, jacfwd
-from torch.utils.checkpoint import checkpoint
 
 from . import absorption, beams, crystal, electron
 from .absorption import Absorption, NoAbsorption
 from .curves import CurveBasis
 from .data import Problem, Record
 from .losses import SmoothScale
-from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
+from .parallel import ALONE, Alone, Team
+from .propagation import SCHEMES, DepthGrid, Moves, Probe, Propagator, Splitting
 from .thickness import MODELS, ThicknessPrior
 from .valence import ValenceSettings
 
@@ -114,10 +115,32 @@ class _Batch(Record):
     blocks: Tensor  # (f,)
     hkl: Tensor  # (f, N, 3)
     obliquity: Tensor  # (f, N) m_g = 1 / sqrt(1 + g_n / K_n)
-    coupling: Tensor  # (f, N, N) index into the table of unique g; the last entry is zero
+    valid: Tensor  # (f, N) bool, false where padded
     probe: Probe
     links: Tensor  # (l,) links of these blocks
     slot: Tensor  # (l,) flat index into (f, B)
+
+
+class _Replayed(torch.autograd.Function):
+    """A function of (batch, table, rotation) that keeps nothing and is run again backwards.
+
+    The waves of one batch at a time are then held. torch.utils.checkpoint does not free what
+    a propagator keeps outside its saved tensors.
+    """
+
+    @staticmethod
+    def forward(ctx, function, batch: _Batch, table: Tensor, rotation: Tensor) -> Tensor:
+        ctx.function, ctx.batch = function, batch
+        ctx.save_for_backward(table, rotation)
+        return function(batch, table, rotation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = ctx.function(ctx.batch, *inputs)
+        return (None, None, *torch.autograd.grad(out, inputs, grad))
 
 
 class HybridModel(nn.Module):
@@ -127,9 +150,16 @@ class HybridModel(nn.Module):
     `intensities`, combines its result with thickness and scale.
     """
 
-    def __init__(self, problem: Problem, settings: ModelSettings, device: str = "cpu"):
+    def __init__(
+        self,
+        problem: Problem,
+        settings: ModelSettings,
+        device: str = "cpu",
+        share: Alone | Team = ALONE,
+    ):
         super().__init__()
         self.problem, self.settings = problem.to("cpu", torch.float64), settings
+        self.share = share  # `batches` are those of this process alone
         problem = self.problem
         scan, observations = problem.scan, problem.observations
         self.beams = beams.choose_beams(
@@ -160,11 +190,11 @@ class HybridModel(nn.Module):
         self.problem = self.problem.to(device)
         self.crystal.structure = self.crystal.structure.to(device)
         self.beams = self.beams.to(device)
-        self.unique_g, self.wavenumber = self.unique_g.to(device), self.wavenumber.to(device)
+        self.couplings, self.wavenumber = self.couplings.to(device), self.wavenumber.to(device)
         self.batches = [batch.to(device) for batch in self.batches]
 
     def _prepare(self) -> None:
-        self.unique_g, coupling = unique_couplings(self.beams)
+        self.couplings = beams.Couplings.of(self.beams)
         f_zero = self.crystal(torch.zeros(1, 3, dtype=torch.int64)).real.detach()
         factor = electron.potential_factor(
             self.problem.scan.wavelength, crystal.cell_volume(self.problem.structure.cell)
@@ -173,19 +203,39 @@ class HybridModel(nn.Module):
         # U / 2K in A^-1 from F in A; the crystallographic sign of F(g) asks for M_gh = U_(h-g)
         self.potential_factor = factor / (2 * float(self.wavenumber.mean()))
         order = torch.argsort(self.beams.counts, descending=True)
+        batches = order.split(self._batch_size())
+        work = [len(blocks) * int(self.beams.counts[blocks].max()) ** 2 for blocks in batches]
         self.batches = [
-            make_batch(self.problem, self.beams, coupling, blocks, self.wavenumber)
-            for blocks in order.split(self._batch_size())
+            make_batch(self.problem, self.beams, blocks, self.wavenumber)
+            for blocks in self.share.mine(batches, work)
         ]
 
     def _batch_size(self) -> int:
         """Blocks per batch: large enough to keep the processor busy, small enough to fit."""
-        n, samples = int(self.beams.counts.max()), self.problem.scan.angle.shape[1]
-        waves = (_DIRECTIONS + 3) * n * samples
-        matrices = 6 * (_DIRECTIONS + 3) * n * n
-        per_block = (waves + matrices) * self.dtype_bytes
-        fits = int(self.settings.memory // (4 * per_block))
+        waves = (_DIRECTIONS + 3) * int(self.beams.counts.max()) * self.problem.scan.angle.shape[1]
+        fits = int(self.settings.memory // self.block_bytes())
         return max(1, min(fits, _CACHE_ELEMENTS // waves))
+
+    def block_bytes(self) -> float:
+        """Bytes that a pass works with for the block of most beams: an upper estimate.
+
+        That is more than `settings.memory` if not even one block fits. Only the adjoint sweep,
+        which keeps the waves of every stage, grows with the number of depths.
+        """
+        n, samples = int(self.beams.counts.max()), self.problem.scan.angle.shape[1]
+        slots = int(torch.bincount(self.problem.observations.link_block).max())
+        depths, propagator = self.settings.depth.count, self.settings.propagator
+        structure = sum(p.numel() for p in self.crystal.parameters())
+        stages = depths * propagator.substeps * len(SCHEMES[propagator.scheme][1])
+        # the factors count arrays that are alive together; tests/test_memory.py holds them up
+        tangents = _DIRECTIONS * (38 * n * n + 6 * n * samples + 5 * slots * samples)
+        tangents += 2.5 * (structure + 2) * slots * depths
+        gradient = 50 * n * n + (stages + 60) * n * samples + 2 * depths * slots * samples
+        return self.dtype_bytes * max(tangents, gradient)
+
+    def working_bytes(self) -> float:
+        """Bytes that a pass works with, the same for any number of frames: an upper estimate."""
+        return self.block_bytes() * max(len(batch.blocks) for batch in self.batches)
 
     @property
     def dtype_bytes(self) -> int:
@@ -197,7 +247,7 @@ class HybridModel(nn.Module):
 
         U_0 / 2K, which is in the wavenumber, is left out.
         """
-        f = self.optical()(self.unique_g) * self.potential_factor
+        f = self.optical()(self.couplings.hkl) * self.potential_factor
         return torch.cat([f, f.new_zeros(1)])
 
     def optical(self) -> absorption.Optical:
@@ -215,10 +265,8 @@ class HybridModel(nn.Module):
 
     def potential(self, batch: _Batch, table: Tensor) -> Tensor:
         """Return (U + iU')_(h-g) m_g m_h / 2K (..., f, N, N) in A^-1 from a table (..., M + 1)."""
-        m = batch.obliquity
-        return (table[..., batch.coupling] * (m[:, :, None] * m[:, None, :])).to(
-            self.settings.dtype
-        )
+        m, places = batch.obliquity, self.couplings.places(batch.hkl, batch.valid)
+        return (table[..., places] * (m[:, :, None] * m[:, None, :])).to(self.settings.dtype)
 
     def _vectors(self, batch: _Batch, rotation: Tensor) -> Tensor:
         """g in the laboratory frame, (f, N, T, 3) A^-1."""
@@ -236,16 +284,17 @@ class HybridModel(nn.Module):
 
     def profiles(self) -> Tensor:
         """Return, for every link and depth, the intensity integrated over its window, (L, D)."""
-        table, rotation = self.potential_table(), self.orientation()
-        parts = []
+        table, rotation = self.share.spread(self.potential_table(), self.orientation())
+        out = self._per_link()
         for batch in self.batches:
-            if torch.is_grad_enabled():  # the waves of one batch at a time, made anew backwards
-                part = checkpoint(self.batch_profiles, batch, table, rotation, use_reentrant=False)
-            else:
-                part = self.batch_profiles(batch, table, rotation)
-            parts.append(part)
-        links = torch.cat([batch.links for batch in self.batches])
-        return torch.cat(parts)[torch.argsort(links)]
+            part = _Replayed.apply(self.batch_profiles, batch, table, rotation)
+            out[batch.links] = part
+        return self.share.collect(out, table, rotation)
+
+    def _per_link(self, *extra: int) -> Tensor:
+        """Zeros of shape (L, ..., D) that the batches of all processes fill."""
+        links = len(self.problem.observations.link_block)
+        return self.depth.new_zeros(links, *extra, len(self.depth))
 
     @torch.no_grad()
     def value_profiles(self) -> Tensor:
@@ -284,24 +333,36 @@ class HybridModel(nn.Module):
         table = self.potential_table()
         moved = self.potential_moves() if structure else table.new_zeros(0, len(table))
         rotation = self.orientation()
-        parts = [self.batch_tangents(batch, table, moved, rotation) for batch in self.batches]
-        order = torch.argsort(torch.cat([batch.links for batch in self.batches]))
-        profiles, slopes = (torch.cat(x)[order] for x in zip(*parts, strict=True))
+        profiles, slopes = self._per_link(), self._per_link(len(moved) + 2)
+        for batch in self.batches:
+            profiles[batch.links], slopes[batch.links] = self.batch_tangents(
+                batch, table, moved, rotation
+            )
+        profiles, slopes = self.share.collect(profiles), self.share.collect(slopes)
         return profiles, slopes[:, : len(moved)], slopes[:, len(moved) :]
 
     def potential_moves(self) -> Tensor:
         """(P, M + 1): derivative of the potential table by each free structure parameter."""
+        per_g = 200 * len(self.crystal.structure.sym_rot) * len(self.crystal.structure.labels)
+        count = sum(p.numel() for p in self.crystal.parameters())
+        chunks = self.couplings.hkl.split(
+            max(32, int(self.settings.memory / (per_g * (count + 1))))
+        )
+        moves = torch.cat([self._structure_factor_moves(hkl) for hkl in chunks], 1)
+        return torch.cat([moves, moves.new_zeros(len(moves), 1)], 1)
+
+    def _structure_factor_moves(self, hkl: Tensor) -> Tensor:
+        """(P, m): derivative of the potential of some g (m, 3)."""
         optical = self.optical()
         given = {name: p.detach() for name, p in optical.named_parameters()}
 
         def table(values):
-            f = functional_call(optical, values, (self.unique_g,))
+            f = functional_call(optical, values, (hkl,))
             return torch.view_as_real(f * self.potential_factor)
 
         slopes = jacfwd(table)(given)
         moves = torch.cat([slopes[name] for name in given], -1)
-        moves = torch.view_as_complex(moves.permute(2, 0, 1).contiguous())
-        return torch.cat([moves, moves.new_zeros(len(moves), 1)], 1)
+        return torch.view_as_complex(moves.permute(2, 0, 1).contiguous())
 
     def batch_tangents(self, batch, table, moved, rotation) -> tuple[Tensor, Tensor]:
         """Return profiles (l, D) and slopes (l, P + 2, D) of one batch.
@@ -339,26 +400,8 @@ class HybridModel(nn.Module):
         return scale * torch.stack(out)
 
 
-def unique_couplings(beam_set: beams.BeamSet) -> tuple[Tensor, Tensor]:
-    """Return unique h - g (M, 3) and, for every pair of beams of a block, its place (F, N, N).
-
-    The diagonal has the place of g = 0; padded beams get the place M.
-    """
-    difference = beam_set.hkl[:, None, :, :] - beam_set.hkl[:, :, None, :]
-    reach = int(difference.abs().max())
-    base = 2 * reach + 1
-    key = ((difference[..., 0] + reach) * base + difference[..., 1] + reach) * base
-    key = key + difference[..., 2] + reach
-    unique, place = torch.unique(key, return_inverse=True)
-    hkl = torch.stack([unique // base**2, unique // base % base, unique % base], 1) - reach
-    valid = beam_set.valid[:, :, None] & beam_set.valid[:, None, :]
-    return hkl, torch.where(valid, place, len(unique))
-
-
-def make_batch(
-    problem: Problem, beam_set, coupling: Tensor, blocks: Tensor, wavenumber: Tensor
-) -> _Batch:
-    """Collect the beams, couplings and links of some blocks."""
+def make_batch(problem: Problem, beam_set, blocks: Tensor, wavenumber: Tensor) -> _Batch:
+    """Collect the beams and links of some blocks."""
     observations, scan = problem.observations, problem.scan
     n = int(beam_set.counts[blocks].max())
     where = torch.full((len(scan.sweep),), -1)
@@ -382,7 +425,7 @@ def make_batch(
         blocks=blocks,
         hkl=beam_set.hkl[blocks, :n],
         obliquity=beams.obliquity(scan, blocks, beam_set.hkl[blocks, :n], wavenumber),
-        coupling=coupling[blocks][:, :n, :n],
+        valid=beam_set.valid[blocks, :n],
         probe=Probe(torch.zeros(len(blocks), dtype=torch.int64), beam, weight),
         links=links,
         slot=row * slots + column,

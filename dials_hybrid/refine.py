@@ -7,6 +7,7 @@ solves the least-squares problem of all parameters near that point with the chea
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from . import losses, uncertainty
 from .crystal import metric
-from .data import Problem, Result, save_records
+from .data import InputError, Problem, Result, load_records, save_records
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
+from .parallel import ALONE, Alone, Team
 
 logger = logging.getLogger("dials.hybrid.refine")
 
@@ -41,6 +43,21 @@ class RefineSettings:
     seed: int = 0
     checkpoint_seconds: float = 20.0
     device: str = "cpu"
+
+
+HEADER = (
+    f"  {'step':>4} {'stage':<10} {'loss':>10} {'R1(obs)':>8} {'R1(free)':>8} "
+    f"{'shift/A':>8} {'time/s':>7}"
+)
+
+
+def format_row(row: dict) -> str:
+    """Return one row of the history as a line below HEADER."""
+    free = "-" if row["r1_free"] is None else f"{row['r1_free']:.4f}"
+    return (
+        f"  {row['iteration']:>4} {row['stage']:<10} {row['loss']:>10.1f} {row['r1_obs']:>8.4f} "
+        f"{free:>8} {row['site_shift']:>8.4f} {row['time']:>7.1f}"
+    )
 
 
 @dataclass
@@ -73,12 +90,87 @@ class State:
         return cls(**{**values, "error_model": losses.ErrorModel(**values["error_model"])})
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a refinement needs to begin or to go on, and its result once there is one."""
+
+    problem: Problem
+    model_settings: ModelSettings
+    settings: RefineSettings = RefineSettings()
+    state: State = field(default_factory=State)
+    context: dict = field(default_factory=dict)  # for the one who continues
+    result: Result | None = None
+
+    def save(self, path) -> None:
+        """Write an HDF5 file, whole or not at all."""
+        save_records(
+            path,
+            problem=self.problem.to("cpu"),
+            model_settings=self.model_settings.to_dict(),
+            refine_settings=dataclasses.asdict(self.settings),
+            state=self.state.to_dict(),
+            context=self.context,
+            **({} if self.result is None else {"result": self.result}),
+        )
+
+    @classmethod
+    def load(cls, path) -> Checkpoint:
+        """Read what `save` wrote.
+
+        Raises InputError when the file is not of this kind or of another version.
+        """
+        records = load_records(path)
+        needed = ("problem", "model_settings", "refine_settings", "state", "context")
+        missing = [name for name in needed if name not in records]
+        if missing:
+            raise InputError(
+                f"{path}: holds no {' or '.join(missing)}; give a file that dials.hybrid_refine "
+                "wrote as output.problem"
+            )
+        try:
+            return cls(
+                records["problem"],
+                ModelSettings.from_dict(records["model_settings"]),
+                RefineSettings(**records["refine_settings"]),
+                State.from_dict(records["state"]),
+                records["context"],
+                records.get("result"),
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{path}: its settings are not those of this version of dials_hybrid ({error}); "
+                "refine again from the original files"
+            ) from error
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result is there and no more iterations are asked for."""
+        if self.result is None:
+            return False
+        return self.result.converged or self.state.iteration >= self.settings.iterations
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(advice: str):
+    """Turn a lack of memory within the body into an InputError with advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        raise InputError(f"there is not enough memory; {advice}") from error
+
+
 def build_model(
-    problem: Problem, settings: ModelSettings, seed: int, device: str = "cpu"
+    problem: Problem,
+    settings: ModelSettings,
+    seed: int,
+    device: str = "cpu",
+    share: Alone | Team = ALONE,
 ) -> HybridModel:
     """Return the model with its networks initialised from the seed."""
     torch.manual_seed(seed)
-    return HybridModel(problem, settings, device)
+    return HybridModel(problem, settings, device, share)
 
 
 class Refinement:
@@ -91,10 +183,12 @@ class Refinement:
         settings: RefineSettings = RefineSettings(),
         progress: Progress | None = None,
         state: State | None = None,
+        share: Alone | Team = ALONE,
     ):
         self.settings = settings
         self.progress = progress or Progress()
-        self.model = build_model(problem, model_settings, settings.seed, settings.device)
+        self.model = build_model(problem, model_settings, settings.seed, settings.device, share)
+        self.passes = share.lead(self.model)
         self.problem = self.model.problem
         self.state = state or State()
         if self.state.parameters:
@@ -111,7 +205,7 @@ class Refinement:
                 parameter.copy_(values[name].view_as(parameter))
 
     def estimate(self) -> tuple[float, float]:
-        """Return (seconds of one pass with derivatives, bytes held), from one measured batch."""
+        """Return (seconds of one pass with derivatives, from one measured batch, bytes in all)."""
         model = self.model
         batch = model.batches[len(model.batches) // 2]
         table, moved = model.potential_table().detach(), model.potential_moves()
@@ -121,9 +215,19 @@ class Refinement:
         seconds = time.perf_counter() - start
         work = [len(b.blocks) * b.hkl.shape[1] ** 2 for b in model.batches]
         share = len(batch.blocks) * batch.hkl.shape[1] ** 2 / sum(work)
-        links = len(self.problem.observations.link_block)
-        held = 8 * links * len(model.depth) * (len(moved) + 3)
-        return seconds / share, held + model.settings.memory
+        return seconds / share, 8 * self._numbers_held(len(moved)) + model.working_bytes()
+
+    def _numbers_held(self, structure: int) -> float:
+        """Double-precision numbers that stay while blocks come and go: an upper estimate."""
+        model, o = self.model, self.problem.observations
+        links, rows, depths = len(o.link_block), len(o.intensity), len(model.depth)
+        thickness = sum(p.numel() for p in model.thickness.parameters())
+        size = sum(p.numel() for p in model.parameters())
+        linearised = links * depths * (structure + 3)  # the old one is there until the new one is
+        jacobian = (links + 3 * rows) * size + 6 * size**2
+        network = 3 * len(model.block_matrix) * depths * thickness
+        error_model = 240 * rows
+        return 2 * linearised + jacobian + network + error_model
 
     def _remember(self) -> None:
         self.state.parameters = {
@@ -134,7 +238,7 @@ class Refinement:
     def linearise(self) -> CheapModel:
         """Propagate once, with derivatives, at the model's present parameters."""
         self.age = 0
-        return CheapModel(self.model, Linearisation(*self.model.tangents()))
+        return CheapModel(self.model, Linearisation(*self.passes.tangents()))
 
     def follow(self, cheap: CheapModel) -> CheapModel:
         """Propagate at the present parameters, but keep the structure's derivatives of `cheap`.
@@ -142,7 +246,7 @@ class Refinement:
         Those by orientation cost a fraction of theirs, and change most.
         """
         self.age += 1
-        profiles, _, orientation = self.model.tangents(structure=False)
+        profiles, _, orientation = self.passes.tangents(structure=False)
         return CheapModel(self.model, Linearisation(profiles, cheap.lin.crystal, orientation))
 
     def intensities(self, cheap: CheapModel) -> Tensor:
@@ -283,17 +387,15 @@ class Refinement:
         self.save(self.progress.checkpoint)
         self.saved = time.monotonic()
 
-    def save(self, path, **extra) -> None:
-        """Write the problem, the settings and the state, all that a continuation needs."""
-        save_records(
-            path,
-            problem=self.problem.to("cpu"),
-            model_settings=self.model.settings.to_dict(),
-            refine_settings=dataclasses.asdict(self.settings),
-            state=self.state.to_dict(),
-            context=self.context,
-            **extra,
+    def checkpoint(self, result: Result | None = None) -> Checkpoint:
+        """Return where the refinement stands."""
+        return Checkpoint(
+            self.problem, self.model.settings, self.settings, self.state, self.context, result
         )
+
+    def save(self, path, result: Result | None = None) -> None:
+        """Write the problem, the settings and the state, all that a continuation needs."""
+        self.checkpoint(result).save(path)
 
     def _result(self, cheap: CheapModel, converged: bool, reason: str) -> Result:
         model, o = self.model, self.problem.observations

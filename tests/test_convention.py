@@ -13,7 +13,7 @@ import torch
 
 from dials_hybrid import beams, electron
 from dials_hybrid.crystal import CrystalModel, cell_volume
-from dials_hybrid.model import HybridModel, unique_couplings
+from dials_hybrid.model import HybridModel
 from dials_hybrid.propagation import DepthGrid, Eigen, Probe
 
 K = 1 / tiny.WAVELENGTH
@@ -73,6 +73,12 @@ def bloch(potential, hkl):
     return Eigen()(potential, s, probe, DepthGrid(THICKNESS, 1))[0, :, 0]
 
 
+def unique_couplings(beam_set):
+    """Return unique h - g (M, 3) and the place of every pair of beams (F, N, N)."""
+    found = beams.Couplings.of(beam_set)
+    return found.hkl, found.places(beam_set.hkl, beam_set.valid)
+
+
 @pytest.fixture(scope="module")
 def couplings(structure, factor, beam_set):
     """(1, N, N) U / 2K as the model forms it."""
@@ -124,7 +130,7 @@ def test_the_model_couples_with_the_potential_of_its_structure():
     f_zero = CrystalModel(structure)(torch.zeros(1, 3, dtype=torch.int64)).real.detach()
     k = float(K**2 + factor * f_zero) ** 0.5
     for batch in model.batches:
-        v = table[batch.coupling]
+        v = table[model.couplings.places(batch.hkl, batch.valid)]
         assert torch.allclose(v, v.mH, atol=1e-12)
         difference = (batch.hkl[:, None] - batch.hkl[:, :, None])[0]
         f = CrystalModel(structure)(difference.flatten(0, 1)).detach().view(difference.shape[:2])

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import bare
 import iotbx.mtz
 import pytest
+import tiny
 import torch
 from dials.array_family import flex
 from dxtbx.model import ExperimentList
@@ -17,7 +19,9 @@ from dxtbx.model import ExperimentList
 from dials_hybrid import accuracy, api
 from dials_hybrid.absorption import NoAbsorption, Proportional, Thermal
 from dials_hybrid.command_line import hybrid_refine, hybrid_simulate
+from dials_hybrid.data import load_records
 from dials_hybrid.io_structures import read_structure
+from dials_hybrid.refine import Checkpoint, Refinement
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUTS = (
@@ -210,6 +214,43 @@ def test_absorption_is_kept(crystal, here):
         *("refinement.iterations=1", "hand_and_indexing.test=False", "absorption.model=thermal"),
     )
     assert api.resume("hybrid_refined.h5").options.model.absorption == Thermal()
+
+
+def test_a_problem_travels_to_a_machine_without_dials_and_back(crystal, here, monkeypatch, capsys):
+    files = [str(crystal.expt), str(crystal.refl), str(crystal.model)]
+    hybrid_refine.run([*files, *QUICK, "refinement.iterations=2", "output.problem_only=True"])
+    assert "python -m dials_hybrid hybrid_refined.h5" in capsys.readouterr().out
+    assert {p.name for p in here.iterdir()} == {"hybrid_refined.h5", "dials.hybrid_refine.log"}
+
+    there = ["-m", "dials_hybrid", "hybrid_refined.h5", "--output", "result.h5"]
+    process = bare.start(there, here)
+    _, errors = bare.finish(process, 300)
+    assert process.returncode == 0, errors
+
+    monkeypatch.delattr(Refinement, "__init__")  # nothing is refined again
+    hybrid_refine.run(["result.h5", "refinement.iterations=2"])
+    assert all((here / name).is_file() for name in OUTPUTS)
+    found = json.loads(Path("dials.hybrid_refine.json").read_text())
+    result = load_records("result.h5")["result"]
+    assert found["iterations"] == 2 and found["indexing"]["candidates"]
+    assert found["final"]["r1_obs"] == pytest.approx(result.summary["final"]["r1_obs"], rel=1e-6)
+    table = flex.reflection_table.from_file("hybrid_refined.refl")
+    assert max(table["intensity.hybrid.calc"]) == pytest.approx(float(result.calculated.max()))
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [(["output.problem=None"], "output.problem"), (["output.problem=no/x.h5"], "no folder no")],
+)
+def test_a_problem_needs_a_file(crystal, here, extra, words):
+    files = [crystal.expt, crystal.refl, crystal.model]
+    assert words in failure([*files, "output.problem_only=True", *extra])
+
+
+def test_problems_that_cannot_be_continued_are_explained(here):
+    Checkpoint(tiny.problem(), tiny.settings()).save("bare.h5")
+    assert "no structure for DIALS" in failure(["bare.h5"])
+    assert "already" in failure(["bare.h5", "output.problem_only=True"])
 
 
 def test_an_interrupt_writes_what_there_is(crystal, here, monkeypatch):

@@ -20,12 +20,15 @@ Examples::
   dials.hybrid_refine integrated.expt integrated.refl model.cif thickness.model=single
 
   dials.hybrid_refine hybrid_refined.h5
+
+  dials.hybrid_refine integrated.expt integrated.refl model.cif output.problem_only=True
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -74,9 +77,11 @@ def run(args: list[str] | None = None, phil: libtbx.phil.scope = phil_scope) -> 
     usage = "dials.hybrid_refine [options] integrated.expt integrated.refl model.cif"
     parser = common.Parser(usage=usage, phil=phil, epilog=__doc__)
     params, options, files = parser.parse(args)
-    outputs = {f"output.{n}": getattr(params.output, n) for n in (*OUTPUTS, "log")}
+    names = ("problem", "log") if params.output.problem_only else (*OUTPUTS, "log")
+    outputs = {f"output.{n}": getattr(params.output, n) for n in names}
     continued = len(files) == 1 and files[0].endswith(".h5")
     common.check_outputs(outputs, [] if continued else files)
+    _check_problem_only(params, continued)
     torch.set_num_threads(_threads(params.compute.threads))
     with common.logging_to(params.output.log, options.verbose):
         common.log_parameters(parser)
@@ -86,15 +91,43 @@ def run(args: list[str] | None = None, phil: libtbx.phil.scope = phil_scope) -> 
         else:
             data, structure = sort_files(files)
             job = api.choose_setting(api.load(data, structure, chosen))
+        if params.output.problem_only:
+            write_problem(job, params.output.problem)
+            return
         refine_job(job, params)
         common.log_citations(CITATIONS)
 
 
+def _check_problem_only(params, continued: bool) -> None:
+    if not params.output.problem_only:
+        return
+    if continued:
+        raise InputError("output.problem_only=True: the file given is such a problem already")
+    if params.output.problem is None:
+        raise InputError("output.problem_only=True needs a name in output.problem")
+
+
+def write_problem(job: api.Job, path: str) -> None:
+    """Write the problem, not refined, and log how to go on."""
+    api.write_problem(job, path)
+    logger.info(
+        "Written: %s\n\nTo refine it where torch, numpy and h5py are, without DIALS:\n\n"
+        "  python -m dials_hybrid %s --output refined.h5\n\n"
+        "then, here again, for the structure, the data and the report:\n\n"
+        "  dials.hybrid_refine refined.h5\n",
+        path,
+        shlex.quote(path),
+    )
+
+
 def refine_job(job: api.Job, params) -> None:
-    """Refine, write the outputs and log what was found."""
-    with Reporter(params.refinement.iterations) as reporter:
-        progress = Progress(reporter.row, params.output.problem)
-        outcome = api.refine(job, progress)
+    """Refine unless that is done, write the outputs and log what was found."""
+    if job.result is not None:
+        logger.info("The refinement is complete already: its results are written\n")
+        outcome = api.finished(job)
+    else:
+        with Reporter(params.refinement.iterations) as reporter:
+            outcome = api.refine(job, Progress(reporter.row, params.output.problem))
     api.write(outcome, api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS}))
     log_outcome(outcome)
     written = [getattr(params.output, n) for n in OUTPUTS if getattr(params.output, n)]

@@ -7,12 +7,9 @@ import sys
 
 from tqdm import tqdm
 
-logger = logging.getLogger("dials.hybrid.command_line.progress")
+from ..refine import HEADER, format_row
 
-HEADER = (
-    f"  {'step':>4} {'stage':<10} {'loss':>10} {'R1(obs)':>8} {'R1(free)':>8} "
-    f"{'shift/A':>8} {'time/s':>7}"
-)
+logger = logging.getLogger("dials.hybrid.command_line.progress")
 
 
 class Reporter:
@@ -35,17 +32,7 @@ class Reporter:
         if not self.started:
             logger.info("%s", HEADER)
             self.started = True
-        free = "-" if row["r1_free"] is None else f"{row['r1_free']:.4f}"
-        logger.info(
-            "  %4d %-10s %10.1f %8.4f %8s %8.4f %7.1f",
-            row["iteration"],
-            row["stage"],
-            row["loss"],
-            row["r1_obs"],
-            free,
-            row["site_shift"],
-            row["time"],
-        )
+        logger.info("%s", format_row(row))
         self.bar.set_postfix_str(f"R1 {row['r1_obs']:.4f}", refresh=False)
         self.bar.n = row["iteration"]
         self.bar.refresh()

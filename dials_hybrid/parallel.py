@@ -1,0 +1,239 @@
+"""Shares of the work: one process, or several that each propagate a part of the batches.
+
+A share is a value that the model is given. `Alone` does everything. In a `Team`, started by
+torchrun, every process holds the same model but only its own batches; a pass sums what all
+have found, into arrays that are zero where others fill them, so that the result is, bit for
+bit, that of one process. Process 0 leads: it alone refines, and tells the others before each
+pass which one it is and at which parameters. Nothing that the leader decides can therefore
+come out differently elsewhere, whatever the machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import signal
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+TIMEOUT = datetime.timedelta(minutes=30)  # to wait for a process that does not answer
+
+
+class LostProcess(Exception):
+    """Another process of this run failed or did not answer; the message is for the user."""
+
+
+class Alone:
+    """The share of a process that works alone: everything."""
+
+    rank, size = 0, 1
+
+    def mine(self, batches: Sequence, work: Sequence[float]) -> list:
+        """Return the batches that this process propagates."""
+        return list(batches)
+
+    def spread(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the inputs of a pass; their gradients are then those of all shares."""
+        return inputs
+
+    def collect(self, total: Tensor, *inputs: Tensor) -> Tensor:
+        """Return the sum of `total` over all shares; `inputs` are what `spread` returned."""
+        return total
+
+    def lead(self, model: nn.Module):
+        """Return what the passes are called on."""
+        return model
+
+    def dismiss(self, model: nn.Module) -> None:
+        """Tell the others that all is done."""
+
+
+ALONE = Alone()
+
+
+class Team:
+    """One of several processes; the process group must be there already (see `joined`)."""
+
+    def __init__(self, device: str):
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.device = device
+
+    def mine(self, batches: Sequence, work: Sequence[float]) -> list:
+        """Return the batches that this process propagates, by their estimated work."""
+        return [batches[i] for i in allot(work, self.size)[self.rank]]
+
+    def spread(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the inputs of a pass; their gradients are then those of all shares."""
+        return _Spread.apply(*inputs)
+
+    def collect(self, total: Tensor, *inputs: Tensor) -> Tensor:
+        """Return the sum of `total` over all shares, in place; all processes get it."""
+        return _Collect.apply(total, *inputs)
+
+    def lead(self, model: nn.Module) -> Leader:
+        """Return, in process 0, what the passes are called on."""
+        return Leader(self, model)
+
+    def announce(self, call: tuple[str, dict] | None, model: nn.Module) -> tuple | None:
+        """Send a pass (method of the model, its arguments; None: all is done) from process 0.
+
+        The model gets the parameters of process 0. Returns the pass.
+        """
+        box = [call]
+        _answered(dist.broadcast_object_list, box, 0, device=torch.device(self.device))
+        flat = torch.cat([p.detach().flatten().double() for p in model.parameters()])
+        _answered(dist.broadcast, flat, 0)
+        values = flat.split([p.numel() for p in model.parameters()])
+        with torch.no_grad():
+            for p, value in zip(model.parameters(), values, strict=True):
+                p.copy_(value.view_as(p))
+        return box[0]
+
+    def serve(self, model: nn.Module) -> None:
+        """Take part in the passes that process 0 announces, until it says that all is done."""
+        while (call := self.announce(None, model)) is not None:
+            name, choices = call
+            getattr(model, name)(**choices)
+
+    def dismiss(self, model: nn.Module) -> None:
+        """Tell the others, from process 0, that all is done."""
+        self.announce(None, model)
+
+
+class Leader:
+    """The passes of process 0, each announced to the others.
+
+    An interrupt waits for the end of a pass, which the others are in as well, and counts once:
+    torchrun repeats the one that it receives.
+    """
+
+    def __init__(self, team: Team, model: nn.Module):
+        self.team, self.model = team, model
+        self.passing = self.interrupted = self.pending = False
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, *_) -> None:
+        if self.interrupted:
+            return
+        self.interrupted = True
+        if not self.passing:
+            raise KeyboardInterrupt
+        self.pending = True
+
+    def value_profiles(self) -> Tensor:
+        """See `HybridModel.value_profiles`."""
+        return self._together("value_profiles")
+
+    def tangents(self, **choices) -> tuple[Tensor, Tensor, Tensor]:
+        """See `HybridModel.tangents`."""
+        return self._together("tangents", **choices)
+
+    def _together(self, name: str, **choices):
+        self.passing = True
+        try:
+            self.team.announce((name, choices), self.model)
+            found = getattr(self.model, name)(**choices)
+        finally:
+            self.passing = False
+        if self.pending:
+            self.pending = False
+            raise KeyboardInterrupt
+        return found
+
+
+def allot(work: Sequence[float], size: int) -> list[list[int]]:
+    """Return, for each of `size` processes, the indices of its pieces of work, in order.
+
+    The largest piece left goes to the process with the least so far, which is at worst a third
+    above the optimum (Graham 1969, doi:10.1137/0117039).
+    """
+    shares: list[list[int]] = [[] for _ in range(size)]
+    load = [0.0] * size
+    for i in sorted(range(len(work)), key=lambda i: -work[i]):
+        least = load.index(min(load))
+        shares[least].append(i)
+        load[least] += work[i]
+    return [sorted(share) for share in shares]
+
+
+def launched() -> bool:
+    """Return whether torchrun, or what sets the same variables, started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def rank() -> int:
+    """Return the number of this process, from the same variables."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Return the number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Alone | Team]:
+    """Yield the share of this process, after all processes have found each other.
+
+    Raises LostProcess when they do not.
+    """
+    if not launched():
+        yield ALONE
+        return
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(device)
+    _answered(dist.init_process_group, backend, timeout=TIMEOUT)
+    team = Team(device)
+    if team.rank:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # process 0 decides what an interrupt means
+    yield team
+    # after a failure the others are not there to close the group with
+    dist.destroy_process_group()
+
+
+def _answered(function, *args, **kwargs) -> None:
+    try:
+        function(*args, **kwargs)
+    except RuntimeError as error:
+        raise LostProcess(
+            "another process of this run failed, as it says itself, or did not answer "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+class _Spread(torch.autograd.Function):
+    """The identity; the gradients are summed over the processes, all at once and in order."""
+
+    @staticmethod
+    def forward(ctx, *inputs: Tensor):
+        return tuple(x.view_as(x) for x in inputs)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        out = [g.clone(memory_format=torch.contiguous_format) for g in grads]
+        for g in out:
+            _answered(dist.all_reduce, torch.view_as_real(g) if g.is_complex() else g)
+        return tuple(out)
+
+
+class _Collect(torch.autograd.Function):
+    """The sum over the processes; each takes back the gradient of its own part.
+
+    The inputs get zero gradients, so that a process without batches joins in `_Spread`, too.
+    """
+
+    @staticmethod
+    def forward(ctx, total: Tensor, *inputs: Tensor):
+        ctx.mark_dirty(total)
+        ctx.save_for_backward(*inputs)
+        _answered(dist.all_reduce, total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return (grad, *(torch.zeros_like(x) for x in ctx.saved_tensors))
