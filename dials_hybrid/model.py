@@ -230,7 +230,7 @@ class HybridModel(nn.Module):
         # the factors count arrays that are alive together; tests/test_memory.py holds them up
         tangents = _DIRECTIONS * (38 * n * n + 6 * n * samples + 5 * slots * samples)
         tangents += 2.5 * (structure + 2) * slots * depths
-        gradient = 50 * n * n + (stages + 60) * n * samples + 2 * depths * slots * samples
+        gradient = 50 * n * n + (stages + 40) * n * samples + 4 * depths * slots * samples
         return self.dtype_bytes * max(tangents, gradient)
 
     def working_bytes(self) -> float:
