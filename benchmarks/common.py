@@ -19,7 +19,7 @@ MODEL = ROOT / "examples" / "quartz.cif"
 
 def data_folder() -> Path:
     """Return the folder of measured data: DIALS_HYBRID_DATA, or shared/data beside us."""
-    return Path(os.environ.get("DIALS_HYBRID_DATA", ROOT.parent / "shared" / "data"))
+    return Path(os.environ.get("DIALS_HYBRID_DATA", ROOT.parent / "shared" / "data")).resolve()
 
 
 def displaced(path: Path, out: Path, rms: float, seed: int, u_iso: float | None = None) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -15,15 +14,19 @@ from dials_hybrid.io_structures import read_structure
 from . import common
 
 
-def refine(expt, refl, model, folder: Path) -> dict:
-    """Run the command in a folder and return the row of the table."""
+def refine(files: list, folder: Path, first: Path) -> dict:
+    """Run the command in a folder and return the row of the table.
+
+    `files` are the arguments; `first` is the folder of the run whose end is compared with.
+    """
     folder.mkdir(parents=True)
     began = time.monotonic()
     with contextlib.chdir(folder):
-        hybrid_refine.run([str(expt), str(refl), str(model)])
+        hybrid_refine.run([str(f) for f in files])
     seconds = time.monotonic() - began
     found = json.loads((folder / "dials.hybrid_refine.json").read_text())
     distance = common.distances(folder / "hybrid_refined.cif")
+    apart = common.distances(folder / "hybrid_refined.cif", first / "hybrid_refined.cif")
     return {
         "R1 kinematic": found["kinematic"]["r1_obs"],
         "R1 start": found["start"]["r1_obs"],
@@ -31,8 +34,11 @@ def refine(expt, refl, model, folder: Path) -> dict:
         "R1 free": found["free"]["r1_obs"],
         "observed": found["n_obs"],
         **{f"{label} to X-ray / A": d for label, d in distance.items()},
+        "mean to X-ray / A": sum(distance.values()) / len(distance),
+        "from the first end / A": max(apart.values()),
         "space group": found["space_group"],
         "converged": found["converged"],
+        "refinement / s": round(found["wall_time_s"]),
         "time / s": round(seconds),
     }
 
@@ -52,13 +58,15 @@ def main() -> None:
     files = data / "integrated.expt", data / "integrated.refl"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        starts = {"X-ray": common.MODEL, "mirror image": mirror_image(folder / "mirror.cif")}
+        mirror = mirror_image(folder / "mirror.cif")
+        runs = {"X-ray": [common.MODEL], "mirror image": [mirror]}
         for seed in (1, 2, 3):
             path = folder / f"displaced_{seed}.cif"
-            starts[f"displaced 0.05 A, {seed}"] = common.displaced(common.MODEL, path, 0.05, seed)
+            runs[f"displaced 0.05 A, {seed}"] = [common.displaced(common.MODEL, path, 0.05, seed)]
+        runs["X-ray, valence.model=none"] = [common.MODEL, "valence.model=none"]
         rows = [
-            {"start": start, **refine(*files, os.path.abspath(model), folder / f"run_{i}")}
-            for i, (start, model) in enumerate(starts.items())
+            {"start": start, **refine([*files, *given], folder / f"run_{i}", folder / "run_0")}
+            for i, (start, given) in enumerate(runs.items())
         ]
     common.save("quartz", rows)
     common.print_table("Quartz, integrated by DIALS", rows)

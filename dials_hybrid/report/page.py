@@ -207,7 +207,13 @@ def _conditions(problem: Problem, contract: dict, data: Arrays) -> list[tuple]:
         "Device": contract["device"],
     }
     error_model = _facts(contract["error_model"], prefix="Error model, ")
-    return [*((name, _scalar(value)) for name, value in names.items()), *error_model]
+    numerics = _facts(contract.get("propagation"), prefix="Propagation, ")
+    valence = [
+        (f"Charge of {element}, e", f"{q['value']:.2f} ± {q['su']:.2f}")
+        for element, q in ((contract["valence"] or {}).get("charge") or {}).items()
+    ]
+    plain = ((name, _scalar(value)) for name, value in names.items())
+    return [*plain, *valence, *error_model, *numerics]
 
 
 def _file_names(problem: Problem) -> list[str]:
