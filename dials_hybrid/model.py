@@ -16,7 +16,7 @@ from .absorption import Absorption, NoAbsorption
 from .curves import CurveBasis
 from .data import Problem, Record
 from .losses import SmoothScale
-from .parallel import ALONE, Alone, Team
+from .parallel import ALONE, Alone, Team, in_threads
 from .propagation import SCHEMES, DepthGrid, Moves, Probe, Propagator, Splitting
 from .thickness import MODELS, ThicknessPrior
 from .valence import ValenceSettings
@@ -181,7 +181,7 @@ class HybridModel(nn.Module):
         self.register_buffer("scale_matrix", basis.matrix(observations.angle, observations.sweep))
         self.register_buffer("block_matrix", basis.matrix(scan.block_angle, scan.sweep))
         self.register_buffer("depth", depth)
-        self._prepare()
+        self._prepare(device)
         self._move(device)
 
     def _move(self, device: str) -> None:
@@ -193,7 +193,7 @@ class HybridModel(nn.Module):
         self.couplings, self.wavenumber = self.couplings.to(device), self.wavenumber.to(device)
         self.batches = [batch.to(device) for batch in self.batches]
 
-    def _prepare(self) -> None:
+    def _prepare(self, device: str) -> None:
         self.couplings = beams.Couplings.of(self.beams)
         f_zero = self.crystal(torch.zeros(1, 3, dtype=torch.int64)).real.detach()
         factor = electron.potential_factor(
@@ -202,6 +202,7 @@ class HybridModel(nn.Module):
         self.wavenumber = beams.inner_wavenumber(self.problem.scan.s0, factor * f_zero)
         # U / 2K in A^-1 from F in A; the crystallographic sign of F(g) asks for M_gh = U_(h-g)
         self.potential_factor = factor / (2 * float(self.wavenumber.mean()))
+        self.workers = self._workers(device)
         order = torch.argsort(self.beams.counts, descending=True)
         batches = order.split(self._batch_size())
         work = [len(blocks) * int(self.beams.counts[blocks].max()) ** 2 for blocks in batches]
@@ -210,10 +211,15 @@ class HybridModel(nn.Module):
             for blocks in self.share.mine(batches, work)
         ]
 
+    def _workers(self, device: str) -> int:
+        """Batches that are worked on at the same time: one per core, as far as they fit."""
+        cores = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+        return max(1, min(cores, int(self.settings.memory // self.block_bytes())))
+
     def _batch_size(self) -> int:
         """Blocks per batch: large enough to keep the processor busy, small enough to fit."""
         waves = (_DIRECTIONS + 3) * int(self.beams.counts.max()) * self.problem.scan.angle.shape[1]
-        fits = int(self.settings.memory // self.block_bytes())
+        fits = int(self.settings.memory // (self.workers * self.block_bytes()))
         return max(1, min(fits, _CACHE_ELEMENTS // waves))
 
     def block_bytes(self) -> float:
@@ -235,7 +241,8 @@ class HybridModel(nn.Module):
 
     def working_bytes(self) -> float:
         """Bytes that a pass works with, the same for any number of frames: an upper estimate."""
-        return self.block_bytes() * max(len(batch.blocks) for batch in self.batches)
+        largest = max(len(batch.blocks) for batch in self.batches)
+        return self.workers * self.block_bytes() * largest
 
     @property
     def dtype_bytes(self) -> int:
@@ -286,9 +293,12 @@ class HybridModel(nn.Module):
         """Return, for every link and depth, the intensity integrated over its window, (L, D)."""
         table, rotation = self.share.spread(self.potential_table(), self.orientation())
         out = self._per_link()
-        for batch in self.batches:
-            part = _Replayed.apply(self.batch_profiles, batch, table, rotation)
-            out[batch.links] = part
+
+        def propagate(batch):
+            out[batch.links] = _Replayed.apply(self.batch_profiles, batch, table, rotation)
+
+        # the graph of a gradient is built in one thread
+        in_threads(propagate, self.batches, 1 if torch.is_grad_enabled() else self.workers)
         return self.share.collect(out, table, rotation)
 
     def _per_link(self, *extra: int) -> Tensor:
@@ -334,10 +344,12 @@ class HybridModel(nn.Module):
         moved = self.potential_moves() if structure else table.new_zeros(0, len(table))
         rotation = self.orientation()
         profiles, slopes = self._per_link(), self._per_link(len(moved) + 2)
-        for batch in self.batches:
-            profiles[batch.links], slopes[batch.links] = self.batch_tangents(
-                batch, table, moved, rotation
-            )
+
+        def propagate(batch):
+            found = self.batch_tangents(batch, table, moved, rotation)
+            profiles[batch.links], slopes[batch.links] = found
+
+        in_threads(propagate, self.batches, self.workers)
         profiles, slopes = self.share.collect(profiles), self.share.collect(slopes)
         return profiles, slopes[:, : len(moved)], slopes[:, len(moved) :]
 

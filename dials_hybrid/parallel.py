@@ -1,4 +1,4 @@
-"""Shares of the work: one process, or several that each propagate a part of the batches.
+"""Shares of the work: threads of a process, and processes that each have a part of the batches.
 
 A share is a value that the model is given. `Alone` does everything. In a `Team`, started by
 torchrun, every process holds the same model but only its own batches; a pass sums what all
@@ -14,13 +14,41 @@ import contextlib
 import datetime
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 TIMEOUT = datetime.timedelta(minutes=30)  # to wait for a process that does not answer
+
+
+def in_threads(function: Callable, items: Sequence, threads: int) -> None:
+    """Call the function with each item, in several threads at once, and wait for all.
+
+    The matrices of a batch are small: a batch for each core keeps the cores busier than all
+    cores on one batch. An error or interrupt drops the items that have not begun.
+    """
+    threads = max(1, min(threads, len(items)))
+    if threads == 1:
+        for item in items:
+            function(item)
+        return
+    all_cores, with_grad = torch.get_num_threads(), torch.is_grad_enabled()
+
+    def call(item):
+        with torch.set_grad_enabled(with_grad):
+            function(item)
+
+    torch.set_num_threads(max(1, all_cores // threads))
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for _ in pool.map(call, items):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(all_cores)
 
 
 class LostProcess(Exception):

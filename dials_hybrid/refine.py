@@ -24,7 +24,7 @@ from .data import InputError, Problem, Result, load_records, save_records
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
-from .parallel import ALONE, Alone, Team
+from .parallel import ALONE, Alone, Team, in_threads
 
 logger = logging.getLogger("dials.hybrid.refine")
 
@@ -211,8 +211,11 @@ class Refinement:
         table, moved = model.potential_table().detach(), model.potential_moves()
         rotation = model.orientation().detach()
         start = time.perf_counter()
-        model.batch_tangents(batch, table, moved, rotation)
-        seconds = time.perf_counter() - start
+        together = [batch] * model.workers
+        in_threads(
+            lambda b: model.batch_tangents(b, table, moved, rotation), together, len(together)
+        )
+        seconds = (time.perf_counter() - start) / len(together)
         work = [len(b.blocks) * b.hkl.shape[1] ** 2 for b in model.batches]
         share = len(batch.blocks) * batch.hkl.shape[1] ** 2 / sum(work)
         return seconds / share, 8 * self._numbers_held(len(moved)) + model.working_bytes()

@@ -24,6 +24,15 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The meter sees what its own thread makes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def made(scan, choices, memory=2e9, blocks=4) -> HybridModel:
     problem = tiny.problem(blocks=blocks, width=1.0, g_limit=1.0, **scan)
     return HybridModel(problem, tiny.settings(memory=memory, **choices))

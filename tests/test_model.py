@@ -12,6 +12,7 @@ from dials_hybrid.data import InputError
 from dials_hybrid.kinematic import kinematic_intensities
 from dials_hybrid.linear import CheapModel, LeastSquares, Linearisation, solve
 from dials_hybrid.model import HybridModel, ModelSettings, across_beam
+from dials_hybrid.parallel import in_threads
 from dials_hybrid.propagation import DepthGrid, Splitting
 from dials_hybrid.refine import build_model
 
@@ -387,3 +388,30 @@ def test_kinematic_intensities_fit_kinematic_data(problem):
     )
     found = kinematic_intensities(model, made)
     assert torch.allclose(found, made, rtol=1e-3, atol=1e-3)
+
+
+def test_threads_change_nothing(problem, monkeypatch):
+    """A batch is worked on by one core, whatever their number."""
+    monkeypatch.setattr(model_room, "_CACHE_ELEMENTS", 1)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            model = disturbed(problem)
+            assert model.workers == threads and len(model.batches) > 1
+            found.append((*model.tangents(), model.value_profiles()))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    for one, many in zip(*found, strict=True):
+        assert torch.allclose(one, many, rtol=1e-12, atol=1e-15)
+
+
+def test_an_error_in_a_thread_comes_out():
+    def fail(item):
+        raise ValueError(f"item {item}")
+
+    threads = torch.get_num_threads()
+    with pytest.raises(ValueError, match="item 0"):
+        in_threads(fail, range(4), 2)
+    assert torch.get_num_threads() == threads

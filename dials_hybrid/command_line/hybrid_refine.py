@@ -229,7 +229,7 @@ def _model_settings(params) -> ModelSettings:
             dip=prior.dip,
         ),
         valence=ValenceSettings(
-            model=params.valence.model,
+            model=params.valence.model or "none",  # PHIL takes the choice none as no choice
             radius=params.valence.radius,
             charge_sigma=params.valence.charge_sigma,
             dipole_sigma=params.valence.dipole_sigma,
