@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from . import parallel
+from .checkpoint import Checkpoint
 from .data import InputError
 from .refine import (
     HEADER,
-    Checkpoint,
     Progress,
     Refinement,
     build_model,

@@ -17,7 +17,7 @@ from .curves import CurveBasis
 from .data import Problem, Record
 from .losses import SmoothScale
 from .parallel import ALONE, Alone, Team, in_threads
-from .propagation import SCHEMES, DepthGrid, Moves, Probe, Propagator, Splitting
+from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
 from .thickness import MODELS, ThicknessPrior
 from .valence import ValenceSettings
 
@@ -230,9 +230,9 @@ class HybridModel(nn.Module):
         """
         n, samples = int(self.beams.counts.max()), self.problem.scan.angle.shape[1]
         slots = int(torch.bincount(self.problem.observations.link_block).max())
-        depths, propagator = self.settings.depth.count, self.settings.propagator
+        depths = self.settings.depth.count
         structure = sum(p.numel() for p in self.crystal.parameters())
-        stages = depths * propagator.substeps * len(SCHEMES[propagator.scheme][1])
+        stages = self.settings.propagator.waves_kept(n, self.settings.depth)
         # the factors count arrays that are alive together; tests/test_memory.py holds them up
         tangents = _DIRECTIONS * (38 * n * n + 6 * n * samples + 5 * slots * samples)
         tangents += 2.5 * (structure + 2) * slots * depths

@@ -26,6 +26,7 @@ LEVELS = {
     "model": 3,
     "linear": 3,
     "kinematic": 3,
+    "checkpoint": 4,
     "refine": 4,
     "uncertainty": 4,
     "validation": 4,
@@ -43,8 +44,10 @@ LEVELS = {
     "io_pets": 6,
     "report": 6,
     "phil_files": 7,
-    "api": 7,
-    "command_line": 8,
+    "job": 7,
+    "choices": 8,
+    "api": 9,
+    "command_line": 10,
 }
 PHYSICS = [room for room, level in LEVELS.items() if level <= 4]
 PHYSICS_MAY_IMPORT = {"torch", "numpy", "h5py", *sys.stdlib_module_names}

@@ -37,12 +37,13 @@ import torch
 from libtbx import Auto
 
 from .. import api
+from ..checkpoint import RefineSettings
 from ..data import InputError
 from ..io_dials import Sampling, Selection
 from ..model import ModelSettings
 from ..phil_files import phil_text
 from ..propagation import DepthGrid
-from ..refine import Progress, RefineSettings
+from ..refine import Progress
 from ..thickness import ThicknessPrior
 from ..valence import ValenceSettings
 from . import common

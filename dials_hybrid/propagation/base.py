@@ -42,6 +42,9 @@ class Propagator(Protocol):
         self, potential: Tensor, excitation: Tensor, probe: Probe, grid: DepthGrid
     ) -> Tensor: ...
 
+    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
+        """Return about how many arrays (F, N, T) a gradient keeps, for estimates of memory."""
+
 
 def start_waves(excitation: Tensor, incident: Tensor, dtype: torch.dtype) -> Tensor:
     """Return psi(0) (F, N, T): one in the incident beam, zero elsewhere."""

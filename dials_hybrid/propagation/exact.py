@@ -14,6 +14,8 @@ from torch import Tensor
 from ..data import InputError
 from .base import DepthGrid, Probe, start_waves
 
+_MATRICES = 12  # (N, N) of a sample that a gradient holds at one time, about
+
 
 def _matrices(potential: Tensor, excitation: Tensor) -> Tensor:
     """Return M (F, T, N, N) = diag(S) + V of every sample."""
@@ -107,6 +109,10 @@ class Eigen:
         out = [_weighted(wave, probe) for wave in waves.unbind(2)]
         return torch.stack(out, -1).to(excitation.dtype)
 
+    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
+        """See the base class: some matrices of every sample, and the waves of every depth."""
+        return _MATRICES * beams + 2 * grid.count
+
 
 @dataclass(frozen=True)
 class MatrixExp:
@@ -123,3 +129,7 @@ class MatrixExp:
             waves = torch.einsum("ftgh,fth->ftg", step, waves)
             out.append(_weighted(waves, probe))
         return torch.stack(out, -1)
+
+    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
+        """See the base class: some matrices of every sample, and the waves of every depth."""
+        return _MATRICES * beams + 2 * grid.count

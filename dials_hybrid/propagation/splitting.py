@@ -340,6 +340,10 @@ class Splitting:
         chunks = zip(*(x.split(max(1, _CHUNK // (n * t))) for x in given), strict=True)
         return torch.cat([_Sweep.apply(plan, Probe(*of), v, s) for *of, v, s in chunks])
 
+    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
+        """See the base class: one for every stage."""
+        return grid.count * self.substeps * len(SCHEMES[self.scheme][1])
+
     @torch.no_grad()
     def tangents(
         self, potential: Tensor, excitation: Tensor, moves: Moves, probe: Probe, grid: DepthGrid
