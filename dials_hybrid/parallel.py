@@ -21,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .data import InputError
+
 TIMEOUT = datetime.timedelta(minutes=30)  # to wait for a process that does not answer
 
 
@@ -203,16 +205,28 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def available(backend: str) -> bool:
+    """Tell whether this build of torch has "gloo" or "nccl"."""
+    if not dist.is_available():
+        return False
+    return dist.is_nccl_available() if backend == "nccl" else dist.is_gloo_available()
+
+
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Alone | Team]:
     """Yield the share of this process, after all processes have found each other.
 
-    Raises LostProcess when they do not.
+    Raises LostProcess when they do not, InputError when this torch cannot do it.
     """
     if not launched():
         yield ALONE
         return
     backend = "nccl" if device.startswith("cuda") else "gloo"
+    if not available(backend):
+        raise InputError(
+            f"this build of torch lacks {backend}, which several processes need; start one process "
+            "alone, or install torch from pytorch.org"
+        )
     if backend == "nccl":
         torch.cuda.set_device(device)
     _answered(dist.init_process_group, backend, timeout=TIMEOUT)

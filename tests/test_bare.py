@@ -12,7 +12,8 @@ import torch
 from test_refine import SETTINGS, make_truth
 
 from dials_hybrid import __main__ as command
-from dials_hybrid.parallel import allot
+from dials_hybrid import parallel
+from dials_hybrid.parallel import allot, available
 from dials_hybrid.refine import Checkpoint, Refinement, RefineSettings, build_model
 
 PATIENCE = 300  # s; the runs take seconds on a quiet machine
@@ -168,6 +169,24 @@ sys.exit(main([{problem!r}]))
 """
 
 
+@pytest.fixture(scope="module")
+def gloo():
+    """Several processes need gloo, and a store that Debian's torch, without libuv, lacks."""
+    if not available("gloo"):
+        pytest.skip("this build of torch lacks gloo")
+    try:
+        torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    except RuntimeError as error:
+        pytest.skip(f"this build of torch cannot join processes: {error}")
+
+
+def test_a_torch_without_gloo_says_so(problem, monkeypatch, capsys):
+    monkeypatch.setattr(parallel, "launched", lambda: True)
+    monkeypatch.setattr(parallel, "available", lambda backend: False)
+    assert command.main([str(problem)]) == 1
+    assert "this build of torch lacks gloo" in capsys.readouterr().err
+
+
 def two_processes(script, folder):
     """Run a script in two processes that know of each other; return [(status, out, errors)]."""
     with socket.socket() as found:
@@ -184,7 +203,7 @@ def two_processes(script, folder):
 
 
 @pytest.fixture(scope="module")
-def together(problem, tmp_path_factory):
+def together(gloo, problem, tmp_path_factory):
     """The folder of a run in two processes."""
     folder = tmp_path_factory.mktemp("together")
     found = two_processes(TOGETHER.format(problem=str(problem)), folder)
@@ -216,7 +235,7 @@ def test_the_gradient_of_two_processes_is_that_of_one(problem, together):
     assert held == len(model.batches) >= 4
 
 
-def test_a_process_that_fails_ends_the_others(problem, tmp_path):
+def test_a_process_that_fails_ends_the_others(problem, tmp_path, gloo):
     """Process 1 breaks down in its first batch; process 0 says so instead of waiting."""
     first, second = two_processes(BREAKING.format(problem=str(problem)), tmp_path)
     assert first[0] == second[0] == 1
@@ -224,7 +243,7 @@ def test_a_process_that_fails_ends_the_others(problem, tmp_path):
     assert "Traceback" not in first[2] and "TypeError" in second[2]
 
 
-def test_an_interrupt_under_torchrun_writes_what_there_is(problem, tmp_path):
+def test_an_interrupt_under_torchrun_writes_what_there_is(problem, tmp_path, gloo):
     """The whole group is interrupted, as by Ctrl-C in a terminal."""
     arguments = [*TORCHRUN, "-m", "dials_hybrid", problem, "--iterations", "500"]
     process = bare.start(arguments, tmp_path)

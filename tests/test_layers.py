@@ -16,7 +16,7 @@ LEVELS = {
     "data": 1,
     "curves": 1,
     "valence": 1,
-    "parallel": 1,
+    "parallel": 2,
     "crystal": 2,
     "absorption": 2,
     "beams": 2,
