@@ -1,4 +1,4 @@
-"""Beams of each block, their excitation errors and the potential matrix that couples them.
+"""Beams of each block, their excitation errors, and which differences h - g couple them.
 
 S_g = (K^2 - |K + g|^2) / 2K with K inside the crystal. Vectors in A^-1, laboratory frame.
 """

@@ -211,9 +211,10 @@ def structure_factors(
 ) -> Tensor:
     """Return F(g) = sum f_e occ T exp(2 pi i g.r) in A, complex128 (M,), for hkl (M, 3).
 
-    The sign is the crystallographers' (International Tables B, 1.2); `potential` in the room
-    beams takes it to the convention of the wave equation. Differentiable in site (A, 3),
-    u_iso (A,) in A^2 and u_star (A, 6).
+    The sign is the crystallographers' (International Tables B, 1.2); the order of indices in the
+    room model takes it to the convention of the wave equation. `valence`, if given, adds what
+    charges and dipoles scatter. Differentiable in all but the structure: site (A, 3), u_iso (A,)
+    in A^2, u_star (A, 6), charge and dipole.
     """
     per_row = len(structure.sym_rot) * len(structure.labels)
     chunks = hkl.split(max(1, _CHUNK_ELEMENTS // per_row))
