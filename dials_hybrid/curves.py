@@ -57,6 +57,18 @@ class CurveBasis:
             offset += count
         return out
 
+    def along_rows(self, coefficients: Tensor, points: Tensor) -> Tensor:
+        """Return the values (F, n) of F curves over one range, each at points (n,) of its own.
+
+        `coefficients` is (F, size), `points` (F, n); the basis must be that of a single sweep.
+        """
+        (start,), (spacing,), (count,) = self.start, self.spacing, self.count
+        u = ((points - start) / spacing).clamp(0, count - 3)
+        cell = u.detach().floor().clamp(max=count - 4)
+        pieces = _cubic_pieces(u - cell)
+        place = cell.to(torch.int64)
+        return sum(v * coefficients.gather(1, place + k) for k, v in enumerate(pieces))
+
     def roughness(self, device=None) -> Tensor:
         """Return the second-difference operator (m, size) of the coefficients within a sweep."""
         rows, offset = [], 0

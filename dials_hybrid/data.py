@@ -250,7 +250,7 @@ class Result(Record):
     kinematic: Tensor  # (R,) kinematic intensity, scaled
     scale: Tensor  # (R,) multiplies the dynamical intensity
     sigma_weight: Tensor  # (R,) sigma of the error model
-    depth: Tensor  # (D,) A
+    depth: Tensor  # (D,) A, finer than the grid of the propagation
     thickness: Tensor  # (F, D) p(t) of each block, sums to one
     orientation: Tensor  # (F, 3) rad, rotation vector in the laboratory frame
     block_scale: Tensor  # (F,) scale at the middle of each block

@@ -314,6 +314,7 @@ class Refinement:
         start = calculated.new_tensor(self.state.start["calculated"])
         kinematic = calculated.new_tensor(self.state.start["kinematic"])
         with torch.no_grad():
+            depth, thickness = model.thickness.fine()
             result = Result(
                 structure=model.crystal.refined(),
                 start_structure=self.problem.structure,
@@ -322,8 +323,8 @@ class Refinement:
                 kinematic=kinematic,
                 scale=model.scale(model.scale_matrix),
                 sigma_weight=sigma_w,
-                depth=model.depth,
-                thickness=model.thickness(),
+                depth=depth,
+                thickness=thickness,
                 orientation=model.orientation(),
                 block_scale=model.scale(model.block_matrix),
                 site_su=errors.site,

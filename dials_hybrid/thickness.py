@@ -1,8 +1,8 @@
 """Distributions of the crystal's thickness: orientation features -> p(t) on the depth grid.
 
-Every model is an `nn.Module` built as `Model(depth, angle, sweep, start, prior)`, with
+Every model is a `ThicknessModel` built as `Model(depth, angle, sweep, start, prior)`, with
 
-- `forward() -> (F, D)`, p(t) of every block, rows that sum to one;
+- `at(depth) -> (F, n)`, p(t) of every block at evenly spaced depths, rows that sum to one;
 - `prior_residuals() -> (m,)`, half of whose squared sum is the negative log prior.
 
 The refinement needs nothing else of it. Depths in A, angles in rad.
@@ -21,6 +21,7 @@ from .curves import CurveBasis
 DEPTH_UNIT = 100.0  # A, the length in which the roughness of log p is counted
 ANGLE_UNIT = math.radians(10)  # the angle over which a change of p(t) is counted
 PRIOR_BLOCKS = 40  # p(t) is smooth over the rotation: its priors look at about so many blocks
+FINER = 4  # p(t) is given to the user so many times finer than the grid it is integrated on
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class ThicknessPrior:
 
     `smoothness` acts on third derivatives of log p over depth, which vanish for a Gaussian: a
     bell is free, a spike costs. `entropy` acts on log D - H, the information in p(t) relative
-    to a flat one. `angle` acts on the change of the cumulative distribution over the rotation.
+    to a flat one. `angle` acts on the change of the shape's cumulative distribution over the
+    rotation, `stretch` on the change of log s.
     `ends` acts on the share within about DEPTH_UNIT of either end of the grid (a sixth of the
     thickness at the start, if that is less): crystal so thin scatters too weakly to be seen, and
     both ends collect the errors of the model. `dip` acts on convex stretches of log p, valleys
@@ -38,85 +40,127 @@ class ThicknessPrior:
 
     smoothness: float = 0.03
     entropy: float = 0.1
-    angle: float = 100.0
+    angle: float = 300.0
+    stretch: float = 100.0
     ends: float = 1000.0
     dip: float = 0.3
 
 
-class SingleThickness(nn.Module):
-    """One thickness for all orientations: a Gaussian one grid step wide around it."""
+class ThicknessModel(nn.Module):
+    """p(t) of F blocks. `depth` (D,) in A is the even grid on which the waves are known."""
 
-    def __init__(self, depth, angle, sweep, start, prior=None):
+    def __init__(self, depth: Tensor):
         super().__init__()
         self.register_buffer("depth", depth)
-        self.blocks = len(angle)
-        self.log_thickness = nn.Parameter(torch.tensor(math.log(start), dtype=torch.float64))
+
+    def at(self, depth: Tensor) -> Tensor:
+        """Return p(t) at evenly spaced depths (n,) in A within the grid: (F, n)."""
+        raise NotImplementedError("subclasses give the distribution")
 
     def forward(self) -> Tensor:
-        """Return p(t), (F, D)."""
-        step = self.depth[1] - self.depth[0]
-        log_p = -0.5 * ((self.depth - self.log_thickness.exp()) / step) ** 2
-        return torch.softmax(log_p, 0).expand(self.blocks, -1)
+        """Return p(t) on the grid, (F, D)."""
+        return self.at(self.depth)
+
+    def fine(self) -> tuple[Tensor, Tensor]:
+        """Return depths (n,) in A, FINER times as dense as the grid, and p(t) there, (F, n)."""
+        count = FINER * (len(self.depth) - 1) + 1
+        depth = torch.linspace(
+            float(self.depth[0]), float(self.depth[-1]), count, dtype=torch.float64
+        ).to(self.depth.device)
+        return depth, self.at(depth)
 
     def prior_residuals(self) -> Tensor:
-        """No prior."""
+        """Return the residuals (m,) of the priors; none here."""
         return self.depth.new_zeros(0)
 
 
-class _SmoothDensity(nn.Module):
-    """log p = Gaussian start + cubic splines over depth, whose coefficients a subclass gives."""
+class SingleThickness(ThicknessModel):
+    """One thickness for all orientations: a Gaussian one grid step wide around it."""
+
+    def __init__(self, depth, angle, sweep, start, prior=None):
+        super().__init__(depth)
+        self.blocks = len(angle)
+        self.log_thickness = nn.Parameter(torch.tensor(math.log(start), dtype=torch.float64))
+
+    def at(self, depth: Tensor) -> Tensor:
+        """See the base class."""
+        step = self.depth[1] - self.depth[0]
+        log_p = -0.5 * ((depth - self.log_thickness.exp()) / step) ** 2
+        return torch.softmax(log_p, 0).expand(self.blocks, -1)
+
+
+class _SmoothDensity(ThicknessModel):
+    """p(t) = q(t / s) / s: a shape q, whose logarithm is a spline, and a stretch s of each block.
+
+    log q = Gaussian start + cubic splines over depth. Tilting a plate stretches its p(t) and
+    leaves its shape alone: the stretch may change over the rotation more freely than the shape.
+    A subclass gives the coefficients of the splines, and the stretch if it has one.
+    """
 
     def __init__(self, depth, angle, sweep, start, prior: ThicknessPrior):
-        super().__init__()
+        super().__init__(depth)
         zero = torch.zeros(len(depth), dtype=torch.int64, device=depth.device)
         spacing = max(2 * float(depth[1] - depth[0]), float(depth[-1]) / 20)
-        basis = CurveBasis.over(depth, zero, spacing)
-        self.register_buffer("depth", depth)
+        self.splines = CurveBasis.over(depth, zero, spacing)
         self.register_buffer("angle", angle)
         self.register_buffer("sweep", sweep)
-        self.register_buffer("basis", basis.matrix(depth, zero))
+        self.register_buffer("basis", self.splines.matrix(depth, zero))
         stride = max(1, len(angle) // PRIOR_BLOCKS)
         self.register_buffer("looked_at", torch.arange(0, len(angle), stride))
-        self.register_buffer("start", -0.5 * ((depth - start) / (0.35 * start)) ** 2)
+        self.centre = start
         self.prior = prior
         # how far from its ends the grid is distrusted; thin crystals must stay possible
         self.reach = min(DEPTH_UNIT, start / 6)
+
+    def start(self, depth: Tensor) -> Tensor:
+        """Return log q at depths in A, but for a constant, before anything is refined."""
+        return -0.5 * ((depth - self.centre) / (0.35 * self.centre)) ** 2
 
     def coefficients(self) -> Tensor:
         """Return the spline coefficients of every block, (F, J)."""
         raise NotImplementedError("subclasses give the coefficients")
 
-    def log_density(self) -> Tensor:
-        """Return log p of every block, (F, D)."""
-        return torch.log_softmax(self.start + self.coefficients() @ self.basis.T, dim=1)
+    def log_stretch(self) -> Tensor:
+        """Return log s of every block, (F,); zero here."""
+        return self.depth.new_zeros(len(self.angle))
 
-    def forward(self) -> Tensor:
-        """Return p(t), (F, D)."""
-        return self.log_density().exp()
+    def log_shape(self) -> Tensor:
+        """Return log q of every block on the grid, normalised there, (F, D)."""
+        values = self.start(self.depth) + self.coefficients() @ self.basis.T
+        return torch.log_softmax(values, dim=1)
+
+    def at(self, depth: Tensor) -> Tensor:
+        """See the base class."""
+        inside = depth * torch.exp(-self.log_stretch())[:, None]
+        values = self.start(inside) + self.splines.along_rows(self.coefficients(), inside)
+        return torch.softmax(values, dim=1)
 
     def prior_residuals(self) -> Tensor:
         """Return the residuals of the priors."""
-        log_p = self.log_density()[self.looked_at]
-        blocks, step = len(log_p), float(self.depth[1] - self.depth[0]) / DEPTH_UNIT
-        rough = torch.diff(log_p, n=3, dim=1) / step**3
+        log_q, p = self.log_shape()[self.looked_at], self()[self.looked_at]
+        blocks, step = len(log_q), float(self.depth[1] - self.depth[0]) / DEPTH_UNIT
+        rough = torch.diff(log_q, n=3, dim=1) / step**3
         rough = rough * math.sqrt(self.prior.smoothness * step / blocks)
-        information = math.log(len(self.depth)) + (log_p.exp() * log_p).sum(1)
+        information = math.log(len(self.depth)) + (log_q.exp() * log_q).sum(1)
         information = (2 * self.prior.entropy * information.clamp(min=1e-9) / blocks).sqrt()
         near = torch.exp(-self.depth / self.reach)
         near = near + torch.exp((self.depth - self.depth[-1]) / self.reach)
-        ends = (log_p.exp() * near).sum(1) * math.sqrt(2 * self.prior.ends / blocks)
-        dip = torch.relu(torch.diff(log_p, n=2, dim=1)) / step**2
+        ends = (p * near).sum(1) * math.sqrt(2 * self.prior.ends / blocks)
+        dip = torch.relu(torch.diff(log_q, n=2, dim=1)) / step**2
         dip = dip * math.sqrt(self.prior.dip * step / blocks)
-        changes = self._changes(log_p.exp(), step)
-        return torch.cat([rough.flatten(), information, ends, dip.flatten(), changes])
+        shape = self._changes(torch.cumsum(log_q.exp(), 1), self.prior.angle * step)
+        log_s = self.log_stretch()[self.looked_at, None]
+        stretch = self._changes(log_s, self.prior.stretch)
+        level = log_s.mean(0) * math.sqrt(self.prior.stretch)  # the shape has a mean of its own
+        return torch.cat([rough.flatten(), information, ends, dip.flatten(), shape, stretch, level])
 
-    def _changes(self, p: Tensor, step: float) -> Tensor:
-        """Residuals of the change of p(t) between neighbouring blocks of a sweep."""
+    def _changes(self, values: Tensor, strength: float) -> Tensor:
+        """Residuals of the change of values (F, n) between neighbouring blocks of a sweep."""
         sweep, angle = self.sweep[self.looked_at], self.angle[self.looked_at]
         same = (sweep[1:] == sweep[:-1])[:, None]
         rotation = (torch.diff(angle).abs()[:, None] / ANGLE_UNIT).clamp(min=1e-3)
-        change = torch.diff(torch.cumsum(p, 1), dim=0) * same / rotation.sqrt()
-        return (change * math.sqrt(self.prior.angle * step)).flatten()
+        change = torch.diff(values, dim=0) * same / rotation.sqrt()
+        return (change * math.sqrt(strength)).flatten()
 
 
 class CommonDistribution(_SmoothDensity):
@@ -132,7 +176,7 @@ class CommonDistribution(_SmoothDensity):
 
 
 class NeuralThickness(_SmoothDensity):
-    """A small network from the rotation angle to the coefficients, one network per sweep.
+    """A small network from the rotation angle to shape and stretch, one network per sweep.
 
     The last layer starts at zero, so that the start is the Gaussian of the base class.
     """
@@ -141,13 +185,20 @@ class NeuralThickness(_SmoothDensity):
         super().__init__(depth, angle, sweep, start, prior)
         self.register_buffer("features", angle_features(angle, sweep))
         self.networks = nn.ModuleList(
-            _network(hidden, self.basis.shape[1]) for _ in range(int(sweep.max()) + 1)
+            _network(hidden, self.basis.shape[1] + 1) for _ in range(int(sweep.max()) + 1)
         )
+
+    def _outputs(self) -> Tensor:
+        out = torch.stack([network(self.features) for network in self.networks])
+        return out[self.sweep, torch.arange(len(self.sweep), device=self.sweep.device)]
 
     def coefficients(self) -> Tensor:
         """See the base class."""
-        out = torch.stack([network(self.features) for network in self.networks])
-        return out[self.sweep, torch.arange(len(self.sweep), device=self.sweep.device)]
+        return self._outputs()[:, :-1]
+
+    def log_stretch(self) -> Tensor:
+        """See the base class."""
+        return self._outputs()[:, -1]
 
 
 def angle_features(angle: Tensor, sweep: Tensor) -> Tensor:

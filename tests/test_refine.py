@@ -120,7 +120,7 @@ def test_the_result_is_complete(truth, refined, tmp_path):
     problem, _ = truth
     _, result, _ = refined
     n, blocks = len(problem.observations.intensity), len(problem.scan.sweep)
-    assert result.calculated.shape == (n,) and result.thickness.shape == (blocks, 12)
+    assert result.calculated.shape == (n,) and result.thickness.shape == (blocks, 4 * 11 + 1)
     assert torch.allclose(result.thickness.sum(1), torch.ones(blocks).double())
     assert (result.scale > 0).all() and (result.sigma_weight > 0).all()
     save_records(tmp_path / "result.h5", result=result)

@@ -63,6 +63,20 @@ def test_the_start_has_the_thickness_asked_for(name):
 
 
 @every_model
+def test_the_fine_distribution_is_the_same_curve(name):
+    """On four times as many depths p(t) has the same shape, a quarter of the weight on each."""
+    model = disturb(build(name), 0.05)
+    depth, fine = model.fine()
+    coarse = model().detach()
+    assert depth[0] == DEPTH[0] and depth[-1] == DEPTH[-1]
+    assert torch.allclose(depth[::4], DEPTH) and fine.shape == (len(ANGLE), len(depth))
+    assert torch.allclose(fine.sum(1), torch.ones(len(ANGLE)).double())
+    shared = fine[:, ::4] / fine[:, ::4].sum(1, keepdim=True)
+    assert torch.allclose(shared, coarse, atol=1e-12)
+    assert torch.allclose(fine @ depth, coarse @ DEPTH, atol=2.0)
+
+
+@every_model
 def test_the_same_seed_gives_the_same_model(name):
     first, second = (dict(build(name, seed=3).named_parameters()) for _ in range(2))
     assert all(torch.equal(first[k], second[k]) for k in first)
@@ -136,7 +150,7 @@ def shaped(prior, log_p):
     """Return a model of one common distribution with log p near the values given, (D,)."""
     model = build("distribution", prior)
     with torch.no_grad():
-        wanted = (log_p - model.start)[:, None]
+        wanted = (log_p - model.start(DEPTH))[:, None]
         model.shape.copy_(torch.linalg.lstsq(model.basis, wanted).solution[:, 0])
     return model
 
@@ -172,7 +186,7 @@ def test_information_is_relative_to_a_flat_distribution():
     p = torch.softmax(two, 0)
     information = math.log(len(DEPTH)) + float((p * p.log()).sum())
     assert information == pytest.approx(math.log(2), rel=1e-6)
-    model.log_density = lambda: torch.log_softmax(two, 0).expand(len(ANGLE), -1)
+    model.log_shape = lambda: torch.log_softmax(two, 0).expand(len(ANGLE), -1)
     assert cost(model) == pytest.approx(math.log(2), rel=1e-6)
 
 
@@ -191,12 +205,37 @@ def test_change_with_angle_costs_within_a_sweep_only():
 
     def price(blocks):
         log_p = torch.stack([bell(300.0 + 200 * b, 100.0) for b in blocks])
-        model.log_density = lambda: torch.log_softmax(log_p, 1)
+        model.log_shape = lambda: torch.log_softmax(log_p, 1)
         return cost(model)
 
     assert price(SWEEP.tolist()) == 0
     assert price([0] * 3 + [1] * 8) > 0
     assert price([0] * 3 + [2] * 8) > price([0] * 3 + [1] * 8)
+
+
+def test_a_stretch_stretches_p():
+    model = build("neural")
+    depth, before = model.fine()
+    model.log_stretch = lambda: torch.full((len(ANGLE),), math.log(1.25)).double()
+    _, after = model.fine()
+    expected = torch.exp(-0.5 * ((depth - 1.25 * START) / (1.25 * 0.35 * START)) ** 2)
+    assert torch.allclose(after[0], expected / expected.sum(), atol=1e-12)
+    assert not torch.allclose(after, before, atol=1e-4)
+
+
+def test_a_stretch_that_changes_costs_stretch_alone():
+    def price(prior):
+        model = build("neural", prior)
+        log_s = torch.where(SWEEP == 0, 5 * ANGLE, 0.0)
+        model.log_stretch = lambda: log_s
+        return cost(model)
+
+    assert price(only(angle=1.0, smoothness=1.0, dip=1.0)) < 1e-20
+    # 34 degrees in five steps, log s growing by 5 per rad: 1/2 sum of change^2 / (rotation / 10)
+    change = 5 * 0.6 / 5
+    assert price(only(stretch=1.0)) == pytest.approx(
+        0.5 * 5 * change**2 / (math.degrees(0.12) / 10), rel=1e-6
+    )
 
 
 def test_priors_grow_with_their_strength():
@@ -222,7 +261,7 @@ def test_each_sweep_has_its_own_network():
     assert isinstance(model, NeuralThickness) and len(model.networks) == 2
     before = model().detach()
     with torch.no_grad():
-        model.networks[1][-1].bias.add_(torch.linspace(0, 1, model.basis.shape[1]))
+        model.networks[1][-1].bias.add_(torch.linspace(0, 1, model.basis.shape[1] + 1))
     change = (model().detach() - before).abs().amax(1)
     assert (change[SWEEP == 0] == 0).all() and (change[SWEEP == 1] > 1e-4).all()
 

@@ -226,6 +226,7 @@ def _model_settings(params) -> ModelSettings:
             smoothness=prior.smoothness,
             entropy=prior.entropy,
             angle=prior.angle,
+            stretch=prior.stretch,
             ends=prior.ends,
             dip=prior.dip,
         ),
