@@ -150,6 +150,18 @@ def test_outside_its_range_a_curve_is_constant(basis):
     assert torch.equal(matrix[0], matrix[1]) and torch.equal(matrix[2], matrix[3])
 
 
+def test_curves_along_rows_are_the_matrix_row_by_row():
+    basis = CurveBasis.over(f64(0.0, 4.0), torch.tensor([0, 0]), 0.5)
+    generator = torch.Generator().manual_seed(2)
+    coefficients = torch.randn(3, basis.size, generator=generator).double()
+    points = 6 * torch.rand(3, 20, generator=generator).double() - 1
+    found = basis.along_rows(coefficients, points)
+    for row, x, c in zip(found, points, coefficients, strict=True):
+        assert torch.allclose(row, basis.matrix(x, torch.zeros(20, dtype=torch.int64)) @ c)
+    moving = points.clamp(0.01, 3.99).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: basis.along_rows(coefficients, x), moving)
+
+
 def test_roughness_is_zero_for_straight_lines_within_sweeps_alone(basis):
     rough = basis.roughness()
     assert rough.shape == (6 + 3, 13)
