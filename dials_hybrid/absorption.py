@@ -192,8 +192,8 @@ def thermal_form_factors(
     a (A, G) in A and b (A, G) in A^2 describe the atoms; s^2 in A^-2 and B in A^2 have shapes
     that broadcast to (..., A). Two Gaussians make a Gaussian, so the integral of this room's
     docstring is a double sum in closed form (S. L. Dudarev, L.-M. Peng & M. J. Whelan 1995,
-    Surf. Sci. 330, 86-100). The Debye-Waller factor is in it, because f' alone grows without
-    bound.
+    doi:10.1016/0039-6028(95)00464-5). The Debye-Waller factor is in it, because f' alone grows
+    without bound.
 
     An anisotropic atom has a B along g and one across: exp(-B s^2) becomes exp(-M(g)), and its
     partner exp(-M(q) - M(g - q)) with q = g/2 + k becomes exp(-M(g)/2 - 2 M(k)), exactly. In the

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jacfwd
+from torch.func import functional_call, jacfwd, jvp, vmap
 
 from .model import HybridModel
 
@@ -90,15 +90,31 @@ class CheapModel:
         return [v.view(s) for v, s in zip(flat.split(sizes), self.shapes, strict=True)]
 
     def _thickness(self, flat: Tensor, jacobian: bool):
-        """p(t), prior residuals, and their derivatives by the parameters."""
+        """p(t), prior residuals, and their derivatives by the parameters.
+
+        Each block's p(t) follows from its own few outputs: the many parameters meet the depth
+        grid in one matrix product only.
+        """
         module, names = self.model.thickness, self.names
 
-        def both(values):
+        def outputs(values):
             given = dict(zip(names, self._split(values), strict=True))
-            return functional_call(_Both(module), {f"module.{k}": v for k, v in given.items()}, ())
+            return functional_call(
+                _Outputs(module), {f"module.{k}": v for k, v in given.items()}, ()
+            )
 
-        p, prior = both(flat)
-        return (p, prior, *(jacfwd(both)(flat) if jacobian else (None, None)))
+        def distribution(values):
+            return module.distribution(values, module.depth)
+
+        out = outputs(flat)
+        p, prior = distribution(out), module.penalties(out)
+        if not jacobian:
+            return p, prior, None, None
+        by_parameter = jacfwd(outputs)(flat)  # (F, K, n)
+        unit = torch.eye(out.shape[1]).to(out)[:, None, :].expand(-1, *out.shape)
+        by_output = vmap(lambda move: jvp(distribution, (out,), (move,))[1])(unit)  # (K, F, D)
+        d_prior = vmap(lambda move: jvp(module.penalties, (out,), (move,))[1], -1, -1)(by_parameter)
+        return p, prior, by_output.permute(1, 2, 0) @ by_parameter, d_prior
 
     def _sum_links(self, values: Tensor) -> Tensor:
         out = values.new_zeros(self.rows, *values.shape[1:])
@@ -171,15 +187,15 @@ class CheapModel:
         return torch.cat(rows)
 
 
-class _Both(torch.nn.Module):
-    """Calls a thickness model and its prior in one functional call."""
+class _Outputs(torch.nn.Module):
+    """Calls a thickness model for its outputs in a functional call."""
 
     def __init__(self, module):
         super().__init__()
         self.module = module
 
     def forward(self):
-        return self.module(), self.module.prior_residuals()
+        return self.module.outputs()
 
 
 class LeastSquares:

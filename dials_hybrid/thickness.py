@@ -2,8 +2,10 @@
 
 Every model is a `ThicknessModel` built as `Model(depth, angle, sweep, start, prior)`, with
 
-- `at(depth) -> (F, n)`, p(t) of every block at evenly spaced depths, rows that sum to one;
-- `prior_residuals() -> (m,)`, half of whose squared sum is the negative log prior.
+- `outputs() -> (F, K)`, K numbers of every block, from the parameters;
+- `distribution(outputs, depth) -> (F, n)`, p(t) of every block at evenly spaced depths, from the
+  numbers of that block alone, rows that sum to one;
+- `penalties(outputs) -> (m,)`, half of whose squared sum is the negative log prior.
 
 The refinement needs nothing else of it. Depths in A, angles in rad.
 """
@@ -53,25 +55,32 @@ class ThicknessModel(nn.Module):
         super().__init__()
         self.register_buffer("depth", depth)
 
-    def at(self, depth: Tensor) -> Tensor:
+    def outputs(self) -> Tensor:
+        """Return the K numbers that describe p(t) of every block, (F, K)."""
+        raise NotImplementedError("subclasses give the outputs")
+
+    def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
         """Return p(t) at evenly spaced depths (n,) in A within the grid: (F, n)."""
         raise NotImplementedError("subclasses give the distribution")
 
+    def penalties(self, outputs: Tensor) -> Tensor:
+        """Return the residuals (m,) of the priors; none here."""
+        return outputs.new_zeros(0)
+
     def forward(self) -> Tensor:
         """Return p(t) on the grid, (F, D)."""
-        return self.at(self.depth)
+        return self.distribution(self.outputs(), self.depth)
+
+    def prior_residuals(self) -> Tensor:
+        """Return the residuals (m,) of the priors at the present parameters."""
+        return self.penalties(self.outputs())
 
     def fine(self) -> tuple[Tensor, Tensor]:
         """Return depths (n,) in A, FINER times as dense as the grid, and p(t) there, (F, n)."""
         count = FINER * (len(self.depth) - 1) + 1
-        depth = torch.linspace(
-            float(self.depth[0]), float(self.depth[-1]), count, dtype=torch.float64
-        ).to(self.depth.device)
-        return depth, self.at(depth)
-
-    def prior_residuals(self) -> Tensor:
-        """Return the residuals (m,) of the priors; none here."""
-        return self.depth.new_zeros(0)
+        ends = float(self.depth[0]), float(self.depth[-1])
+        depth = torch.linspace(*ends, count, dtype=torch.float64).to(self.depth.device)
+        return depth, self.distribution(self.outputs(), depth)
 
 
 class SingleThickness(ThicknessModel):
@@ -82,11 +91,14 @@ class SingleThickness(ThicknessModel):
         self.blocks = len(angle)
         self.log_thickness = nn.Parameter(torch.tensor(math.log(start), dtype=torch.float64))
 
-    def at(self, depth: Tensor) -> Tensor:
+    def outputs(self) -> Tensor:
+        """Return log t of every block, (F, 1)."""
+        return self.log_thickness.expand(self.blocks, 1)
+
+    def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
         """See the base class."""
         step = self.depth[1] - self.depth[0]
-        log_p = -0.5 * ((depth - self.log_thickness.exp()) / step) ** 2
-        return torch.softmax(log_p, 0).expand(self.blocks, -1)
+        return torch.softmax(-0.5 * ((depth - outputs.exp()) / step) ** 2, 1)
 
 
 class _SmoothDensity(ThicknessModel):
@@ -94,7 +106,7 @@ class _SmoothDensity(ThicknessModel):
 
     log q = Gaussian start + cubic splines over depth. Tilting a plate stretches its p(t) and
     leaves its shape alone: the stretch may change over the rotation more freely than the shape.
-    A subclass gives the coefficients of the splines, and the stretch if it has one.
+    The outputs are the coefficients of the splines and log s, all zero at the start.
     """
 
     def __init__(self, depth, angle, sweep, start, prior: ThicknessPrior):
@@ -116,28 +128,20 @@ class _SmoothDensity(ThicknessModel):
         """Return log q at depths in A, but for a constant, before anything is refined."""
         return -0.5 * ((depth - self.centre) / (0.35 * self.centre)) ** 2
 
-    def coefficients(self) -> Tensor:
-        """Return the spline coefficients of every block, (F, J)."""
-        raise NotImplementedError("subclasses give the coefficients")
+    def log_shape(self, outputs: Tensor) -> Tensor:
+        """Return log q on the grid, normalised there, (F, D)."""
+        return torch.log_softmax(self.start(self.depth) + outputs[:, :-1] @ self.basis.T, dim=1)
 
-    def log_stretch(self) -> Tensor:
-        """Return log s of every block, (F,); zero here."""
-        return self.depth.new_zeros(len(self.angle))
-
-    def log_shape(self) -> Tensor:
-        """Return log q of every block on the grid, normalised there, (F, D)."""
-        values = self.start(self.depth) + self.coefficients() @ self.basis.T
-        return torch.log_softmax(values, dim=1)
-
-    def at(self, depth: Tensor) -> Tensor:
+    def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
         """See the base class."""
-        inside = depth * torch.exp(-self.log_stretch())[:, None]
-        values = self.start(inside) + self.splines.along_rows(self.coefficients(), inside)
+        inside = depth * torch.exp(-outputs[:, -1:])
+        values = self.start(inside) + self.splines.along_rows(outputs[:, :-1], inside)
         return torch.softmax(values, dim=1)
 
-    def prior_residuals(self) -> Tensor:
-        """Return the residuals of the priors."""
-        log_q, p = self.log_shape()[self.looked_at], self()[self.looked_at]
+    def penalties(self, outputs: Tensor) -> Tensor:
+        """See the base class."""
+        outputs = outputs[self.looked_at]
+        log_q, p = self.log_shape(outputs), self.distribution(outputs, self.depth)
         blocks, step = len(log_q), float(self.depth[1] - self.depth[0]) / DEPTH_UNIT
         rough = torch.diff(log_q, n=3, dim=1) / step**3
         rough = rough * math.sqrt(self.prior.smoothness * step / blocks)
@@ -149,9 +153,9 @@ class _SmoothDensity(ThicknessModel):
         dip = torch.relu(torch.diff(log_q, n=2, dim=1)) / step**2
         dip = dip * math.sqrt(self.prior.dip * step / blocks)
         shape = self._changes(torch.cumsum(log_q.exp(), 1), self.prior.angle * step)
-        log_s = self.log_stretch()[self.looked_at, None]
-        stretch = self._changes(log_s, self.prior.stretch)
-        level = log_s.mean(0) * math.sqrt(self.prior.stretch)  # the shape has a mean of its own
+        stretch = self._changes(outputs[:, -1:], self.prior.stretch)
+        # the shape has a mean of its own, and stretching it all the same changes nothing
+        level = outputs[:, -1:].mean(0) * math.sqrt(self.prior.stretch)
         return torch.cat([rough.flatten(), information, ends, dip.flatten(), shape, stretch, level])
 
     def _changes(self, values: Tensor, strength: float) -> Tensor:
@@ -170,9 +174,9 @@ class CommonDistribution(_SmoothDensity):
         super().__init__(depth, angle, sweep, start, prior)
         self.shape = nn.Parameter(torch.zeros(self.basis.shape[1], dtype=torch.float64))
 
-    def coefficients(self) -> Tensor:
-        """See the base class."""
-        return self.shape.expand(len(self.angle), -1)
+    def outputs(self) -> Tensor:
+        """See the base class; no stretch."""
+        return torch.cat([self.shape, self.shape.new_zeros(1)]).expand(len(self.angle), -1)
 
 
 class NeuralThickness(_SmoothDensity):
@@ -188,17 +192,10 @@ class NeuralThickness(_SmoothDensity):
             _network(hidden, self.basis.shape[1] + 1) for _ in range(int(sweep.max()) + 1)
         )
 
-    def _outputs(self) -> Tensor:
+    def outputs(self) -> Tensor:
+        """See the base class."""
         out = torch.stack([network(self.features) for network in self.networks])
         return out[self.sweep, torch.arange(len(self.sweep), device=self.sweep.device)]
-
-    def coefficients(self) -> Tensor:
-        """See the base class."""
-        return self._outputs()[:, :-1]
-
-    def log_stretch(self) -> Tensor:
-        """See the base class."""
-        return self._outputs()[:, -1]
 
 
 def angle_features(angle: Tensor, sweep: Tensor) -> Tensor:
