@@ -23,7 +23,7 @@ from .data import InputError, Observations, Scan
 from .io_cctbx import CELL_ERROR, format_cell, in_measured_cell
 from .io_dials import MAX_WAVELENGTH, check_agreement, origin
 from .io_geometry import Sampling
-from .io_reflections import Selection, apply_filters, limits
+from .io_reflections import USABLE, Selection, apply_filters, limits
 
 logger = logging.getLogger("dials.hybrid.io_pets")
 
@@ -221,7 +221,7 @@ def _cell_and_orientation(name: str, block):
     try:
         b_matrix = np.array(uctbx.unit_cell(cell).fractionalization_matrix()).reshape(3, 3).T
         left, stretch, right = np.linalg.svd(ub @ np.linalg.inv(b_matrix))
-    except (RuntimeError, np.linalg.LinAlgError) as error:
+    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
         raise InputError(
             f"{name}: the cell {format_cell(cell)} is impossible; {_ADVICE}"
         ) from error
@@ -323,7 +323,7 @@ def select_rows(loaded: Loaded, selection: Selection):
     )
     s, reach = (np.concatenate(x) for x in zip(*map(excitation, loaded.parts), strict=True))
     finite = np.isfinite(intensity) & np.isfinite(sigma)
-    filters = [("finite intensity, positive sigma", finite & (sigma > 0))]
+    filters = [(USABLE, finite & (sigma > 0))]
     if selection.rsg_max is not None:
         filters.append((f"R_Sg < {selection.rsg_max:g}", np.abs(s) < selection.rsg_max * reach))
     if selection.dsg_min is not None:
