@@ -236,6 +236,14 @@ def test_excitation_errors_by_hand(tmp_path):
     assert reach.tolist() == pytest.approx([by_hand[1] for by_hand in ROWS.values()], abs=1e-5)
 
 
+def test_tilting_brings_one_side_nearer_to_the_sphere(tmp_path):
+    """S = g_z - lambda g^2 / 2, the beam along -z: alpha lifts what lies along y."""
+    rows = ((0, 4, 0, 100, 5, 1), (0, -4, 0, 100, 5, 1))
+    s, reach = io_pets.excitation(boxed(tmp_path, rows=rows, alpha=(1.0,)).parts[0])
+    assert s.tolist() == pytest.approx([0.01396 - 0.00803, -0.01396 - 0.00803], abs=1e-5)
+    assert reach.tolist() == pytest.approx([0.01396] * 2, abs=1e-5)
+
+
 def test_rows_are_selected_by_their_excitation_error(tmp_path):
     loaded = boxed(tmp_path)
     inside = {(2, 4, 0), (1, 4, 0), (0, 1, 0), (1, 1, 0), (-2, 2, 0)}
