@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 from dials.util.version import dials_version
 
-from . import io_cif_mtz, io_dials, io_results, report
+from . import io_cif_mtz, io_dials, io_pets, io_results, report
 from .checkpoint import Checkpoint, RefineSettings, State
 from .choices import choose_setting, hands, with_step
 from .data import InputError, Problem, Result
 from .io_cctbx import update_xray_structure
-from .io_dials import Loaded, Sampling, Selection
+from .io_dials import Sampling, Selection
 from .io_structures import read_structure
 from .job import (
     Job,
@@ -33,6 +33,7 @@ from .job import (
     Options,
     collected_warnings,
     load,
+    read,
     remembering_warnings,
 )
 from .model import ModelSettings
@@ -187,9 +188,9 @@ def write(outcome: Outcome, outputs: Outputs) -> None:
     io_results.check_writable(outputs.names())
     job, result = outcome.job, outcome.result
     problem = job.problem
-    if job.loaded is not None and outputs.experiments:
+    if job.writes_back and outputs.experiments:
         io_results.write_experiments(outputs.experiments, job.loaded.experiments, problem, result)
-    if job.loaded is not None and outputs.reflections:
+    if job.writes_back and outputs.reflections:
         io_results.write_reflections(outputs.reflections, job.loaded.reflections, problem, result)
     if outputs.structure:
         io_cif_mtz.write_cif(
@@ -270,23 +271,22 @@ def _structure_from_cif(text: str):
     return iotbx.cif.reader(input_string=text).build_crystal_structures()["start"]
 
 
-def _reload(problem: Problem, path) -> Loaded | None:
-    """Read the experiment files again, if they are where they were and unchanged."""
+def _reload(problem: Problem, path) -> io_dials.Loaded | io_pets.Loaded | None:
+    """Read the data files again, if they are where they were and unchanged."""
     provenance = problem.provenance
     prints = [*provenance.get("experiments", []), *provenance.get("reflections", [])]
     names = [p["file"] for p in prints]
     gone = [n for n in names if not os.path.isfile(n)]
-    if gone or not names:
-        logger.warning(
-            "%s: the original files (%s) are not there; .expt and .refl will not be written",
-            path,
-            ", ".join(gone) or "not recorded",
-        )
-        return None
-    changed = [p["file"] for p in prints if io_dials.fingerprint(p["file"]) != p]
-    if changed:
-        logger.warning(
-            "%s: %s changed since; .expt and .refl will not be written", path, ", ".join(changed)
-        )
-        return None
-    return io_dials.load(names)
+    changed = [p["file"] for p in prints if p["file"] not in gone and _differs(p)]
+    if names and not gone and not changed:
+        return read(names)
+    if not any(map(io_pets.is_pets, names)):  # nothing is written back to those of PETS2
+        what = f"{', '.join(changed)} changed since"
+        if gone or not names:
+            what = f"the original files ({', '.join(gone) or 'not recorded'}) are not there"
+        logger.warning("%s: %s; .expt and .refl will not be written", path, what)
+    return None
+
+
+def _differs(entry: dict) -> bool:
+    return io_dials.fingerprint(entry["file"]) != entry

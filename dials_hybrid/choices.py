@@ -8,10 +8,10 @@ import math
 
 import torch
 
-from . import accuracy, io_dials, io_settings, validation
+from . import accuracy, io_settings, validation
 from .data import Problem
 from .io_cctbx import to_structure
-from .job import Job, Options, collected_warnings, observed, remembering_warnings
+from .job import Job, Options, collected_warnings, remembering_warnings
 from .propagation import DepthGrid
 
 logger = logging.getLogger("dials.hybrid.choices")
@@ -114,12 +114,10 @@ def _plain(rungs: list[accuracy.Rung]) -> list[dict]:
 
 def _resampled(job: Job, step: float) -> Problem:
     """Return the job's problem with another step of the rotation, in degree."""
-    options = dataclasses.replace(
-        job.options, sampling=dataclasses.replace(job.options.sampling, step=step)
-    )
-    rows, _ = io_dials.select_reflections(job.loaded.reflections, options.selection)
+    sampling = dataclasses.replace(job.options.sampling, step=step)
+    rows, _ = job.loaded.select(job.options.selection)
     with collected_warnings():
-        scan, observations = observed(job.loaded, rows, options)
+        scan, observations = job.loaded.observed(rows, sampling, job.options.selection)
     old = job.problem.observations
     free = torch.isin(observations.row, old.row[old.free])
     return job.problem.replace(scan=scan, observations=observations.replace(free=free))

@@ -13,6 +13,7 @@ from .io_structures import form_factor_registry, neutral, read_structure
 __all__ = [
     "cell_difference",
     "format_cell",
+    "in_measured_cell",
     "mean_cell",
     "read_structure",
     "reconcile",
@@ -36,17 +37,9 @@ def reconcile(xray_structure, experiments, structure_path, expt_path):
     """
     for experiment in experiments:
         _require_same_laue_group(xray_structure, experiment.crystal, structure_path, expt_path)
-    moved = with_cell(xray_structure, mean_cell(experiments))
-    old, new = xray_structure.unit_cell().parameters(), moved.unit_cell().parameters()
-    difference = cell_difference(old, new)
-    cells = f"the cell {format_cell(old)} of {structure_path} and {format_cell(new)} of {expt_path}"
-    if difference > CELL_ERROR:
-        raise InputError(
-            f"{cells} differ too much; reindex the data with dials.reindex, or give the model in "
-            "the same setting"
-        )
-    if difference > CELL_WARNING:
-        logger.warning("%s differ; the experiment's is used", cells)
+    advice = "reindex the data with dials.reindex, or give the model in the same setting"
+    cell = mean_cell(experiments)
+    moved = in_measured_cell(xray_structure, cell, structure_path, expt_path, advice)
     group, theirs = xray_structure.space_group(), experiments[0].crystal.get_space_group()
     if group != theirs:
         logger.info(
@@ -57,6 +50,24 @@ def reconcile(xray_structure, experiments, structure_path, expt_path):
             theirs.info(),
         )
     return moved
+
+
+def in_measured_cell(xray_structure, cell, structure_path, data_path, advice: str):
+    """Return the structure in a measured cell (six parameters, A and degree).
+
+    Raises InputError, with the advice, when a cell length differs by more than 5 % or an angle
+    by more than 5 degrees; above 1 % or 1 degree it warns.
+    """
+    old = xray_structure.unit_cell().parameters()
+    difference = cell_difference(old, cell)
+    cells = (
+        f"the cell {format_cell(old)} of {structure_path} and {format_cell(cell)} of {data_path}"
+    )
+    if difference > CELL_ERROR:
+        raise InputError(f"{cells} differ too much; {advice}")
+    if difference > CELL_WARNING:
+        logger.warning("%s differ; the experiment's is used", cells)
+    return with_cell(xray_structure, cell)
 
 
 def _require_same_laue_group(xray_structure, dxtbx_crystal, structure_path, expt_path) -> None:

@@ -16,7 +16,7 @@ from dxtbx.model import ExperimentList
 
 from . import __version__
 from .data import InputError
-from .io_cctbx import CELL_ERROR, CELL_WARNING, cell_difference, format_cell
+from .io_cctbx import CELL_ERROR, CELL_WARNING, cell_difference, format_cell, reconcile
 from .io_geometry import Sampling, rotation_axis, scan_from_experiments, settings_at
 from .io_reflections import (
     Selection,
@@ -58,6 +58,30 @@ class Loaded:
     expt_files: tuple[str, ...]
     refl_files: tuple[str, ...]
 
+    def reconcile(self, xray_structure, structure_path):
+        """Return the structure in the mean cell of the experiments; see `io_cctbx.reconcile`."""
+        files = ", ".join(self.expt_files)
+        return reconcile(xray_structure, self.experiments, structure_path, files)
+
+    def select(self, selection: Selection):
+        """Return (row numbers kept, table of (filter, removed, left)).
+
+        Raises InputError when a needed column is missing or nothing is left.
+        """
+        return select_reflections(self.reflections, selection)
+
+    def observed(self, rows, sampling: Sampling, selection: Selection):
+        """Return the scan and the observations of the chosen rows."""
+        scan = scan_from_experiments(self.experiments, sampling)
+        observations = observations_from_reflections(
+            self.reflections, rows, self.experiments, scan, selection
+        )
+        return scan, observations
+
+    def provenance(self, structure_path) -> dict:
+        """Return the files with their SHA-256 and the versions of the programs, for JSON."""
+        return provenance(self, structure_path)
+
 
 def load(paths) -> Loaded:
     """Read any number of .expt and .refl files and match them by experiment identifiers.
@@ -76,7 +100,9 @@ def load(paths) -> Loaded:
     experiments = ExperimentList(found)
     for experiment, where in zip(experiments, origins, strict=True):
         _check_experiment(experiment, where)
-    _check_agreement(experiments, origins)
+    wavelengths = [e.beam.get_wavelength() for e in experiments]
+    cells = [e.crystal.get_unit_cell().parameters() for e in experiments]
+    check_agreement(wavelengths, cells, origins)
     tables = [_read_reflections(name) for name in refl_files]
     places = _match(expected, origins, tables, refl_files)
     _require_reflections(origins, places)
@@ -178,27 +204,27 @@ def _wavelength(beam) -> float:
         return math.inf
 
 
-def _check_agreement(experiments, origins) -> None:
-    """Raise InputError unless all sweeps have the same wavelength and about the same cell."""
-    first = experiments[0]
-    wavelength, cell = first.beam.get_wavelength(), first.crystal.get_unit_cell().parameters()
-    for experiment, where in zip(experiments, origins, strict=True):
-        other = experiment.beam.get_wavelength()
+def check_agreement(wavelengths, cells, origins) -> None:
+    """Raise InputError unless all sweeps have the same wavelength and about the same cell.
+
+    `origins` names the sweeps for messages.
+    """
+    wavelength, cell = wavelengths[0], cells[0]
+    for other, theirs, where in zip(wavelengths, cells, origins, strict=True):
         if abs(other / wavelength - 1) > WAVELENGTH_TOLERANCE:
             raise InputError(
                 f"{where}: wavelength {other:g} A, but {origins[0]} has {wavelength:g} A; refine "
                 "data of different voltages separately"
             )
-        theirs = experiment.crystal.get_unit_cell().parameters()
         difference = cell_difference(cell, theirs)
-        cells = f"cell {format_cell(theirs)}, but {origins[0]} has {format_cell(cell)}"
+        both = f"cell {format_cell(theirs)}, but {origins[0]} has {format_cell(cell)}"
         if difference > CELL_ERROR:
             raise InputError(
-                f"{where}: {cells}; index the sweeps in the same setting (dials.reindex, "
+                f"{where}: {both}; index the sweeps in the same setting (dials.reindex, "
                 "dials.cosym), or leave this one out"
             )
         if difference > CELL_WARNING:
-            logger.warning("%s: %s; their mean is used", where, cells)
+            logger.warning("%s: %s; their mean is used", where, both)
 
 
 # --- reflections ----------------------------------------------------------------------------
@@ -340,13 +366,18 @@ def _complete(table, experiments) -> None:
 
 def provenance(loaded: Loaded, structure_path) -> dict:
     """Return the files with their SHA-256 and the versions of the programs, for JSON."""
+    files = origin(loaded.expt_files, loaded.refl_files, structure_path)
+    return {**files, "dials_version": dials_version()}
+
+
+def origin(experiments, reflections, structure_path) -> dict:
+    """Return the files with their SHA-256 and the versions of the programs but for DIALS."""
     return {
         "program": "dials_hybrid",
         "version": __version__,
-        "dials_version": dials_version(),
         "cctbx_version": _package_version("cctbx"),
-        "experiments": [fingerprint(name) for name in loaded.expt_files],
-        "reflections": [fingerprint(name) for name in loaded.refl_files],
+        "experiments": [fingerprint(name) for name in experiments],
+        "reflections": [fingerprint(name) for name in reflections],
         "structure": fingerprint(structure_path),
     }
 

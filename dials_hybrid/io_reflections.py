@@ -23,6 +23,10 @@ class Selection:
 
     `intensity` is sum, profile or scale; `zeta` is the smallest |zeta|, the cosine between the
     rotation axis and the normal of the plane of s0 and s1; d_min and d_max are in A.
+
+    Rows of PETS frames have, instead of these three and of overloads, the largest ratio
+    R_Sg = |S| / dS and the smallest difference D_Sg = dS - |S| (A^-1) of their excitation error
+    at the frame's middle and its change to the frame's end; None keeps all.
     """
 
     intensity: str = "sum"
@@ -32,6 +36,8 @@ class Selection:
     d_max: float | None = None
     i_over_sigma: float | None = None
     keep_overloaded: bool = False
+    rsg_max: float | None = 0.9
+    dsg_min: float | None = 0.0015
 
 
 def select_reflections(reflections, selection: Selection):
@@ -41,13 +47,22 @@ def select_reflections(reflections, selection: Selection):
     needed column is missing or nothing is left.
     """
     value, variance = _intensity(reflections, selection.intensity)
-    keep = np.ones(len(reflections), dtype=bool)
-    table = [("read", 0, len(reflections))]
-    for name, passed in _filters(reflections, selection, value, variance):
+    return apply_filters(len(reflections), _filters(reflections, selection, value, variance))
+
+
+def apply_filters(count: int, filters):
+    """Apply (name, rows that pass) filters to `count` rows in turn.
+
+    Returns (row numbers kept, table of (filter, removed, left)). Raises InputError when nothing
+    is left.
+    """
+    keep = np.ones(count, dtype=bool)
+    table = [("read", 0, count)]
+    for name, passed in filters:
         removed = int((keep & ~passed).sum())
         keep &= passed
         table.append((name, removed, int(keep.sum())))
-        if name == _USABLE and removed:
+        if name == USABLE and removed:
             logger.warning("%d reflections have no usable variance and are left out", removed)
     if not keep.any():
         steps = "; ".join(f"{name}: {removed} removed" for name, removed, _ in table[1:])
@@ -55,7 +70,7 @@ def select_reflections(reflections, selection: Selection):
     return np.flatnonzero(keep), table
 
 
-_USABLE = "finite intensity, positive variance"
+USABLE = "finite intensity, positive variance"
 
 
 def _filters(reflections, selection: Selection, value, variance) -> list:
@@ -63,7 +78,7 @@ def _filters(reflections, selection: Selection, value, variance) -> list:
     finite = np.isfinite(value) & np.isfinite(variance)
     filters = [
         (f"integrated ({selection.intensity})", _integrated(reflections, selection.intensity)),
-        (_USABLE, finite & (variance > 0)),
+        (USABLE, finite & (variance > 0)),
     ]
     for column in ("partiality", "zeta"):
         smallest = getattr(selection, column)
@@ -75,16 +90,26 @@ def _filters(reflections, selection: Selection, value, variance) -> list:
     if not selection.keep_overloaded:
         overloaded = reflections.get_flags(reflections.flags.overloaded)
         filters.append(("not overloaded", ~overloaded.as_numpy_array()))
+    d = None
     if selection.d_min is not None or selection.d_max is not None:
         _require_columns(reflections, ("d",))
         d = reflections["d"].as_numpy_array()
-        if selection.d_min is not None:
-            filters.append((f"d >= {selection.d_min:g} A", d >= selection.d_min))
-        if selection.d_max is not None:
-            filters.append((f"d <= {selection.d_max:g} A", d <= selection.d_max))
+    sigma = np.sqrt(np.where(finite & (variance > 0), variance, np.inf))
+    return filters + limits(selection, d, value, sigma)
+
+
+def limits(selection: Selection, d, intensity, sigma) -> list:
+    """Return the (name, rows that pass) of the limits on spacing d (n,) in A and I/sigma.
+
+    `d` may be None if neither d_min nor d_max is set.
+    """
+    filters = []
+    if selection.d_min is not None:
+        filters.append((f"d >= {selection.d_min:g} A", d >= selection.d_min))
+    if selection.d_max is not None:
+        filters.append((f"d <= {selection.d_max:g} A", d <= selection.d_max))
     if selection.i_over_sigma is not None:
-        sigma = np.sqrt(np.where(finite & (variance > 0), variance, np.inf))
-        strong = value >= selection.i_over_sigma * sigma
+        strong = intensity >= selection.i_over_sigma * sigma
         filters.append((f"I/sigma >= {selection.i_over_sigma:g}", strong))
     return filters
 

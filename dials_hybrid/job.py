@@ -8,11 +8,11 @@ import functools
 import logging
 from dataclasses import dataclass, field
 
-from . import io_dials, validation
+from . import io_dials, io_pets, validation
 from .checkpoint import RefineSettings, State
-from .data import Problem, Result
-from .io_cctbx import reconcile, to_structure
-from .io_dials import Loaded, Sampling, Selection
+from .data import InputError, Problem, Result
+from .io_cctbx import to_structure
+from .io_dials import Sampling, Selection, format_table
 from .io_structures import read_structure
 from .model import ModelSettings
 
@@ -57,13 +57,19 @@ class Job:
 
     problem: Problem
     xray_structure: object  # cctbx.xray.structure, in the experiment's cell
-    loaded: Loaded | None  # None if the files of a continued problem are gone
+    # what the files hold; None if those of a continued problem are gone
+    loaded: io_dials.Loaded | io_pets.Loaded | None
     options: Options
     indexing: dict = field(default_factory=dict)
     state: State | None = None
     messages: tuple = ()  # warnings so far
     numerics: dict = field(default_factory=dict)  # what was chosen by its error
     result: Result | None = None  # of a continued problem that needs no more refinement
+
+    @property
+    def writes_back(self) -> bool:
+        """Whether there are DIALS files to write back to: PETS2 has none of this kind."""
+        return isinstance(self.loaded, io_dials.Loaded)
 
 
 def remembering_warnings(function):
@@ -92,27 +98,38 @@ def collected_warnings():
         own.removeHandler(handler)
 
 
+def read(files) -> io_dials.Loaded | io_pets.Loaded:
+    """Read .expt and .refl files, or .cif_pets files.
+
+    Raises InputError, with one sentence for the user, when something cannot be used.
+    """
+    pets = [str(name) for name in files if io_pets.is_pets(name)]
+    others = [str(name) for name in files if str(name) not in pets]
+    if pets and others:
+        raise InputError(
+            f"{pets[0]} is of PETS2 and {others[0]} is not; give {io_pets.SUFFIX} files or .expt "
+            "and .refl files"
+        )
+    return io_pets.load(files) if pets else io_dials.load(files)
+
+
 @remembering_warnings
 def load(files, structure, options: Options = Options()) -> Job:
-    """Read .expt and .refl files and a structure file; return the job.
+    """Read data files (.expt and .refl, or .cif_pets) and a structure file; return the job.
 
     Raises InputError, with one sentence for the user, when something cannot be used.
     """
     xray_structure = read_structure(structure, options.block)
-    loaded = io_dials.load(files)
-    xray_structure = reconcile(
-        xray_structure, loaded.experiments, structure, ", ".join(loaded.expt_files)
-    )
-    rows, table = io_dials.select_reflections(loaded.reflections, options.selection)
-    logger.info("Selection of reflections:\n%s\n", io_dials.format_table(table))
-    scan, observations = observed(loaded, rows, options)
+    loaded = read(files)
+    xray_structure = loaded.reconcile(xray_structure, structure)
+    rows, table = loaded.select(options.selection)
+    logger.info("Selection of reflections:\n%s\n", format_table(table))
+    scan, observations = loaded.observed(rows, options.sampling, options.selection)
     record = to_structure(xray_structure)
     free = validation.choose_free(
         record, observations.hkl, options.free_fraction, options.refine.seed
     )
-    problem = Problem(
-        record, scan, observations.replace(free=free), io_dials.provenance(loaded, structure)
-    )
+    problem = Problem(record, scan, observations.replace(free=free), loaded.provenance(structure))
     logger.info(
         "%d reflections (%d above 3 sigma, %d free), %d blocks of %d orientation samples",
         len(free),
@@ -121,12 +138,3 @@ def load(files, structure, options: Options = Options()) -> Job:
         *scan.angle.shape,
     )
     return Job(problem, xray_structure, loaded, options)
-
-
-def observed(loaded: Loaded, rows, options: Options):
-    """Return the scan and the observations of the selected rows of the reflection table."""
-    scan = io_dials.scan_from_experiments(loaded.experiments, options.sampling)
-    observations = io_dials.observations_from_reflections(
-        loaded.reflections, rows, loaded.experiments, scan, options.selection
-    )
-    return scan, observations

@@ -8,6 +8,9 @@ how the thickness changes over the rotation. The results are the refined structu
 corrected data (.mtz), the refined orientations (.expt), the reflections with calculated
 intensities (.refl), a report (.html) and its figures (.json).
 
+The data are of DIALS (.expt and .refl) or virtual frames of PETS2 (.cif_pets), which have no .expt
+and .refl to write back to.
+
 The structure may be a CIF, a SHELX .res or .ins file or a PDB file. A refinement that was
 stopped continues from its checkpoint.
 
@@ -16,6 +19,8 @@ Examples::
   dials.hybrid_refine integrated.expt integrated.refl model.cif
 
   dials.hybrid_refine sweep1.expt sweep1.refl sweep2.expt sweep2.refl model.res
+
+  dials.hybrid_refine data_dyn.cif_pets model.cif
 
   dials.hybrid_refine integrated.expt integrated.refl model.cif thickness.model=single
 
@@ -132,9 +137,10 @@ def refine_job(job: api.Job, params) -> None:
     api.write(outcome, api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS}))
     log_outcome(outcome)
     written = [getattr(params.output, n) for n in OUTPUTS if getattr(params.output, n)]
-    if job.loaded is None:
+    if not job.writes_back:
         skipped = (params.output.experiments, params.output.reflections)
         written = [name for name in written if name not in skipped]
+        logger.info("No .expt and .refl: there are no DIALS files to write back to")
     logger.info("Written: %s\n", ", ".join(written))
 
 
@@ -152,7 +158,8 @@ def sort_files(files: list[str]) -> tuple[list[str], str]:
         )
     if not data:
         raise InputError(
-            f"{structures[0]}: no data with it; give the .expt and .refl of dials.integrate too"
+            f"{structures[0]}: no data with it; give the .expt and .refl of dials.integrate too, "
+            "or the .cif_pets of PETS2"
         )
     return data, structures[0]
 
@@ -173,6 +180,8 @@ def refine_options(params) -> api.Options:
             d_min=selection.d_min,
             d_max=selection.d_max,
             i_over_sigma=selection.i_over_sigma,
+            rsg_max=selection.rsg_max,
+            dsg_min=selection.dsg_min,
         ),
         sampling=Sampling(
             params.sampling.block_width, _given(params.sampling.step, DEFAULTS.sampling.step)

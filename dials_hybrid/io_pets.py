@@ -1,0 +1,425 @@
+"""PETS2 files (.cif_pets): virtual frames of continuous rotation, read as blocks of a scan.
+
+The laboratory frame is that of PETS: the beam along -z, the rocking axis across it, turned from x
+by the rotation axis position. R = Rz(omega) Rx(alpha) Ry(beta) takes UB hkl, and the zone axis of
+the frame to +z. Frames may overlap; each row was integrated over the whole of its own frame.
+L. Palatinus et al. 2019, doi:10.1107/S2052520619007534.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import iotbx.cif
+import numpy as np
+import torch
+from cctbx import uctbx
+
+from .data import InputError, Observations, Scan
+from .io_cctbx import CELL_ERROR, format_cell, in_measured_cell
+from .io_dials import MAX_WAVELENGTH, check_agreement, origin
+from .io_geometry import Sampling
+from .io_reflections import USABLE, Selection, apply_filters, limits
+
+logger = logging.getLogger("dials.hybrid.io_pets")
+
+SUFFIX = ".cif_pets"
+AXIS_TOLERANCE = 5.0  # degree, between the rotation axis position and the frames' omega
+MOSAIC_REACH = 3.0  # standard deviations of the mosaic spread that a frame looks beyond its ends
+
+_ADVICE = "export it again from PETS2 for dynamical refinement"
+_ZONE = ("id", "precession_angle", "alpha", "beta", "omega")
+_REFLN = ("index_h", "index_k", "index_l", "intensity_meas", "intensity_sigma", "zone_axis_id")
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The F virtual frames of one file and its R rows, as written there."""
+
+    file: str
+    cell: tuple[float, ...]  # A, degree
+    wavelength: float  # A
+    axis: np.ndarray  # (3,) unit vector, rocking axis
+    mosaicity: float  # degree, standard deviation about the rocking axis
+    setting: np.ndarray  # (F, 3, 3) A^-1, takes hkl to the laboratory at a frame's middle
+    alpha: np.ndarray  # (F,) degree
+    half_width: np.ndarray  # (F,) degree
+    frame: np.ndarray  # (R,) index of each row's frame
+    hkl: np.ndarray  # (R, 3) int
+    intensity: np.ndarray  # (R,)
+    sigma: np.ndarray  # (R,)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The frames of several files; rows and frames are counted over all of them."""
+
+    parts: tuple[Frames, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files."""
+        return tuple(part.file for part in self.parts)
+
+    def reconcile(self, xray_structure, structure_path):
+        """Return the structure in the mean cell of the files.
+
+        The files tell no space group: the structure's is taken. Raises InputError when the
+        cells differ by more than 5 % or 5 degrees; above 1 % or 1 degree it warns.
+        """
+        cells = [part.cell for part in self.parts]
+        mean = tuple(sum(values) / len(cells) for values in zip(*cells, strict=True))
+        advice = "give the model in the axes of the data"
+        return in_measured_cell(xray_structure, mean, structure_path, ", ".join(self.files), advice)
+
+    def select(self, selection: Selection):
+        """Return (row numbers kept, table of (filter, removed, left)).
+
+        Raises InputError when nothing is left, in all or in one of the files.
+        """
+        return select_rows(self, selection)
+
+    def observed(self, rows, sampling: Sampling, selection: Selection):
+        """Return the scan and the observations of the chosen rows."""
+        return scan_and_observations(self, rows, sampling)
+
+    def provenance(self, structure_path) -> dict:
+        """Return the files with their SHA-256 and the versions of the programs, for JSON."""
+        return origin(self.files, [], structure_path)
+
+
+def is_pets(path) -> bool:
+    """Tell by its name whether a file is of PETS2."""
+    return Path(path).suffix.lower() == SUFFIX
+
+
+def load(paths) -> Loaded:
+    """Read any number of .cif_pets files of the same crystal structure.
+
+    Raises InputError with one sentence that names the file, what was found and what to do.
+    """
+    names = [str(path) for path in paths]
+    for i, name in enumerate(names):
+        if not Path(name).is_file():
+            raise InputError(f"{name}: no such file; give the {SUFFIX} file of PETS2")
+        if Path(name).resolve() in {Path(other).resolve() for other in names[:i]}:
+            raise InputError(f"{name}: given twice; give each file once")
+    parts = tuple(_read(name) for name in names)
+    check_agreement([p.wavelength for p in parts], [p.cell for p in parts], names)
+    for part in parts:
+        logger.info(
+            "%s: %d frames of %g degrees, %g to %g degrees, mosaicity %g degrees, %d rows",
+            part.file,
+            len(part.alpha),
+            2 * part.half_width.max(),
+            part.alpha.min(),
+            part.alpha.max(),
+            part.mosaicity,
+            len(part.hkl),
+        )
+    return Loaded(parts)
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def _read(name: str) -> Frames:
+    block = _data_block(name)
+    zones = _loop(name, block, "_diffrn_zone_axis_", _ZONE, "zone axes")
+    rows = _loop(name, block, "_refln_", _REFLN, "reflections")
+    cell, wavelength, ub = _cell_and_orientation(name, block)
+    alpha, beta, omega, half = (
+        _numbers(name, key, zones[key]) for key in ("alpha", "beta", "omega", "precession_angle")
+    )
+    details = str(block.get("_diffrn_measurement_details", ""))
+    _require_rotation(name, details, half)
+    turn = rotations("z", omega) @ rotations("x", alpha) @ rotations("y", beta)
+    hkl = np.stack([_numbers(name, key, rows[key]) for key in _REFLN[:3]], axis=1)
+    if not np.array_equal(hkl, np.rint(hkl)):
+        raise InputError(
+            f"{name}: indices that are not whole numbers; {_ADVICE}, without satellites"
+        )
+    return Frames(
+        file=name,
+        cell=cell,
+        wavelength=wavelength,
+        axis=rotations("z", _axis_position(name, details, omega))[0] @ np.array([1.0, 0, 0]),
+        mosaicity=max(_stated(name, details, "mosaicity") or 0.0, 0.0),
+        setting=turn @ ub,
+        alpha=alpha,
+        half_width=half,
+        frame=_frames_of_rows(name, zones["id"], rows["zone_axis_id"]),
+        hkl=np.rint(hkl).astype(np.int64),
+        intensity=_numbers(name, "intensity_meas", rows["intensity_meas"], finite=False),
+        sigma=_numbers(name, "intensity_sigma", rows["intensity_sigma"], finite=False),
+    )
+
+
+def _data_block(name: str):
+    """Return the first data block that has zone axes or else the first of all."""
+    # comments hold names in any encoding; nothing else goes beyond ASCII
+    text = Path(name).read_bytes().decode("ascii", errors="replace").replace("\ufffd", "?")
+    try:
+        model = iotbx.cif.reader(input_string=text, raise_if_errors=True).model()
+    except Exception as error:  # CifParserError and others
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{name}: cannot be read as CIF ({reason}); {_ADVICE}") from error
+    blocks = list(model.values())
+    if not blocks:
+        raise InputError(f"{name}: holds no data block; {_ADVICE}")
+    return next((b for b in blocks if b.get_loop("_diffrn_zone_axis") is not None), blocks[0])
+
+
+def _loop(name: str, block, prefix: str, keys, what: str) -> dict:
+    """Return the columns (text) of a loop by their names without the prefix."""
+    missing = [prefix + key for key in keys if prefix + key not in block]
+    if missing:
+        lacks = f"no loop of {what}" if len(missing) == len(keys) else f"no {missing[0]}"
+        raise InputError(f"{name}: holds {lacks}; {_ADVICE}")
+    columns = {key: block[prefix + key] for key in keys}
+    # a loop of one row reads as single values where it was written without loop_
+    return {key: [c] if isinstance(c, str) else list(c) for key, c in columns.items()}
+
+
+def _numbers(name: str, key: str, words, finite: bool = True) -> np.ndarray:
+    """Return numbers, a standard uncertainty in parentheses left out."""
+    try:
+        values = np.array([float(word.split("(")[0]) for word in words])
+    except ValueError as error:
+        raise InputError(
+            f"{name}: {key} holds what is not a number ({error}); {_ADVICE}"
+        ) from error
+    if finite and not np.isfinite(values).all():
+        raise InputError(f"{name}: {key} holds NaN or infinite values; {_ADVICE}")
+    return values
+
+
+def _cell_and_orientation(name: str, block):
+    """Return the cell, the wavelength and UB (3, 3) with the cell's metric, in A^-1.
+
+    PETS users set the cell to its known dimensions after the indexing; the file's UB keeps the
+    error of the camera length (1 % in published data), so only its rotation is taken.
+    """
+    parts = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+    keys = [f"_cell_{part}" for part in parts]
+    keys += [f"_diffrn_orient_matrix_UB_{i}{j}" for i in (1, 2, 3) for j in (1, 2, 3)]
+    keys.append("_diffrn_radiation_wavelength")
+    missing = [key for key in keys if not isinstance(block.get(key), str)]
+    if missing:
+        raise InputError(f"{name}: holds no {missing[0]}; {_ADVICE}")
+    values = np.concatenate([_numbers(name, key, [block[key]]) for key in keys])
+    cell, ub, wavelength = tuple(values[:6].tolist()), values[6:15].reshape(3, 3), values[15]
+    if not 0 < wavelength <= MAX_WAVELENGTH:
+        raise InputError(
+            f"{name}: wavelength {wavelength:g} A, but electrons of 15 kV and more have less than "
+            f"{MAX_WAVELENGTH} A; give electron diffraction data, or correct the file"
+        )
+    try:
+        b_matrix = np.array(uctbx.unit_cell(cell).fractionalization_matrix()).reshape(3, 3).T
+        left, stretch, right = np.linalg.svd(ub @ np.linalg.inv(b_matrix))
+    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+        raise InputError(
+            f"{name}: the cell {format_cell(cell)} is impossible; {_ADVICE}"
+        ) from error
+    strain = 100 * np.abs(stretch - 1).max()
+    if strain > CELL_ERROR or np.linalg.det(ub) <= 0:
+        raise InputError(
+            f"{name}: the orientation matrix UB does not belong to the cell {format_cell(cell)}; "
+            f"{_ADVICE}"
+        )
+    if strain > 0.1:
+        logger.warning(
+            "%s: UB is stretched by %.1f %% against the cell, which is used", name, strain
+        )
+    return cell, float(wavelength), left @ right @ b_matrix
+
+
+def _stated(name: str, details: str, what: str) -> float | None:
+    """Return the number after `what:` in the measurement details, None if there is none."""
+    found = re.search(rf"{what}:[ \t]*(\S+)", details)
+    return None if found is None else float(_numbers(name, what, [found.group(1)])[0])
+
+
+def _require_rotation(name: str, details: str, half_width: np.ndarray) -> None:
+    found = re.search(r"data collection geometry:[ \t]*(.*)", details)
+    geometry = "continuous rotation" if found is None else found.group(1).strip()
+    if geometry != "continuous rotation" or not (half_width > 0).all():
+        what = geometry if geometry != "continuous rotation" else "frames without width"
+        raise InputError(
+            f"{name}: {what}, which cannot be refined; give data of continuous rotation"
+        )
+
+
+def _axis_position(name: str, details: str, omega: np.ndarray) -> float:
+    """Return the angle of the rocking axis from x, in degree.
+
+    That is the rotation axis position; where it is absent or far from the omega of the frames,
+    about whose x axis alpha turns, their median.
+    """
+    stated, median = _stated(name, details, "rotation axis position"), float(np.median(omega))
+    if stated is None:
+        return median
+    if abs((stated - median + 180) % 360 - 180) > AXIS_TOLERANCE:
+        logger.warning(
+            "%s: rotation axis position %g, but the frames have omega about %g degrees, which is "
+            "used",
+            name,
+            stated,
+            median,
+        )
+        return median
+    return stated
+
+
+def _frames_of_rows(name: str, ids, row_ids) -> np.ndarray:
+    place = {identifier: index for index, identifier in enumerate(ids)}
+    if len(place) != len(ids):
+        raise InputError(f"{name}: several zone axes have the same id; {_ADVICE}")
+    unknown = sorted(set(row_ids) - set(place))
+    if unknown:
+        raise InputError(
+            f"{name}: reflections of zone axis {unknown[0]}, which is not in the file; {_ADVICE}"
+        )
+    return np.array([place[identifier] for identifier in row_ids], dtype=np.int64)
+
+
+def rotations(axis: str, degrees) -> np.ndarray:
+    """Return right-handed rotations (n, 3, 3) about x, y or z by angles (n,) in degree."""
+    angle = np.radians(np.atleast_1d(degrees))
+    out = np.zeros((len(angle), 3, 3))
+    i = "xyz".index(axis)
+    j, k = (i + 1) % 3, (i + 2) % 3
+    out[:, i, i] = 1
+    out[:, j, j] = out[:, k, k] = np.cos(angle)
+    out[:, k, j], out[:, j, k] = np.sin(angle), -np.sin(angle)
+    return out
+
+
+# --- selection ------------------------------------------------------------------------------
+
+
+def excitation(part: Frames) -> tuple[np.ndarray, np.ndarray]:
+    """Return S at the middle of the frame and dS, both (R,) in A^-1, of every row.
+
+    S = (k^2 - |k + g|^2) / 2k with the beam along -z; dS = |dS/dphi| times the half width is how
+    far S goes from the middle to the end of the frame (L. Palatinus et al. 2015,
+    doi:10.1107/S2053273315001266).
+    """
+    g = np.einsum("rij,rj->ri", part.setting[part.frame], part.hkl)
+    s = g[:, 2] - part.wavelength * (g * g).sum(1) / 2
+    rate = np.abs(np.cross(part.axis, g)[:, 2])
+    return s, rate * np.radians(part.half_width[part.frame])
+
+
+def select_rows(loaded: Loaded, selection: Selection):
+    """Apply the filters in turn; see `Loaded.select`."""
+    intensity, sigma = (
+        np.concatenate([getattr(part, name) for part in loaded.parts])
+        for name in ("intensity", "sigma")
+    )
+    s, reach = (np.concatenate(x) for x in zip(*map(excitation, loaded.parts), strict=True))
+    finite = np.isfinite(intensity) & np.isfinite(sigma)
+    filters = [(USABLE, finite & (sigma > 0))]
+    if selection.rsg_max is not None:
+        filters.append((f"R_Sg < {selection.rsg_max:g}", np.abs(s) < selection.rsg_max * reach))
+    if selection.dsg_min is not None:
+        name = f"D_Sg > {selection.dsg_min:g} 1/A"
+        filters.append((name, reach - np.abs(s) > selection.dsg_min))
+    filters += limits(selection, _spacings(loaded), intensity, sigma)
+    rows, table = apply_filters(len(intensity), filters)
+    kept = np.bincount(_file_of_rows(loaded)[rows], minlength=len(loaded.parts))
+    if not kept.all():
+        empty = loaded.files[int(kept.argmin())]
+        raise InputError(f"{empty}: no row is left after the selection; leave this file out")
+    return rows, table
+
+
+def _spacings(loaded: Loaded) -> np.ndarray:
+    """(R,) A: the distance of the lattice planes of every row."""
+    g = [np.einsum("rij,rj->ri", p.setting[p.frame], p.hkl) for p in loaded.parts]
+    return 1 / np.maximum(np.linalg.norm(np.concatenate(g), axis=1), 1e-9)
+
+
+def _file_of_rows(loaded: Loaded) -> np.ndarray:
+    return np.repeat(np.arange(len(loaded.parts)), [len(p.hkl) for p in loaded.parts])
+
+
+# --- scan and observations ------------------------------------------------------------------
+
+
+def scan_and_observations(loaded: Loaded, rows: np.ndarray, sampling: Sampling):
+    """Return the `Scan` and the `Observations` of the chosen rows.
+
+    Every frame that has some is one block, sampled evenly at about the step of `sampling`, all
+    with the same number of samples; each row is linked to its whole frame.
+    """
+    reach = [p.half_width + MOSAIC_REACH * p.mosaicity for p in loaded.parts]
+    samples = max(1, round(2 * max(r.max() for r in reach) / sampling.step))
+    first = np.cumsum([0, *(len(p.alpha) for p in loaded.parts)])
+    sweep = _file_of_rows(loaded)
+    frame = (first[sweep] + np.concatenate([p.frame for p in loaded.parts]))[rows]
+    used, block = np.unique(frame, return_inverse=True)
+    blocks = [
+        _blocks(p, i, r, samples) for i, (p, r) in enumerate(zip(loaded.parts, reach, strict=True))
+    ]
+    scan = Scan(**{k: torch.cat([b[k] for b in blocks])[used] for k in blocks[0]})
+    alpha = np.radians(np.concatenate([p.alpha for p in loaded.parts]))
+    chosen = {
+        name: torch.from_numpy(np.concatenate([getattr(p, name) for p in loaded.parts])[rows])
+        for name in ("hkl", "intensity", "sigma")
+    }
+    observations = Observations(
+        **chosen,
+        row=torch.from_numpy(rows),
+        free=torch.zeros(len(rows), dtype=torch.bool),
+        sweep=torch.from_numpy(sweep[rows]),
+        angle=torch.from_numpy(alpha[frame]),
+        link_observation=torch.arange(len(rows)),
+        link_block=torch.from_numpy(block.reshape(-1)),
+        link_first=torch.zeros(len(rows), dtype=torch.int64),
+        link_last=torch.full((len(rows),), samples - 1),
+    )
+    return scan, observations
+
+
+def _blocks(part: Frames, index: int, reach: np.ndarray, samples: int) -> dict:
+    """Return the fields of `Scan` of one file's frames; `reach` (F,) degree from the middle."""
+    frames = len(part.alpha)
+    even = (np.arange(samples) + 0.5) / samples * 2 - 1
+    offset = reach[:, None] * even
+    rock = _about(part.axis, offset.ravel()).reshape(frames, samples, 3, 3)
+    step = np.radians(2 * reach / samples)
+    weight = step[:, None] * _window(offset, part.half_width[:, None], part.mosaicity)
+    s0 = np.tile([0.0, 0.0, -1 / part.wavelength], (frames, 1))
+    return {
+        "setting": torch.from_numpy(rock @ part.setting[:, None]),
+        "angle": torch.from_numpy(np.radians(part.alpha[:, None] + offset)),
+        "sample_width": torch.from_numpy(weight),
+        "s0": torch.from_numpy(s0),
+        "normal": torch.from_numpy(s0 * part.wavelength),
+        "sweep": torch.full((frames,), index),
+        "axis": torch.from_numpy(np.tile(part.axis, (frames, 1))),
+    }
+
+
+def _about(axis: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """Rotations (n, 3, 3) about an axis across z."""
+    position = math.degrees(math.atan2(axis[1], axis[0]))
+    return rotations("z", position) @ rotations("x", degrees) @ rotations("z", -position)
+
+
+def _window(offset: np.ndarray, half_width: np.ndarray, mosaicity: float) -> np.ndarray:
+    """Return the share of the crystal that is seen at an offset from the frame's middle.
+
+    One within the frame and zero beyond; the mosaic blocks, whose orientations about the rocking
+    axis are spread as a Gaussian, scatter each by itself, which blurs the ends. Angles in degree.
+    """
+    if mosaicity == 0:
+        return np.ones_like(offset)
+    scaled = [torch.from_numpy((offset + h) / mosaicity) for h in (half_width, -half_width)]
+    upper, lower = (torch.special.ndtr(x).numpy() for x in scaled)
+    return upper - lower

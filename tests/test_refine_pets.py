@@ -1,0 +1,133 @@
+"""dials.hybrid_refine on PETS2 files, as a user runs it."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
+
+import pets
+import synthetic
+import torch
+
+from dials_hybrid import accuracy, api, io_cctbx
+from dials_hybrid.command_line import hybrid_refine
+from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.propagation import DepthGrid
+from dials_hybrid.refine import Refinement
+
+THICKNESS = 500.0
+WRITTEN = (
+    "hybrid_refined.cif",
+    "hybrid_refined.mtz",
+    "hybrid_refined.h5",
+    "dials.hybrid_refine.html",
+    "dials.hybrid_refine.json",
+    "dials.hybrid_refine.log",
+)
+# few beams and depths: these tests look at the command, not at the physics
+QUICK = ("beams.g_max=1.4", "beams.s_max=0.005", "selection.d_min=0.75", "depth.max=800")
+ONCE = ("hand_and_indexing.test=False",)
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    """Ten overlapping frames of a crystal of one thickness, and its structure."""
+    folder = tmp_path_factory.mktemp("frames")
+    model, path = folder / "quartz.cif", folder / "data.cif_pets"
+    model.write_text(synthetic.QUARTZ_CIF)
+    structure = io_cctbx.to_structure(synthetic.quartz_structure())
+    alpha = tuple(-9 + 1.8 * i for i in range(10))
+    file = pets.PetsFile(alpha=alpha, mosaicity=0.05).with_rows_in_frames(structure, 1.3)
+    job = api.load(
+        [file.write(path)],
+        model,
+        api.Options(
+            selection=api.Selection(rsg_max=None, dsg_min=None), sampling=api.Sampling(1.0, 0.1)
+        ),
+    )
+    settings = ModelSettings(
+        g_max=1.4,
+        s_max=0.01,
+        depth=DepthGrid(20.0, 30),
+        thickness="single",
+        thickness_start=THICKNESS,
+        precision="double",
+    )
+    simulated = HybridModel(job.problem, settings)
+    with torch.no_grad():
+        intensity = 1e8 * simulated.intensities(simulated.profiles())
+    sigma = 0.02 * intensity + 0.002 * intensity.max()
+    file.with_intensities(intensity.tolist(), sigma.tolist()).write(path)
+    return SimpleNamespace(path=path, model=model, rows=len(file.rows))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refine(*arguments) -> dict:
+    hybrid_refine.run([str(a) for a in arguments])
+    return json.loads(Path("dials.hybrid_refine.json").read_text())
+
+
+def failure(*arguments) -> str:
+    with pytest.raises(SystemExit) as caught:
+        hybrid_refine.run([str(a) for a in arguments])
+    assert caught.value.code not in (0, None)
+    message = str(caught.value.code)
+    assert "\n" not in message and "Traceback" not in message
+    return message
+
+
+def test_frames_are_refined_and_a_stopped_run_goes_on(frames, here, monkeypatch):
+    quick = (*QUICK, "sampling.step=0.1", "thickness.model=single")
+    found = refine(frames.path, frames.model, *quick, "refinement.iterations=2")
+    assert sorted(p.name for p in here.iterdir()) == sorted(WRITTEN)
+    assert found["space_group"] == "P 32 2 1"
+    assert found["final"]["r1_obs"] < 0.03 < found["kinematic"]["r1_obs"]
+    mean = found["thickness"]["mean"]
+    assert len(mean) == 10 and sum(mean) / 10 == pytest.approx(THICKNESS, rel=0.1)
+    log = Path("dials.hybrid_refine.log").read_text()
+    assert "R_Sg < 0.9" in log and "10 frames of 2 degrees" in log
+    assert "No .expt and .refl: there are no DIALS files to write back to" in log
+    assert "hybrid_refined.expt" not in log.split("Written: ")[1]
+
+    moved = frames.path.rename(frames.path.with_suffix(".moved"))
+    try:
+        more = refine("hybrid_refined.h5", "refinement.iterations=3")
+    finally:
+        moved.rename(frames.path)
+    assert more["iterations"] == 3 and not any(".expt" in w for w in more["warnings"])
+    monkeypatch.delattr(Refinement, "__init__")  # nothing is refined again
+    again = refine("hybrid_refined.h5", "refinement.iterations=3")
+    assert again["final"] == more["final"]
+    assert not Path("hybrid_refined.expt").exists()
+
+
+def test_the_step_can_be_chosen_by_the_data(frames, here, monkeypatch):
+    monkeypatch.setattr(accuracy, "SAMPLING_STEPS", (0.1, 0.115))
+    automatic = ("sampling.step=Auto", "beams.r_change=0.1", "output.problem_only=True")
+    hybrid_refine.run([str(frames.path), str(frames.model), *QUICK, *ONCE, *automatic])
+    # the frame of 2 degrees and three standard deviations of 0.05 degrees on either side
+    assert api.resume("hybrid_refined.h5").problem.scan.angle.shape == (10, 20)
+
+
+def test_limits_are_parameters(frames, here):
+    everything = ("selection.rsg_max=None", "selection.dsg_min=None", "output.problem_only=True")
+    hybrid_refine.run([str(frames.path), str(frames.model), *QUICK[:2], *ONCE, *everything])
+    assert len(api.resume("hybrid_refined.h5").problem.observations.row) == frames.rows
+
+
+def test_bad_input_is_one_sentence(frames, here):
+    assert "absent.cif_pets: no such file" in failure("absent.cif_pets", frames.model)
+    assert "exactly one structure" in failure(frames.path)
+    assert ".cif_pets of PETS2" in failure(frames.model)
+    mixed = failure(frames.path, "a.expt", "a.refl", frames.model)
+    assert "is of PETS2 and a.expt is not" in mixed
+    nothing = failure(frames.path, frames.model, "selection.rsg_max=0.0001")
+    assert "no reflection is left" in nothing
