@@ -62,7 +62,9 @@ def out_of_memory_explained(advice: str):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+        # what torch says of processors and of CUDA devices
+        full = ("allocate memory", "out of memory")
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in full):
             raise
         raise InputError(f"there is not enough memory; {advice}") from error
 

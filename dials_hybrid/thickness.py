@@ -65,7 +65,7 @@ class ThicknessModel(nn.Module):
 
     def penalties(self, outputs: Tensor) -> Tensor:
         """Return the residuals (m,) of the priors; none here."""
-        return outputs.new_zeros(0)
+        return outputs[:0, 0]  # a part of the outputs, so that it has derivatives
 
     def forward(self) -> Tensor:
         """Return p(t) on the grid, (F, D)."""
@@ -93,7 +93,7 @@ class SingleThickness(ThicknessModel):
 
     def outputs(self) -> Tensor:
         """Return log t of every block, (F, 1)."""
-        return self.log_thickness.expand(self.blocks, 1)
+        return self.log_thickness.repeat(self.blocks, 1)
 
     def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
         """See the base class."""
@@ -176,7 +176,7 @@ class CommonDistribution(_SmoothDensity):
 
     def outputs(self) -> Tensor:
         """See the base class; no stretch."""
-        return torch.cat([self.shape, self.shape.new_zeros(1)]).expand(len(self.angle), -1)
+        return torch.cat([self.shape, self.shape.new_zeros(1)]).repeat(len(self.angle), 1)
 
 
 class NeuralThickness(_SmoothDensity):

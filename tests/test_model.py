@@ -154,7 +154,10 @@ def test_cheap_model_agrees_with_the_model_where_it_was_linearised(model, cheap)
     assert torch.allclose(prior, model.prior_residuals().detach(), rtol=1e-10, atol=1e-12)
 
 
-def test_cheap_jacobian_agrees_with_finite_differences(cheap):
+@pytest.mark.parametrize("thickness", ["single", "distribution", "neural"])
+def test_cheap_jacobian_agrees_with_finite_differences(problem, thickness):
+    model = disturbed(problem, thickness=thickness)
+    cheap = CheapModel(model, Linearisation(*model.tangents()))
     generator = torch.Generator().manual_seed(2)
     x = cheap.start() + 0.1 * torch.randn(cheap.parts.size, generator=generator).double()
     _, _, jacobian, d_prior = cheap.evaluate(x)
