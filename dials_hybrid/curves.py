@@ -50,10 +50,9 @@ class CurveBasis:
             zip(self.start, self.spacing, self.count, strict=True)
         ):
             rows = torch.nonzero(sweep == index).flatten()
-            u = ((angle[rows] - start) / spacing).clamp(0, count - 3)
-            cell = u.floor().clamp(max=count - 4)
-            for k, value in enumerate(_cubic_pieces(u - cell)):
-                out[rows, offset + cell.to(torch.int64) + k] = value
+            first, pieces = _pieces_at(angle[rows], start, spacing, count)
+            for k, value in enumerate(pieces):
+                out[rows, offset + first + k] = value
             offset += count
         return out
 
@@ -63,11 +62,8 @@ class CurveBasis:
         `coefficients` is (F, size), `points` (F, n); the basis must be that of a single sweep.
         """
         (start,), (spacing,), (count,) = self.start, self.spacing, self.count
-        u = ((points - start) / spacing).clamp(0, count - 3)
-        cell = u.detach().floor().clamp(max=count - 4)
-        pieces = _cubic_pieces(u - cell)
-        place = cell.to(torch.int64)
-        return sum(v * coefficients.gather(1, place + k) for k, v in enumerate(pieces))
+        first, pieces = _pieces_at(points, start, spacing, count)
+        return sum(v * coefficients.gather(1, first + k) for k, v in enumerate(pieces))
 
     def roughness(self, device=None) -> Tensor:
         """Return the second-difference operator (m, size) of the coefficients within a sweep."""
@@ -79,6 +75,13 @@ class CurveBasis:
                 rows.append(row)
             offset += count
         return torch.stack(rows).to(device)
+
+
+def _pieces_at(points: Tensor, start: float, spacing: float, count: int):
+    """Return the first of the four coefficients that act at points, and their splines there."""
+    u = ((points - start) / spacing).clamp(0, count - 3)
+    cell = u.detach().floor().clamp(max=count - 4)
+    return cell.to(torch.int64), _cubic_pieces(u - cell)
 
 
 def _cubic_pieces(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

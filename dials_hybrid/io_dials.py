@@ -33,7 +33,7 @@ __all__ = [
     "format_table",
     "load",
     "observations_from_reflections",
-    "provenance",
+    "origin",
     "rotation_axis",
     "scan_from_experiments",
     "select_reflections",
@@ -80,7 +80,8 @@ class Loaded:
 
     def provenance(self, structure_path) -> dict:
         """Return the files with their SHA-256 and the versions of the programs, for JSON."""
-        return provenance(self, structure_path)
+        files = origin(self.expt_files, self.refl_files, structure_path)
+        return {**files, "dials_version": dials_version()}
 
 
 def load(paths) -> Loaded:
@@ -362,12 +363,6 @@ def _complete(table, experiments) -> None:
 
 
 # --- provenance -----------------------------------------------------------------------------
-
-
-def provenance(loaded: Loaded, structure_path) -> dict:
-    """Return the files with their SHA-256 and the versions of the programs, for JSON."""
-    files = origin(loaded.expt_files, loaded.refl_files, structure_path)
-    return {**files, "dials_version": dials_version()}
 
 
 def origin(experiments, reflections, structure_path) -> dict:

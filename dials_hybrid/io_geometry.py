@@ -67,7 +67,8 @@ def goniometer_rotations_at(experiment, angle: np.ndarray) -> np.ndarray:
     """Return S R(phi) F, (n, 3, 3), at rotation angles (n,) in rad."""
     goniometer = experiment.goniometer
     fixed = np.array(goniometer.get_fixed_rotation()).reshape(3, 3)
-    rotation = _rotations(np.array(goniometer.get_rotation_axis_datum()), angle)
+    axis = np.array(goniometer.get_rotation_axis_datum())
+    rotation = rotation_matrices(angle[:, None] * axis / np.linalg.norm(axis))
     n = goniometer.num_scan_points
     if n:
         points = np.array([goniometer.get_setting_rotation_at_scan_point(i) for i in range(n)])
@@ -77,12 +78,12 @@ def goniometer_rotations_at(experiment, angle: np.ndarray) -> np.ndarray:
     return setting @ rotation @ fixed
 
 
-def _rotations(axis: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """Rodrigues' formula, (n, 3, 3)."""
-    x, y, z = axis / np.linalg.norm(axis)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    sin, cos = np.sin(angle)[:, None, None], np.cos(angle)[:, None, None]
-    return np.eye(3) + sin * cross + (1 - cos) * (cross @ cross)
+def rotation_matrices(vectors: np.ndarray) -> np.ndarray:
+    """Return the rotations (n, 3, 3) of rotation vectors (n, 3) in rad."""
+    x, y, z = torch.as_tensor(vectors, dtype=torch.float64).unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).reshape(-1, 3, 3)
+    return torch.linalg.matrix_exp(cross).numpy()
 
 
 def a_matrices_at(experiment, angle: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ L. Palatinus et al. 2019, doi:10.1107/S2052520619007534.
 from __future__ import annotations
 
 import logging
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from cctbx import uctbx
 from .data import InputError, Observations, Scan
 from .io_cctbx import CELL_ERROR, format_cell, in_measured_cell
 from .io_dials import MAX_WAVELENGTH, check_agreement, origin
-from .io_geometry import Sampling
+from .io_geometry import Sampling, rotation_matrices
 from .io_reflections import USABLE, Selection, apply_filters, limits
 
 logger = logging.getLogger("dials.hybrid.io_pets")
@@ -32,6 +31,7 @@ AXIS_TOLERANCE = 5.0  # degree, between the rotation axis position and the frame
 MOSAIC_REACH = 3.0  # standard deviations of the mosaic spread that a frame looks beyond its ends
 
 _ADVICE = "export it again from PETS2 for dynamical refinement"
+_X, _Y, _Z = np.eye(3)  # of the laboratory
 _ZONE = ("id", "precession_angle", "alpha", "beta", "omega")
 _REFLN = ("index_h", "index_k", "index_l", "intensity_meas", "intensity_sigma", "zone_axis_id")
 
@@ -137,7 +137,7 @@ def _read(name: str) -> Frames:
     )
     details = str(block.get("_diffrn_measurement_details", ""))
     _require_rotation(name, details, half)
-    turn = rotations("z", omega) @ rotations("x", alpha) @ rotations("y", beta)
+    turn = rotations(_Z, omega) @ rotations(_X, alpha) @ rotations(_Y, beta)
     hkl = np.stack([_numbers(name, key, rows[key]) for key in _REFLN[:3]], axis=1)
     if not np.array_equal(hkl, np.rint(hkl)):
         raise InputError(
@@ -147,7 +147,7 @@ def _read(name: str) -> Frames:
         file=name,
         cell=cell,
         wavelength=wavelength,
-        axis=rotations("z", _axis_position(name, details, omega))[0] @ np.array([1.0, 0, 0]),
+        axis=rotations(_Z, _axis_position(name, details, omega))[0] @ _X,
         mosaicity=max(_stated(name, details, "mosaicity") or 0.0, 0.0),
         setting=turn @ ub,
         alpha=alpha,
@@ -287,19 +287,17 @@ def _frames_of_rows(name: str, ids, row_ids) -> np.ndarray:
     return np.array([place[identifier] for identifier in row_ids], dtype=np.int64)
 
 
-def rotations(axis: str, degrees) -> np.ndarray:
-    """Return right-handed rotations (n, 3, 3) about x, y or z by angles (n,) in degree."""
-    angle = np.radians(np.atleast_1d(degrees))
-    out = np.zeros((len(angle), 3, 3))
-    i = "xyz".index(axis)
-    j, k = (i + 1) % 3, (i + 2) % 3
-    out[:, i, i] = 1
-    out[:, j, j] = out[:, k, k] = np.cos(angle)
-    out[:, k, j], out[:, j, k] = np.sin(angle), -np.sin(angle)
-    return out
+def rotations(axis: np.ndarray, degrees) -> np.ndarray:
+    """Return right-handed rotations (n, 3, 3) about a unit vector by angles (n,) in degree."""
+    return rotation_matrices(np.radians(np.atleast_1d(degrees))[:, None] * axis)
 
 
 # --- selection ------------------------------------------------------------------------------
+
+
+def _vectors(part: Frames) -> np.ndarray:
+    """(R, 3) A^-1: g of every row in the laboratory, at the middle of its frame."""
+    return np.einsum("rij,rj->ri", part.setting[part.frame], part.hkl)
 
 
 def excitation(part: Frames) -> tuple[np.ndarray, np.ndarray]:
@@ -309,7 +307,7 @@ def excitation(part: Frames) -> tuple[np.ndarray, np.ndarray]:
     far S goes from the middle to the end of the frame (L. Palatinus et al. 2015,
     doi:10.1107/S2053273315001266).
     """
-    g = np.einsum("rij,rj->ri", part.setting[part.frame], part.hkl)
+    g = _vectors(part)
     s = g[:, 2] - part.wavelength * (g * g).sum(1) / 2
     rate = np.abs(np.cross(part.axis, g)[:, 2])
     return s, rate * np.radians(part.half_width[part.frame])
@@ -340,8 +338,8 @@ def select_rows(loaded: Loaded, selection: Selection):
 
 def _spacings(loaded: Loaded) -> np.ndarray:
     """(R,) A: the distance of the lattice planes of every row."""
-    g = [np.einsum("rij,rj->ri", p.setting[p.frame], p.hkl) for p in loaded.parts]
-    return 1 / np.maximum(np.linalg.norm(np.concatenate(g), axis=1), 1e-9)
+    g = np.concatenate([_vectors(part) for part in loaded.parts])
+    return 1 / np.maximum(np.linalg.norm(g, axis=1), 1e-9)
 
 
 def _file_of_rows(loaded: Loaded) -> np.ndarray:
@@ -391,7 +389,7 @@ def _blocks(part: Frames, index: int, reach: np.ndarray, samples: int) -> dict:
     frames = len(part.alpha)
     even = (np.arange(samples) + 0.5) / samples * 2 - 1
     offset = reach[:, None] * even
-    rock = _about(part.axis, offset.ravel()).reshape(frames, samples, 3, 3)
+    rock = rotations(part.axis, offset.ravel()).reshape(frames, samples, 3, 3)
     step = np.radians(2 * reach / samples)
     weight = step[:, None] * _window(offset, part.half_width[:, None], part.mosaicity)
     s0 = np.tile([0.0, 0.0, -1 / part.wavelength], (frames, 1))
@@ -404,12 +402,6 @@ def _blocks(part: Frames, index: int, reach: np.ndarray, samples: int) -> dict:
         "sweep": torch.full((frames,), index),
         "axis": torch.from_numpy(np.tile(part.axis, (frames, 1))),
     }
-
-
-def _about(axis: np.ndarray, degrees: np.ndarray) -> np.ndarray:
-    """Rotations (n, 3, 3) about an axis across z."""
-    position = math.degrees(math.atan2(axis[1], axis[0]))
-    return rotations("z", position) @ rotations("x", degrees) @ rotations("z", -position)
 
 
 def _window(offset: np.ndarray, half_width: np.ndarray, mosaicity: float) -> np.ndarray:

@@ -9,14 +9,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-import torch
 from cctbx import sgtbx
 from dials.array_family import flex
 from dials.util.ext import streambuf
 from dxtbx.model import Experiment, ExperimentList
 
 from .data import InputError, Problem, Result, replacing
-from .io_geometry import a_matrices_at, goniometer_rotations_at
+from .io_geometry import a_matrices_at, goniometer_rotations_at, rotation_matrices
 
 
 def check_writable(paths) -> None:
@@ -111,14 +110,6 @@ def _turns(experiment, angle, block_angle, rotation) -> np.ndarray:
     omega = np.stack([np.interp(angle, block_angle, x) for x in rotation.T], axis=1)
     goniometer = goniometer_rotations_at(experiment, angle)
     return goniometer.transpose(0, 2, 1) @ rotation_matrices(omega) @ goniometer
-
-
-def rotation_matrices(vectors: np.ndarray) -> np.ndarray:
-    """Return the rotations (n, 3, 3) of rotation vectors (n, 3) in rad."""
-    x, y, z = torch.as_tensor(vectors, dtype=torch.float64).unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).reshape(-1, 3, 3)
-    return torch.linalg.matrix_exp(cross).numpy()
 
 
 def write_reflections(path, reflections, problem: Problem, result: Result) -> None:

@@ -50,6 +50,13 @@ def loaded(sweep):
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder, in which the test runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def warnings_logged(caplog):
     """Call it for the messages of our own loggers at level warning."""
     caplog.set_level(logging.WARNING, logger="dials.hybrid")

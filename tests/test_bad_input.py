@@ -1,5 +1,6 @@
 """Files that cannot be used: one sentence that names the file, and what to do."""
 
+import functools
 import json
 import re
 
@@ -8,6 +9,7 @@ import pytest
 
 pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 
+import commands
 import synthetic
 from dials.array_family import flex
 from dxtbx.model import BeamFactory, ExperimentList, Scan
@@ -17,14 +19,7 @@ from dials_hybrid.data import InputError
 
 SMALL = {"images": 4}
 
-
-def refused(paths) -> str:
-    """Return the message of the InputError that loading must raise."""
-    with pytest.raises(InputError) as caught:
-        io_dials.load(paths)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 400
-    return message
+refused = functools.partial(commands.refused, io_dials.load)
 
 
 def damaged(source, target, change):

@@ -13,6 +13,7 @@ import iotbx.mtz
 import pytest
 import tiny
 import torch
+from commands import OUTPUTS, failure
 from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
@@ -24,16 +25,6 @@ from dials_hybrid.io_structures import read_structure
 from dials_hybrid.refine import Checkpoint, Refinement
 
 ROOT = Path(__file__).resolve().parents[1]
-OUTPUTS = (
-    "hybrid_refined.expt",
-    "hybrid_refined.refl",
-    "hybrid_refined.cif",
-    "hybrid_refined.mtz",
-    "hybrid_refined.h5",
-    "dials.hybrid_refine.html",
-    "dials.hybrid_refine.json",
-    "dials.hybrid_refine.log",
-)
 # few beams and depths: these tests look at the command, not at the physics
 QUICK = ("beams.g_max=1.4", "beams.s_max=0.005", "sampling.step=0.1", "depth.max=1000")
 KEYS = (
@@ -68,26 +59,10 @@ def crystal(tmp_path_factory):
     return SimpleNamespace(model=model, **names)
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def refine(crystal, *extra, model=None):
     files = [str(crystal.expt), str(crystal.refl), str(model or crystal.model)]
     hybrid_refine.run([*files, *QUICK, *extra])
     return json.loads(Path("dials.hybrid_refine.json").read_text())
-
-
-def failure(args) -> str:
-    """Run with bad input; return the message, after seeing that it is one line with status 1."""
-    with pytest.raises(SystemExit) as caught:
-        hybrid_refine.run([str(a) for a in args])
-    message = str(caught.value.code)
-    assert caught.value.code not in (0, None)
-    assert "Traceback" not in message
-    return message
 
 
 def test_all_outputs_are_written_and_can_be_read(crystal, here):
@@ -244,13 +219,13 @@ def test_a_problem_travels_to_a_machine_without_dials_and_back(crystal, here, mo
 )
 def test_a_problem_needs_a_file(crystal, here, extra, words):
     files = [crystal.expt, crystal.refl, crystal.model]
-    assert words in failure([*files, "output.problem_only=True", *extra])
+    assert words in failure(*files, "output.problem_only=True", *extra)
 
 
 def test_problems_that_cannot_be_continued_are_explained(here):
     Checkpoint(tiny.problem(), tiny.settings()).save("bare.h5")
-    assert "no structure for DIALS" in failure(["bare.h5"])
-    assert "already" in failure(["bare.h5", "output.problem_only=True"])
+    assert "no structure for DIALS" in failure("bare.h5")
+    assert "already" in failure("bare.h5", "output.problem_only=True")
 
 
 def test_an_interrupt_writes_what_there_is(crystal, here, monkeypatch):
@@ -296,26 +271,26 @@ def test_the_example_of_the_readme_runs(crystal, here, monkeypatch, capsys):
     ],
 )
 def test_bad_parameters_are_explained(crystal, here, extra, words):
-    message = failure([crystal.expt, crystal.refl, crystal.model, *extra])
+    message = failure(crystal.expt, crystal.refl, crystal.model, *extra)
     assert all(word in message for word in words), message
 
 
 def test_missing_cuda_is_explained(crystal, here, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    message = failure([crystal.expt, crystal.refl, crystal.model, "compute.device=cuda"])
+    message = failure(crystal.expt, crystal.refl, crystal.model, "compute.device=cuda")
     assert "compute.device" in message
 
 
 def test_no_or_two_structures_are_explained(crystal, here):
-    assert "structure" in failure([crystal.expt, crystal.refl])
-    assert "structure" in failure([crystal.expt, crystal.refl, crystal.model, crystal.model])
-    assert "data" in failure([crystal.model])
+    assert "structure" in failure(crystal.expt, crystal.refl)
+    assert "structure" in failure(crystal.expt, crystal.refl, crystal.model, crystal.model)
+    assert "data" in failure(crystal.model)
 
 
 def test_a_problem_file_of_another_kind_is_explained(here):
     Path("other.h5").write_bytes(b"not HDF5")
-    assert "other.h5" in failure(["other.h5"])
-    assert "no such file" in failure(["missing.h5"])
+    assert "other.h5" in failure("other.h5")
+    assert "no such file" in failure("missing.h5")
 
 
 def test_memory_that_runs_out_names_the_knob(crystal, here, monkeypatch):
@@ -325,14 +300,14 @@ def test_memory_that_runs_out_names_the_knob(crystal, here, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(Refinement, "run", exhausted)
-    message = failure([crystal.expt, crystal.refl, crystal.model, *QUICK])
+    message = failure(crystal.expt, crystal.refl, crystal.model, *QUICK)
     assert "compute.memory" in message
 
 
 def test_a_failed_run_leaves_old_outputs_alone(crystal, here, monkeypatch):
     for name in OUTPUTS[:-1]:
         Path(name).write_text("precious")
-    failure([crystal.expt, crystal.refl, crystal.model, "selection.d_min=20"])
+    failure(crystal.expt, crystal.refl, crystal.model, "selection.d_min=20")
     assert all(Path(name).read_text() == "precious" for name in OUTPUTS[:-1])
     assert not list(here.glob(".*"))
 

@@ -136,7 +136,7 @@ def test_unindexed_rows_stay_but_are_not_used(sweep, tmp_path, loaded):
 
 
 def test_provenance(sweep, loaded):
-    found = json.loads(json.dumps(io_dials.provenance(loaded, sweep.cif)))
+    found = json.loads(json.dumps(loaded.provenance(sweep.cif)))
     names = {"experiments": [sweep.expt], "reflections": [sweep.refl], "structure": sweep.cif}
     for key, paths in names.items():
         entries = found[key] if isinstance(paths, list) else [found[key]]

@@ -1,6 +1,7 @@
 """PETS2 files: what is read, the geometry of the frames, the selection, bad input."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 
+import commands
 import iotbx.cif
 import pets
 import synthetic
@@ -315,12 +317,7 @@ def test_real_quartz_is_dynamical_and_of_its_hand(data_folder):
 # --- bad input ------------------------------------------------------------------------------
 
 
-def refused(paths) -> str:
-    with pytest.raises(InputError) as caught:
-        io_pets.load(paths)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 400
-    return message
+refused = functools.partial(commands.refused, io_pets.load)
 
 
 @pytest.mark.parametrize(

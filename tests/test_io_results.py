@@ -57,8 +57,8 @@ def scan_points(experiment):
 
 def test_rotation_matrices():
     vectors = np.random.default_rng(0).normal(size=(5, 3))
-    assert np.allclose(io_results.rotation_matrices(vectors), rotations(vectors), atol=1e-12)
-    quarter = io_results.rotation_matrices(np.array([[0, 0, math.pi / 2]]))[0]
+    assert np.allclose(io_geometry.rotation_matrices(vectors), rotations(vectors), atol=1e-12)
+    quarter = io_geometry.rotation_matrices(np.array([[0, 0, math.pi / 2]]))[0]
     assert np.allclose(quarter @ (1, 0, 0), (0, 1, 0))
 
 

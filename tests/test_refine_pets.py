@@ -11,6 +11,7 @@ pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 import pets
 import synthetic
 import torch
+from commands import PETS_OUTPUTS, failure
 
 from dials_hybrid import accuracy, api, io_cctbx
 from dials_hybrid.command_line import hybrid_refine
@@ -19,14 +20,6 @@ from dials_hybrid.propagation import DepthGrid
 from dials_hybrid.refine import Refinement
 
 THICKNESS = 500.0
-WRITTEN = (
-    "hybrid_refined.cif",
-    "hybrid_refined.mtz",
-    "hybrid_refined.h5",
-    "dials.hybrid_refine.html",
-    "dials.hybrid_refine.json",
-    "dials.hybrid_refine.log",
-)
 # few beams and depths: these tests look at the command, not at the physics
 QUICK = ("beams.g_max=1.4", "beams.s_max=0.005", "selection.d_min=0.75", "depth.max=800")
 ONCE = ("hand_and_indexing.test=False",)
@@ -64,30 +57,15 @@ def frames(tmp_path_factory):
     return SimpleNamespace(path=path, model=model, rows=len(file.rows))
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def refine(*arguments) -> dict:
     hybrid_refine.run([str(a) for a in arguments])
     return json.loads(Path("dials.hybrid_refine.json").read_text())
 
 
-def failure(*arguments) -> str:
-    with pytest.raises(SystemExit) as caught:
-        hybrid_refine.run([str(a) for a in arguments])
-    assert caught.value.code not in (0, None)
-    message = str(caught.value.code)
-    assert "\n" not in message and "Traceback" not in message
-    return message
-
-
 def test_frames_are_refined_and_a_stopped_run_goes_on(frames, here, monkeypatch):
     quick = (*QUICK, "sampling.step=0.1", "thickness.model=single")
     found = refine(frames.path, frames.model, *quick, "refinement.iterations=2")
-    assert sorted(p.name for p in here.iterdir()) == sorted(WRITTEN)
+    assert sorted(p.name for p in here.iterdir()) == sorted(PETS_OUTPUTS)
     assert found["space_group"] == "P 32 2 1"
     assert found["final"]["r1_obs"] < 0.03 < found["kinematic"]["r1_obs"]
     mean = found["thickness"]["mean"]
