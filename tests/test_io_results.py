@@ -19,7 +19,7 @@ from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
 from dials_hybrid import crystal as physics
-from dials_hybrid import io_cctbx, io_cif_mtz, io_dials, io_results
+from dials_hybrid import io_cctbx, io_cif_mtz, io_dials, io_geometry, io_results
 from dials_hybrid.data import InputError
 
 
