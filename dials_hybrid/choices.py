@@ -18,6 +18,7 @@ logger = logging.getLogger("dials.hybrid.choices")
 
 SEARCH_DEPTH = 2000.0  # A, thickness to which the search before the refinement goes
 SEARCH_BLOCKS = 40
+LONGEST = 2.0  # depth grid over the mean thickness, unless the user says
 
 
 @remembering_warnings
@@ -126,7 +127,7 @@ def _resampled(job: Job, step: float) -> Problem:
 def _with_depth(options: Options, found: float) -> Options:
     start = options.thickness_start or found
     step = options.model.depth.step
-    longest = options.depth_max or max(1.5 * start, 20 * step)
+    longest = options.depth_max or max(LONGEST * start, 20 * step)
     model = dataclasses.replace(
         options.model,
         depth=DepthGrid(step, max(8, math.ceil(longest / step))),

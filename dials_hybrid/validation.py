@@ -11,6 +11,7 @@ from torch import Tensor
 from . import losses
 from .data import Observations, Problem, Structure
 from .model import HybridModel, ModelSettings
+from .thickness import MODELS
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,29 @@ def _unique_index(structure: Structure, hkl: Tensor) -> Tensor:
 
 
 def quick_r1(problem: Problem, settings: ModelSettings, device: str = "cpu") -> tuple[float, float]:
-    """Return (R1 of I > 3 sigma, thickness in A) of an unrefined structure.
+    """Return (R1 of I > 3 sigma, mean thickness in A) of an unrefined structure.
 
-    One thickness, searched over the depth grid, and one smooth scale are fitted.
+    The thickness distribution that the refinement would start from, its mean searched over the
+    depth grid, and one smooth scale are fitted. A single thickness can agree equally well at
+    several places, between which only the broad distribution decides.
     """
-    model = HybridModel(problem, dataclasses.replace(settings, thickness="single"), device)
+    model = HybridModel(problem, settings, device)
     profiles = model.value_profiles()
-    return min(
-        (_r1_at(model, profiles, i), float(depth))
-        for i, depth in enumerate(model.depth)
-        if i % 2 == 0
-    )
+    means = model.depth[::2].tolist()
+    return min((_r1_of(model, profiles, _start(model, mean)), mean) for mean in means)
 
 
-def _r1_at(model: HybridModel, profiles: Tensor, depth: int) -> float:
+def _start(model: HybridModel, mean: float) -> Tensor:
+    """p(t) (D,) that a refinement starts from at a mean thickness in A."""
+    scan, settings = model.problem.scan, model.settings
+    kind = MODELS[settings.thickness]
+    return kind(model.depth, scan.block_angle[:1], scan.sweep[:1] * 0, mean, settings.prior)()[0]
+
+
+@torch.no_grad()
+def _r1_of(model: HybridModel, profiles: Tensor, p: Tensor) -> float:
     o = model.problem.observations
-    raw = torch.zeros_like(o.intensity).index_add(0, o.link_observation, profiles[:, depth])
+    raw = torch.zeros_like(o.intensity).index_add(0, o.link_observation, profiles @ p)
     return losses.r1(o.intensity, raw * smooth_scales(model, raw), o.observed)
 
 
