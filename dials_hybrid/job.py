@@ -8,8 +8,9 @@ import functools
 import logging
 from dataclasses import dataclass, field
 
-from . import io_dials, io_pets, validation
+from . import io_dials, io_pets
 from .checkpoint import RefineSettings, State
+from .cross_validation import block_of, choose_free, unique_groups
 from .data import InputError, Problem, Result
 from .io_cctbx import to_structure
 from .io_dials import Sampling, Selection, format_table
@@ -43,6 +44,7 @@ class Options:
     model: ModelSettings = ModelSettings()
     refine: RefineSettings = RefineSettings()
     free_fraction: float = 0.04
+    free_by: str = "reflections"  # or "frames": whole blocks of the rotation
     block: str | None = None
     depth_max: float | None = None
     thickness_start: float | None = None
@@ -126,9 +128,9 @@ def load(files, structure, options: Options = Options()) -> Job:
     logger.info("Selection of reflections:\n%s\n", format_table(table))
     scan, observations = loaded.observed(rows, options.sampling, options.selection)
     record = to_structure(xray_structure)
-    free = validation.choose_free(
-        record, observations.hkl, options.free_fraction, options.refine.seed
-    )
+    by_frame = options.free_by == "frames"
+    groups = block_of(observations, scan) if by_frame else unique_groups(record, observations.hkl)
+    free = choose_free(groups, options.free_fraction, options.refine.seed)
     problem = Problem(record, scan, observations.replace(free=free), loaded.provenance(structure))
     logger.info(
         "%d reflections (%d above 3 sigma, %d free), %d blocks of %d orientation samples",

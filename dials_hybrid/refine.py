@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import losses, uncertainty
+from . import cross_validation, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .crystal import metric
 from .data import InputError, Problem, Result
@@ -312,7 +312,11 @@ class Refinement:
         model, o = self.model, self.problem.observations
         calculated = self.intensities(cheap).detach()
         sigma_w = self.sigma_w(calculated)
-        errors = uncertainty.standard_uncertainties(LeastSquares(cheap, sigma_w, 0))
+        final = LeastSquares(cheap, sigma_w, 0)
+        errors = uncertainty.standard_uncertainties(final)
+        groups = cross_validation.unique_groups(self.problem.structure, o.hkl)
+        unseen = cross_validation.left_out(final, groups)
+        merged = cross_validation.merged_r1(o, calculated, sigma_w, self._kinematic_power(), groups)
         start = calculated.new_tensor(self.state.start["calculated"])
         kinematic = calculated.new_tensor(self.state.start["kinematic"])
         with torch.no_grad():
@@ -333,7 +337,14 @@ class Refinement:
                 u_su=errors.u,
                 state=self.state.parameters,
                 history=tuple(self.state.history),
-                summary=self._summary(o, (kinematic, start, calculated), sigma_w, errors),
+                summary={
+                    **self._summary(o, (kinematic, start, calculated), sigma_w, errors),
+                    "merged": {"r1_obs": _number(merged)},
+                    "cross_validated": {
+                        "r1_obs": losses.r1(o.intensity, unseen, o.observed & ~o.free),
+                        "r1_all": losses.r1(o.intensity, unseen, ~o.free),
+                    },
+                },
                 converged=converged,
                 stop_reason=reason,
             )
@@ -382,6 +393,11 @@ class Refinement:
             "dipole": {e: {"value": m.tolist(), "su": su.tolist()} for e, m, su in of_atoms},
         }
 
+    @torch.no_grad()
+    def _kinematic_power(self) -> Tensor:
+        """|F|^2 of every observation with the refined structure, (R,) A^2."""
+        return self.model.crystal(self.problem.observations.hkl).abs().square()
+
     def _agreement(self, calculated: Tensor, sigma_w: Tensor) -> dict:
         o = self.problem.observations
         work = ~o.free
@@ -394,9 +410,7 @@ class Refinement:
     def _frame_mean(self, calculated: Tensor) -> float:
         """Unweighted mean of R1 over blocks, each reflection in the block of its centroid."""
         o, scan = self.problem.observations, self.problem.scan
-        distance = (o.angle[:, None] - scan.block_angle).abs()
-        distance = distance + 1e3 * (o.sweep[:, None] != scan.sweep)
-        block = distance.argmin(1)
+        block = cross_validation.block_of(o, scan)
         mask = o.observed & ~o.free
         values = [
             losses.r1(o.intensity, calculated, mask & (block == b))

@@ -1,4 +1,4 @@
-"""Tests of a structure against the data: free reflections, hand and indexing."""
+"""Tests of a structure against the data before it is refined: hand and indexing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import losses
-from .data import Observations, Problem, Structure
+from .data import Observations, Problem
 from .model import HybridModel, ModelSettings
 from .thickness import MODELS
 
@@ -22,32 +22,6 @@ class Candidate:
     hand: str  # "given" or "inverted"
     space_group: str
     r1_obs: float
-
-
-def choose_free(structure: Structure, hkl: Tensor, fraction: float, seed: int) -> Tensor:
-    """Return (R,) bool: a random share of the unique reflections, equivalents and mates together.
-
-    Symmetry operators act on the indices as h R; Friedel mates count as equivalent.
-    """
-    key = _unique_index(structure, hkl)
-    groups, place = torch.unique(key, dim=0, return_inverse=True)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.zeros(len(groups), dtype=torch.bool)
-    count = round(fraction * len(groups))
-    chosen[torch.randperm(len(groups), generator=generator)[:count]] = True
-    return chosen[place]
-
-
-def _unique_index(structure: Structure, hkl: Tensor) -> Tensor:
-    """(R, 3): the largest, in lexicographic order, of all equivalent indices."""
-    rotations = structure.sym_rot.round().to(torch.int64)
-    every = torch.einsum("ri,sij->rsj", hkl, rotations)
-    every = torch.cat([every, -every], 1)
-    reach = int(every.abs().max()) + 1
-    base = 2 * reach + 1
-    rank = ((every[..., 0] + reach) * base + every[..., 1] + reach) * base + every[..., 2] + reach
-    best = rank.argmax(1)
-    return every[torch.arange(len(hkl)), best]
 
 
 def quick_r1(problem: Problem, settings: ModelSettings, device: str = "cpu") -> tuple[float, float]:

@@ -27,6 +27,7 @@ LEVELS = {
     "linear": 3,
     "kinematic": 3,
     "checkpoint": 4,
+    "cross_validation": 4,
     "refine": 4,
     "uncertainty": 4,
     "validation": 4,

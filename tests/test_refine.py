@@ -260,34 +260,6 @@ def test_estimate_gives_time_and_memory(truth):
 # --- validation -----------------------------------------------------------------------------
 
 
-def test_equivalents_and_friedel_mates_are_free_together():
-    structure = tiny.quartz()
-    hkl = torch.cartesian_prod(*[torch.arange(-4, 5)] * 3)
-    hkl = hkl[(hkl != 0).any(1)]
-    free = validation.choose_free(structure, hkl, 0.2, seed=3)
-    place = {tuple(h): bool(f) for h, f in zip(hkl.tolist(), free, strict=True)}
-    compared = 0
-    for rotation in structure.sym_rot.round().to(torch.int64):
-        for sign in (1, -1):
-            for h, mate in zip(hkl.tolist(), (sign * hkl @ rotation).tolist(), strict=True):
-                if tuple(mate) in place:
-                    assert place[tuple(h)] == place[tuple(mate)]
-                    compared += 1
-    assert compared > 5000
-    assert 0.1 < float(free.double().mean()) < 0.3
-
-
-def test_the_free_share_is_that_of_unique_reflections():
-    structure, o = tiny.quartz(), tiny.problem(blocks=20).observations
-    free = validation.choose_free(structure, o.hkl, 0.25, seed=0)
-    unique = torch.unique(validation._unique_index(structure, o.hkl), dim=0)
-    chosen = torch.unique(validation._unique_index(structure, o.hkl[free]), dim=0)
-    assert len(chosen) == round(0.25 * len(unique))
-    assert not validation.choose_free(structure, o.hkl, 0.0, seed=0).any()
-    assert torch.equal(free, validation.choose_free(structure, o.hkl, 0.25, seed=0))
-    assert not torch.equal(free, validation.choose_free(structure, o.hkl, 0.25, seed=1))
-
-
 def test_kept_blocks_hold_whole_observations(truth):
     problem, _ = truth
     chosen = torch.zeros(16, dtype=torch.bool)

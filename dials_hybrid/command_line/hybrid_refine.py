@@ -194,6 +194,7 @@ def refine_options(params) -> api.Options:
             device=_device(params.compute.device),
         ),
         free_fraction=params.free.fraction,
+        free_by=params.free.by,
         block=params.structure.block,
         depth_max=longest,
         thickness_start=start,
@@ -275,12 +276,16 @@ def log_outcome(outcome: api.Outcome) -> None:
     logger.info("\n%s: %s", "Converged" if c["converged"] else "Stopped", c["stop_reason"])
     logger.info(
         "R1(obs) kinematic %.4f, dynamical before %.4f, after %.4f (all %.4f); free %s\n"
+        "R1(obs) with each reflection left out once %s, of merged amplitudes %s\n"
         "wR2 %.4f, GooF %.2f, %d reflections, %d above 3 sigma, %d parameters",
         c["kinematic"]["r1_obs"],
         start["r1_obs"],
         final["r1_obs"],
         final["r1_all"],
-        "-" if c["free"]["r1_obs"] is None else f"{c['free']['r1_obs']:.4f}",
+        *(
+            "-" if c[name]["r1_obs"] is None else f"{c[name]['r1_obs']:.4f}"
+            for name in ("free", "cross_validated", "merged")
+        ),
         final["wr2_all"],
         final["gof"],
         c["n_all"],

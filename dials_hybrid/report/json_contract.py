@@ -27,6 +27,8 @@ _KEYS = {
     "start": dict.fromkeys(_R_NAMES),
     "final": dict.fromkeys((*_R_NAMES, "gof", "r1_obs_frame_mean")),
     "free": {"r1_obs": None, "n": 0},
+    "cross_validated": {"r1_obs": None, "r1_all": None},
+    "merged": {"r1_obs": None},
     "propagation": dict.fromkeys(
         ("scheme", "step", "substeps", "error_measured", "error_target", "beams")
     ),

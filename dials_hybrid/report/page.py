@@ -175,9 +175,12 @@ def _candidates(contract: dict) -> list[dict]:
     ]
 
 
+_MODELS = ("kinematic", "start", "final", "free", "cross_validated")
+
+
 def _agreement(contract: dict) -> list[tuple]:
-    """Return rows (name, kinematic, start, final, held out) of the summary table."""
-    models = [contract[key] for key in ("kinematic", "start", "final", "free")]
+    """Return rows of the summary table: name, kinematic, start, final, held out, each left out."""
+    models = [contract[key] for key in _MODELS]
     names = {
         "r1_obs": "R1, I > 3σ",
         "r1_all": "R1, all",
@@ -186,7 +189,8 @@ def _agreement(contract: dict) -> list[tuple]:
     }
     rows = [(label, *(percent(m.get(key)) for m in models)) for key, label in names.items()]
     gof = [f"{m['gof']:.2f}" if m.get("gof") is not None else "–" for m in models]
-    return [*rows, ("GooF", *gof)]
+    merged = [percent(contract["merged"]["r1_obs"] if m == "final" else None) for m in _MODELS]
+    return [*rows, ("R1, merged", *merged), ("GooF", *gof)]
 
 
 def _conditions(problem: Problem, contract: dict, data: Arrays) -> list[tuple]:

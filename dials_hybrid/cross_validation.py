@@ -1,0 +1,88 @@
+"""Agreement with observations that a fit has not seen: held out, or left out one after another.
+
+A few free reflections give an R factor of large error. To first order around the refined point,
+what a fit to all the others would predict for a group of observations follows from the normal
+matrix (PRESS; D. M. Allen 1974, doi:10.1080/00401706.1974.10489157), so that every reflection
+can be left out once, at no cost.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import losses
+from .data import Observations, Scan, Structure
+from .linear import LeastSquares
+
+
+def unique_groups(structure: Structure, hkl: Tensor) -> Tensor:
+    """Return (R,) int: the same number for reflections that are equivalent, or mates of Friedel.
+
+    Symmetry operators act on the indices hkl (R, 3) as h R.
+    """
+    rotations = structure.sym_rot.round().to(torch.int64)
+    every = torch.einsum("ri,sij->rsj", hkl, rotations)
+    every = torch.cat([every, -every], 1)
+    reach = int(every.abs().max()) + 1
+    base = 2 * reach + 1
+    rank = ((every[..., 0] + reach) * base + every[..., 1] + reach) * base + every[..., 2] + reach
+    return torch.unique(rank.amax(1), return_inverse=True)[1]
+
+
+def block_of(observations: Observations, scan: Scan) -> Tensor:
+    """Return the block (R,) in which each observation has its centroid."""
+    distance = (observations.angle[:, None] - scan.block_angle).abs()
+    return (distance + 1e3 * (observations.sweep[:, None] != scan.sweep)).argmin(1)
+
+
+def choose_free(groups: Tensor, fraction: float, seed: int) -> Tensor:
+    """Return (R,) bool: the members of a random share of the groups (R,)."""
+    names, place = torch.unique(groups, return_inverse=True)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(names), dtype=torch.bool)
+    count = round(fraction * len(names))
+    chosen[torch.randperm(len(names), generator=generator)[:count]] = True
+    return chosen[place]
+
+
+@torch.no_grad()
+def left_out(problem: LeastSquares, groups: Tensor) -> Tensor:
+    """Return the intensities (R,) that fits to all working observations but a group predict for it.
+
+    `groups` (R,) numbers the groups. Free observations were in no fit: theirs are as calculated.
+    To first order: the residuals of a group with its part H of the hat matrix are (1 - H)^-1
+    times those of the fit to everything.
+    """
+    cheap, weight = problem.cheap, problem.weight
+    calculated, _, j, j_prior = cheap.evaluate(cheap.start())
+    j = j * weight[:, None]
+    covariance = torch.linalg.pinv(j.T @ j + j_prior.T @ j_prior, rtol=1e-12, hermitian=True)
+    residual = (problem.observed - calculated) * weight
+    out = calculated.clone()
+    for group in torch.unique(groups).tolist():
+        rows = torch.nonzero((groups == group) & (weight > 0)).flatten()
+        kept = torch.eye(len(rows)).to(j) - j[rows] @ covariance @ j[rows].T
+        unseen = torch.linalg.solve(kept, residual[rows])
+        out[rows] = problem.observed[rows] - unseen / weight[rows]
+    return out
+
+
+def merged_r1(observations: Observations, calculated, sigma, f_sq, groups) -> float:
+    """Return R1 of amplitudes merged over equivalents, each with its own dynamical correction.
+
+    The merged |Fo| is |F| sqrt(k), k = sum w Io Ic / sum w Ic^2 over the working members of a
+    group with w = 1 / sigma^2; groups with k > 3 s.u. count. `calculated`, `sigma` and
+    `f_sq` = |F|^2 are (R,). NaN if nothing counts.
+    """
+    work = ~observations.free
+    _, place = torch.unique(groups[work], return_inverse=True)
+    weight, ic = sigma[work] ** -2, calculated[work]
+
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(int(place.max()) + 1).index_add(0, place, values)
+
+    norm = total(weight * ic.square()).clamp(min=1e-300)
+    ratio = total(weight * observations.intensity[work] * ic) / norm
+    power = total(f_sq[work]) / total(torch.ones_like(ic))
+    return losses.r1(power * ratio, power, ratio > 3 / norm.sqrt())
