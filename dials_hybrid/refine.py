@@ -110,6 +110,8 @@ class Refinement:
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, parameter in own.items():
+                if parameter.numel() == 0:  # files of earlier versions do not name it
+                    continue
                 parameter.copy_(values[name].view_as(parameter))
 
     def estimate(self) -> tuple[float, float]:
@@ -331,6 +333,7 @@ class Refinement:
                 block_scale=model.scale(model.block_matrix),
                 site_su=errors.site,
                 u_su=errors.u,
+                occ_su=errors.occ,
                 state=self.state.parameters,
                 history=tuple(self.state.history),
                 summary=self._summary(o, (kinematic, start, calculated), sigma_w, errors),
