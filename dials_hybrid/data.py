@@ -55,17 +55,17 @@ class Record:
     def read(cls, group: h5py.Group):
         """Read what `write` wrote.
 
-        Raises InputError when a field is missing.
+        Fields with a default may be absent, as in files of earlier versions. Raises InputError
+        when another field is missing.
         """
-        stored = [f for f in dataclasses.fields(cls) if f.name in group]
-        # files of earlier versions lack what has a default since
-        missing = [f.name for f in dataclasses.fields(cls) if f not in stored and _is_needed(f)]
+        there = [f.name for f in dataclasses.fields(cls) if f.name in group]
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in there and _needed(f)]
         if missing:
             raise InputError(
                 f"{group.file.filename}: {group.name} lacks {', '.join(missing)}; "
                 "the file is not complete, or another version of dials_hybrid wrote it"
             )
-        return cls(**{f.name: _read_value(group[f.name]) for f in stored})
+        return cls(**{name: _read_value(group[name]) for name in there})
 
     def _expect(self, name: str, *shape: int) -> None:
         value = getattr(self, name)
@@ -77,8 +77,9 @@ class Record:
             raise ValueError(f"{type(self).__name__}.{name} holds NaN or infinite values")
 
 
-def _is_needed(f: dataclasses.Field) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+def _needed(a_field: dataclasses.Field) -> bool:
+    nothing = dataclasses.MISSING
+    return a_field.default is nothing and a_field.default_factory is nothing
 
 
 def _write_value(group: h5py.Group, name: str, value: Any) -> None:

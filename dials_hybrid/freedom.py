@@ -76,21 +76,22 @@ def neighbours(structure: Structure, atom: int) -> tuple[Tensor, Tensor]:
 
 
 def tied(structure: Structure, constraints: Constraints) -> Structure:
-    """Return the structure with the start values that the constraints ask for.
-
-    Atoms of one site, or with one U, take the first one's; a riding U is its multiple of U_eq.
-    """
+    """Return the structure with the start values that shared parameters ask for: the first's."""
     site, u_iso, u_star = (x.clone() for x in (structure.site, structure.u_iso, structure.u_star))
     for first, *others in constraints.same_site:
-        site[others] = site[first]
+        site[others] = site[first].clone()
     for (first, share), *others in constraints.linked_u:
         for atom, own_share in others:
             u_iso[atom], u_star[atom] = u_iso[first] * own_share / share, u_star[first]
-    moved = structure.replace(site=site, u_iso=u_iso, u_star=u_star)
-    u = u_equivalent(moved)
+    return structure.replace(site=site, u_iso=u_iso, u_star=u_star)
+
+
+def with_usual_riding_u(structure: Structure, constraints: Constraints) -> Structure:
+    """Return the structure, every riding U_iso at its multiple of the parent's U_eq."""
+    u, u_iso = u_equivalent(structure), structure.u_iso.clone()
     for atom, parent, factor in constraints.riding_u:
         u_iso[atom] = factor * u[parent]
-    return moved.replace(u_iso=u_iso)
+    return structure.replace(u_iso=u_iso)
 
 
 def basis(structure: Structure, constraints: Constraints = SYMMETRY_ALONE) -> Freedom:
