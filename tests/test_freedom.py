@@ -19,6 +19,7 @@ from dials_hybrid.freedom import (
     u_equivalent,
     with_usual_riding_u,
 )
+from dials_hybrid.refine import Refinement, RefineSettings, build_model
 
 
 def alloy(**changes) -> Structure:
@@ -223,3 +224,35 @@ def test_units_are_those_of_free_atoms():
     length = math.sqrt(float(shift @ metric(tiny.f64(tiny.CELL)) @ shift))
     assert length == pytest.approx(SITE_UNIT)
     assert float(model.u_iso()[0].detach()) == pytest.approx(0.007 + U_UNIT)
+
+
+# --- refinement -----------------------------------------------------------------------------
+
+
+def test_a_mixed_site_is_refined_to_its_true_occupancies():
+    """Si and O on one site in another ratio than at the start, noise of one per cent."""
+    settings = tiny.settings(g_max=0.8, thickness="single", thickness_start=140.0)
+    mixed = constrained(alloy(type=torch.tensor([1, 0, 1])), **ALL)
+    problem = tiny.problem(blocks=16, width=3.0, samples=8, g_limit=0.9).replace(structure=mixed)
+    model = build_model(problem, settings, seed=0)
+    with torch.no_grad():
+        model.crystal.occ_shift += tiny.f64([0.2 / OCC_UNIT, 0])
+        model.crystal.site_shift[1] += 2
+        model.scale.log_scale += 12
+        made = model.intensities(model.value_profiles())
+    truth = model.crystal.refined()
+    assert truth.occ.tolist() == pytest.approx([1, 0.9, 0.1])
+    sigma = 0.01 * made + 1e-4 * made.max()
+    generator = torch.Generator().manual_seed(5)
+    noise = sigma * torch.randn(len(made), generator=generator, dtype=torch.float64)
+    o = problem.observations.replace(intensity=made + noise, sigma=sigma)
+    result = Refinement(problem.replace(observations=o), settings, RefineSettings(10)).run()
+    found = result.structure
+    assert float(found.occ[1]) == pytest.approx(0.9, abs=0.02)
+    assert float(found.occ[1] + found.occ[2]) == pytest.approx(1)
+    assert torch.equal(found.site[1], found.site[2])
+    error = (found.occ - truth.occ).abs()
+    assert (error < 4 * result.occ_su).all() and 0 < float(result.occ_su.max()) < 0.02
+    assert float(result.occ_su[1]) == pytest.approx(float(result.occ_su[2]))
+    assert torch.allclose(result.site_su[1], result.site_su[2])
+    assert float(result.u_su[2]) == pytest.approx(1.2 * float(result.u_su[1]))

@@ -10,10 +10,9 @@ pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not install
 from test_freedom import alloy
 
 from dials_hybrid import io_constraints, io_hydrogens, io_shelx
-from dials_hybrid.crystal import CrystalModel
 from dials_hybrid.data import InputError
 from dials_hybrid.freedom import Constraints, basis, u_equivalent
-from dials_hybrid.io_cctbx import to_structure, update_xray_structure
+from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_constraints import Parameters, constrained, resolve
 from dials_hybrid.io_structures import read_structure
 
@@ -292,7 +291,7 @@ def test_hydrogens_without_a_usual_geometry_are_named(ins, warnings_logged):
     assert any("H1A, H1B" in message for message in warnings_logged())
 
 
-def test_an_atom_of_oxygen_without_hydrogen_changes_nothing():
+def test_without_hydrogens_nothing_changes():
     assert resolve(alloy()) == Constraints()
 
 
@@ -314,9 +313,3 @@ def test_flags_of_a_cif(ins):
     }
     assert io_constraints.hydrogen_treatment(record) == "mixed"
     assert io_constraints.hydrogen_treatment(alloy()) == "undef"
-
-
-def test_occupancies_reach_cctbx():
-    structure = CrystalModel(alloy()).refined()
-    assert structure.occ.tolist() == [1, 0.7, 0.3]
-    assert update_xray_structure
