@@ -91,23 +91,26 @@ def read_instructions(path) -> Instructions:
     """
     path = Path(path)
     try:
-        atoms = _recorded(plain_shelx(path))
+        found = _Reading(_recorded(plain_shelx(path)))
+        for words in shelx_lines(path):
+            found.line(words)
+        found.end_afix()
     except InputError:
         raise
     except Exception as error:  # iotbx raises many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: its constraints cannot be read ({reason})") from error
-    found = _Reading(atoms)
-    for words in shelx_lines(path):
-        found.line(words)
-    found.end_afix()
+        raise InputError(
+            f"{path}: its constraints cannot be read ({reason}); correct the file, or give the "
+            "model as CIF"
+        ) from error
+    constraints = found.constraints()
     if found.unhonoured:
         logger.warning(
             "%s: these instructions are not known here and have no effect: %s",
             path,
             ", ".join(dict.fromkeys(found.unhonoured)),
         )
-    return Instructions(found.constraints(), tuple(found.hydrogens))
+    return Instructions(constraints, tuple(found.hydrogens))
 
 
 def _recorded(text: str) -> list[_Atom]:
@@ -144,15 +147,15 @@ class _Reading:
         elif command in _NOT_HONOURED:
             self.unhonoured.append(command)
         elif is_shelx_atom(command, words) and self._is_next(words[0]):
-            (self.held.append if self.afix else self._set_pivot)(self.next)
+            if self.afix is None:
+                self.pivot = self.next
+            else:
+                self.held.append(self.next)
             self.next += 1
 
     def _is_next(self, name: str) -> bool:
         """Peaks of a difference map, which look like atoms, are in no structure."""
         return self.next < len(self.atoms) and self.atoms[self.next].name == name.upper()
-
-    def _set_pivot(self, atom: int) -> None:
-        self.pivot = atom
 
     def _start_afix(self, words: list[str]) -> None:
         code = int(float(words[1])) if len(words) > 1 else 0

@@ -135,6 +135,14 @@ def load(files, structure, options: Options = Options()) -> Job:
     free = validation.choose_free(
         record, observations.hkl, options.free_fraction, options.refine.seed
     )
+    free_parameters = record.freedom
+    logger.info(
+        "Free parameters: %d of sites, %d of displacements, %d of occupancies; %d riding atoms",
+        len(free_parameters.site),
+        len(free_parameters.u_iso),
+        len(free_parameters.occ),
+        int((free_parameters.parent >= 0).sum()),
+    )
     problem = Problem(record, scan, observations.replace(free=free), loaded.provenance(structure))
     logger.info(
         "%d reflections (%d above 3 sigma, %d free), %d blocks of %d orientation samples",

@@ -105,7 +105,7 @@ def test_parameters_are_fixed_and_freed_as_asked(crystal, here):
         crystal,
         "refinement.iterations=1",
         'parameters.fix="site Si1"',
-        "parameters.fix=u O",
+        "parameters.fix=u O*",
         "parameters.free=occ O1",
     )
     start = read_structure(crystal.model).scatterers()

@@ -202,6 +202,23 @@ def test_ranges_and_residues(tmp_path):
     assert [[i for i, _ in g] for g in groups] == [[4, 3, 2], [5, 6], [0, 5]]
 
 
+def test_what_is_linked_in_part_is_named(tmp_path, warnings_logged):
+    """The file's warning comes from the coding of parameters too."""
+    path = tmp_path / "part.ins"
+    head = INS[: INS.index("NA1")]
+    path.write_text(f"{head}C1 1 21.0 0.2 10.3 11.0 0.02\nHKLF 4\nEND\n")
+    assert io_shelx.read_instructions(path).constraints == Constraints()
+    (said,) = warnings_logged()
+    assert "FVAR for coordinates of C1" in said and "some of the coordinates of C1" in said
+
+
+def test_instructions_that_make_no_sense_are_refused(tmp_path):
+    path = tmp_path / "bad.ins"
+    path.write_text(INS.replace("AFIX 43", "AFIX yes"))
+    with pytest.raises(InputError, match="its constraints cannot be read"):
+        io_shelx.read_instructions(path)
+
+
 # --- hydrogens ------------------------------------------------------------------------------
 
 
