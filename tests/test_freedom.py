@@ -20,6 +20,7 @@ from dials_hybrid.freedom import (
     with_usual_riding_u,
 )
 from dials_hybrid.refine import Refinement, RefineSettings, build_model
+from dials_hybrid.valence import INDEPENDENT_ATOMS
 
 
 def alloy(**changes) -> Structure:
@@ -231,12 +232,12 @@ def test_units_are_those_of_free_atoms():
 
 def test_a_mixed_site_is_refined_to_its_true_occupancies():
     """Si and O on one site in another ratio than at the start, noise of one per cent."""
-    settings = tiny.settings(g_max=0.8, thickness="single", thickness_start=140.0)
-    mixed = constrained(alloy(type=torch.tensor([1, 0, 1])), **ALL)
+    settings = tiny.settings(thickness="single", valence=INDEPENDENT_ATOMS)
+    mixed = constrained(alloy(type=torch.tensor([1, 0, 1])), **ALL | {"occ": ALL["occ"][:1]})
     problem = tiny.problem(blocks=16, width=3.0, samples=8, g_limit=0.9).replace(structure=mixed)
     model = build_model(problem, settings, seed=0)
     with torch.no_grad():
-        model.crystal.occ_shift += tiny.f64([0.2 / OCC_UNIT, 0])
+        model.crystal.occ_shift += 0.2 / OCC_UNIT
         model.crystal.site_shift[1] += 2
         model.scale.log_scale += 12
         made = model.intensities(model.value_profiles())
@@ -252,7 +253,7 @@ def test_a_mixed_site_is_refined_to_its_true_occupancies():
     assert float(found.occ[1] + found.occ[2]) == pytest.approx(1)
     assert torch.equal(found.site[1], found.site[2])
     error = (found.occ - truth.occ).abs()
-    assert (error < 4 * result.occ_su).all() and 0 < float(result.occ_su.max()) < 0.02
+    assert (error <= 4 * result.occ_su).all() and 0 < float(result.occ_su.max()) < 0.02
     assert float(result.occ_su[1]) == pytest.approx(float(result.occ_su[2]))
     assert torch.allclose(result.site_su[1], result.site_su[2])
     assert float(result.u_su[2]) == pytest.approx(1.2 * float(result.u_su[1]))
