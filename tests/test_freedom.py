@@ -207,6 +207,14 @@ def test_derivatives_by_every_free_parameter_agree_with_finite_differences(therm
     assert torch.autograd.gradcheck(factors, values, eps=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [absorption.ELASTIC, absorption.Thermal()])
+def test_the_refined_structure_scatters_as_the_moved_model(kind):
+    model = moved(constrained(alloy(), **ALL))
+    refined = CrystalModel(model.refined().replace(freedom=None))
+    mine, theirs = (absorption.Optical(m, kind, 0.0251)(HKL) for m in (model, refined))
+    assert torch.allclose(mine, theirs, atol=1e-12)
+
+
 def test_a_mixed_site_scatters_as_its_atoms_together():
     structure = constrained(alloy(), **ALL)
     f = CrystalModel(structure)(HKL)

@@ -290,8 +290,12 @@ def test_ideal_hydrogens_and_their_riding_are_those_of_smtbx(paracetamol):
         assert torch.equal(mine[0], mine[1]) and mine[0].abs().max() > 0
 
 
-def test_riding_u_of_the_usual_geometry(paracetamol):
-    _, record, found = constrained(paracetamol, Parameters(hydrogens="riding"), None)
+def test_distances_and_riding_u_of_the_usual_geometry(paracetamol):
+    structure, record, found = constrained(paracetamol, Parameters(hydrogens="riding"), None)
+    sites, length = structure.sites_frac(), {"O": 0.993, "N": 1.015, "C": 1.089}
+    for atom, parent in found.riding:
+        distance = structure.unit_cell().distance(sites[atom], sites[parent])
+        assert distance == pytest.approx(length[record.labels[parent][0]], abs=1e-6)
     n, u = numbers(record), u_equivalent(record)
     factor = {record.labels[atom]: f for atom, _, f in found.riding_u}
     assert [factor[f"H{i}"] for i in range(1, 10)] == [1.2, 1.2, 1.5, 1.2, 1.2, 1.2, 1.5, 1.5, 1.5]
