@@ -110,7 +110,8 @@ def select_atoms(structure: Structure, words: list[str], choice: str) -> list[in
     labels = [label.upper() for label in structure.labels]
     elements = [structure.elements[k].upper() for k in structure.type.tolist()]
     chosen: set[int] = set()
-    for word in (w.upper() for w in words):
+    for given in words:
+        word = given.upper()
         if word == "ALL":
             found = range(len(labels))
         elif word in labels:
@@ -122,7 +123,7 @@ def select_atoms(structure: Structure, words: list[str], choice: str) -> list[in
         if not found:
             shown = ", ".join(structure.labels[:_NAMES_SHOWN])
             more = ", ..." if len(labels) > _NAMES_SHOWN else ""
-            raise InputError(f"{choice}: no atom is called {word}; there are {shown}{more}")
+            raise InputError(f"{choice}: no atom is called {given}; there are {shown}{more}")
         chosen |= set(found)
     return sorted(chosen)
 

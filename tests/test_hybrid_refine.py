@@ -127,7 +127,7 @@ def test_parameters_are_fixed_and_freed_as_asked(crystal, here):
 
 def test_a_choice_that_names_no_atom_is_refused(crystal, here):
     files = [crystal.expt, crystal.refl, crystal.model]
-    assert "no atom is called FE; there are Si1, O1" in failure(*files, "parameters.fix=site Fe")
+    assert "no atom is called Fe; there are Si1, O1" in failure(*files, "parameters.fix=site Fe")
     assert "for example site Si1" in failure(*files, "parameters.free=Si1")
 
 

@@ -87,7 +87,7 @@ def test_atoms_are_chosen_by_label_element_and_wildcard(words, atoms):
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        ({"fix": ("site Fe",)}, r'parameters\.fix="site Fe": no atom is called FE.*Si1, O1, X1'),
+        ({"fix": ("site Fe",)}, r'parameters\.fix="site Fe": no atom is called Fe.*Si1, O1, X1'),
         ({"fix": ("Si1",)}, r"site, u, occ, all.*for example site Si1"),
         ({"free": ("occ",)}, r'parameters\.free="occ"'),
         ({"same_site": ("O1",)}, "names one atom"),
