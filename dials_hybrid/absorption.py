@@ -83,7 +83,7 @@ class Thermal:
 
     def structure_factors(self, crystal, hkl, elastic, wavelength) -> Tensor:
         """See the docstring of this room."""
-        motion = Motion(crystal.site(), crystal.u_iso(), crystal.u_star())
+        motion = Motion(crystal.site(), crystal.u_iso(), crystal.u_star(), crystal.occ())
         return thermal_structure_factors(crystal.structure, hkl, motion, wavelength)
 
 
@@ -120,11 +120,12 @@ class Optical(nn.Module):
 
 @dataclass(frozen=True)
 class Motion:
-    """Where the atoms are and how they move."""
+    """Where the atoms are, how they move and, if not as in the structure, how many they are."""
 
     site: Tensor  # (A, 3) fractional
     u_iso: Tensor  # (A,) A^2
     u_star: Tensor  # (A, 6)
+    occ: Tensor | None = None  # (A,)
 
 
 def thermal_structure_factors(
@@ -152,7 +153,7 @@ def _sum_atoms(structure: Structure, h: Tensor, motion: Motion) -> Tensor:
     phase = torch.einsum("msj,aj->msa", h_rot, motion.site)
     phase = phase + (h @ structure.sym_trans.T)[:, :, None]
     waves = torch.polar(torch.ones_like(phase), 2 * math.pi * phase)
-    waves = waves * (structure.occ * structure.weight)
+    waves = waves * ((structure.occ if motion.occ is None else motion.occ) * structure.weight)
     a, b = structure.ff_a[structure.type], structure.ff_b[structure.type]
     still, moving = ~structure.anisotropic, structure.anisotropic
     total = 0

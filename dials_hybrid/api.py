@@ -25,6 +25,7 @@ from .checkpoint import Checkpoint, RefineSettings, State
 from .choices import choose_setting, hands, with_step
 from .data import InputError, Problem, Result
 from .io_cctbx import update_xray_structure
+from .io_constraints import Parameters
 from .io_dials import Sampling, Selection
 from .io_structures import read_structure
 from .job import (
@@ -46,6 +47,7 @@ __all__ = [
     "Options",
     "Outcome",
     "Outputs",
+    "Parameters",
     "Progress",
     "RefineSettings",
     "Sampling",
@@ -261,7 +263,7 @@ def resume(path, options: Options | None = None) -> Job:
         stored.state,
         tuple(context["messages"]),
         context.get("numerics", {}),
-        stored.result if finished else None,
+        result=stored.result if finished else None,
     )
 
 

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from . import accuracy, io_settings, validation
+from . import accuracy, io_constraints, io_settings, validation
 from .data import Problem
 from .io_cctbx import to_structure
 from .job import Job, Options, collected_warnings, remembering_warnings
@@ -56,7 +56,9 @@ def choose_setting(job: Job) -> Job:
     chosen = found[best][2]
     job = dataclasses.replace(
         job,
-        problem=job.problem.replace(structure=to_structure(chosen)),
+        problem=job.problem.replace(
+            structure=io_constraints.with_freedom(to_structure(chosen), job.constraints)
+        ),
         xray_structure=chosen,
         indexing=indexing,
         options=_with_depth(options, thickness[best]),

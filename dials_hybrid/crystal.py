@@ -13,25 +13,16 @@ import math
 import torch
 from torch import Tensor, nn
 
+from . import freedom
 from .data import InputError, Structure
+from .freedom import metric
 from .valence import INDEPENDENT_ATOMS, Valence, ValenceSettings, neutral_charges
 
 G_LIMIT = 4.0  # A^-1, where the tabulated form factors end
 SITE_UNIT = 0.01  # A, the step in which free site parameters are counted
 U_UNIT = 0.003  # A^2, the same for displacement parameters: equal curvatures help the optimiser
+OCC_UNIT = 0.05  # and for occupancies
 _CHUNK_ELEMENTS = 4_000_000  # reflections x operators x atoms summed at once, bounds the memory
-
-
-def metric(cell: Tensor) -> Tensor:
-    """Return the real-space metric tensor (3, 3) in A^2 of a cell (6,) in A and degree."""
-    a, b, c, alpha, beta, gamma = (float(x) for x in cell)
-    ca, cb, cg = (math.cos(math.radians(x)) for x in (alpha, beta, gamma))
-    rows = [
-        [a * a, a * b * cg, a * c * cb],
-        [a * b * cg, b * b, b * c * ca],
-        [a * c * cb, b * c * ca, c * c],
-    ]
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def cell_volume(cell: Tensor) -> float:
@@ -46,72 +37,34 @@ def reciprocal_length_sq(cell: Tensor, hkl: Tensor) -> Tensor:
     return torch.einsum("...i,ij,...j->...", h, g_star, h)
 
 
-def _allowed_directions(projector: Tensor, scale: Tensor) -> Tensor:
-    """Return an orthonormal basis (m, n) of the projector's range, measured in units of `scale`.
-
-    `scale` (n, n) takes the vectors to A or A^2, so that a unit step of a free parameter moves
-    the atom by about that much.
-    """
-    in_units = scale @ projector @ torch.linalg.inv(scale)
-    u, s, _ = torch.linalg.svd(in_units)
-    return torch.linalg.solve(scale, u[:, s > 1e-6]).T
-
-
 class CrystalModel(nn.Module):
     """Sites, displacement parameters and valence of a structure as free parameters.
 
-    Parameters (zero at the start): `site_shift`, in SITE_UNIT, along the allowed directions of
-    each site; `u_shift`, in U_UNIT, of each isotropic atom and of each allowed component of
-    anisotropic ones; `charge_shift` and `dipole_shift`, in the sigma of their priors.
+    Parameters (zero at the start): `site_shift` in SITE_UNIT, `u_shift` in U_UNIT and
+    `occ_shift` in OCC_UNIT, of each free parameter that the structure's `Freedom` has;
+    `charge_shift` and `dipole_shift`, in the sigma of their priors.
     """
 
     def __init__(self, structure: Structure, valence: ValenceSettings = INDEPENDENT_ATOMS):
         super().__init__()
         self.structure = structure
-        self.register_buffer("site_basis", self._site_basis(structure))
-        self.register_buffer("u_iso_basis", self._u_iso_basis(structure))
-        self.register_buffer("u_star_basis", self._u_star_basis(structure))
+        by_symmetry = freedom.basis(structure)
+        free = structure.freedom or by_symmetry
+        self.register_buffer("site_basis", free.site)
+        self.register_buffer("u_iso_basis", free.u_iso)
+        self.register_buffer("u_star_basis", free.u_star)
+        self.register_buffer("occ_basis", free.occ)
+        # an atom that rides, or is fixed, has a dipole of its own
+        self.register_buffer("dipole_basis", by_symmetry.site)
         new = torch.zeros
         self.site_shift = nn.Parameter(new(len(self.site_basis), dtype=torch.float64))
-        self.u_shift = nn.Parameter(
-            new(len(self.u_iso_basis) + len(self.u_star_basis), dtype=torch.float64)
-        )
+        self.u_shift = nn.Parameter(new(len(self.u_iso_basis), dtype=torch.float64))
+        self.occ_shift = nn.Parameter(new(len(self.occ_basis), dtype=torch.float64))
         self.valence_settings = valence
         self.register_buffer("charge_basis", self._charge_basis(structure, valence))
-        dipoles = len(self.site_basis) if valence.model == "dipole" else 0
+        dipoles = len(self.dipole_basis) if valence.model == "dipole" else 0
         self.charge_shift = nn.Parameter(new(len(self.charge_basis), dtype=torch.float64))
         self.dipole_shift = nn.Parameter(new(dipoles, dtype=torch.float64))
-
-    @staticmethod
-    def _site_basis(structure: Structure) -> Tensor:
-        """(P, A, 3) fractional shift of every atom per A of each free site parameter."""
-        to_cartesian = torch.linalg.cholesky(metric(structure.cell)).T.contiguous()
-        rows = []
-        for i, projector in enumerate(structure.site_projector.cpu()):
-            for direction in _allowed_directions(projector, to_cartesian):
-                row = torch.zeros(len(structure.labels), 3, dtype=torch.float64)
-                row[i] = direction
-                rows.append(row)
-        return torch.stack(rows) if rows else torch.zeros(0, len(structure.labels), 3).double()
-
-    @staticmethod
-    def _u_iso_basis(structure: Structure) -> Tensor:
-        """(P, A) change of U_iso per free parameter."""
-        return torch.eye(len(structure.labels), dtype=torch.float64)[~structure.anisotropic.cpu()]
-
-    @staticmethod
-    def _u_star_basis(structure: Structure) -> Tensor:
-        """(P, A, 6) change of u_star per A^2 of each free anisotropic parameter."""
-        lengths = 1 / torch.linalg.inv(metric(structure.cell)).diagonal().sqrt()
-        pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-        to_u_cif = torch.diag(torch.stack([lengths[i] * lengths[j] for i, j in pairs]))
-        rows = []
-        for i in torch.nonzero(structure.anisotropic.cpu()).flatten().tolist():
-            for direction in _allowed_directions(structure.adp_projector[i].cpu(), to_u_cif):
-                row = torch.zeros(len(structure.labels), 6, dtype=torch.float64)
-                row[i] = direction
-                rows.append(row)
-        return torch.stack(rows) if rows else torch.zeros(0, len(structure.labels), 6).double()
 
     @staticmethod
     def _charge_basis(structure: Structure, valence: ValenceSettings) -> Tensor:
@@ -130,15 +83,17 @@ class CrystalModel(nn.Module):
 
     def u_iso(self) -> Tensor:
         """Isotropic displacement parameters, (A,) A^2."""
-        n = len(self.u_iso_basis)
-        return self.structure.u_iso + U_UNIT * self.u_shift[:n] @ self.u_iso_basis
+        return self.structure.u_iso + U_UNIT * self.u_shift @ self.u_iso_basis
 
     def u_star(self) -> Tensor:
         """Anisotropic displacement parameters, (A, 6), dimensionless u_star."""
-        n = len(self.u_iso_basis)
         return self.structure.u_star + torch.einsum(
-            "p,pai->ai", U_UNIT * self.u_shift[n:], self.u_star_basis
+            "p,pai->ai", U_UNIT * self.u_shift, self.u_star_basis
         )
+
+    def occ(self) -> Tensor:
+        """Occupancies of the sites, (A,)."""
+        return self.structure.occ + OCC_UNIT * self.occ_shift @ self.occ_basis
 
     def valence(self) -> Valence | None:
         """Charges and dipoles, None if the model has none."""
@@ -146,7 +101,7 @@ class CrystalModel(nn.Module):
         if settings.model == "none":
             return None
         dipole = settings.dipole_sigma * self.dipole_shift
-        basis = self.site_basis[: len(dipole)]
+        basis = self.dipole_basis[: len(dipole)]
         return Valence(
             settings.charge_sigma * self.charge_shift @ self.charge_basis,
             torch.einsum("p,pai->ai", dipole, basis),
@@ -156,7 +111,13 @@ class CrystalModel(nn.Module):
     def forward(self, hkl: Tensor) -> Tensor:
         """Return F(g) in A of reflections hkl (M, 3); complex128 (M,)."""
         return structure_factors(
-            self.structure, hkl, self.site(), self.u_iso(), self.u_star(), self.valence()
+            self.structure,
+            hkl,
+            self.site(),
+            self.u_iso(),
+            self.u_star(),
+            self.valence(),
+            self.occ(),
         )
 
     def slices(self) -> dict[str, slice]:
@@ -181,7 +142,10 @@ class CrystalModel(nn.Module):
     def refined(self) -> Structure:
         """Return the structure with the parameters' present values."""
         return self.structure.replace(
-            site=self.site().clone(), u_iso=self.u_iso().clone(), u_star=self.u_star().clone()
+            site=self.site().clone(),
+            u_iso=self.u_iso().clone(),
+            u_star=self.u_star().clone(),
+            occ=self.occ().clone(),
         )
 
 
@@ -208,20 +172,24 @@ def structure_factors(
     u_iso: Tensor,
     u_star: Tensor,
     valence: Valence | None = None,
+    occ: Tensor | None = None,
 ) -> Tensor:
     """Return F(g) = sum f_e occ T exp(2 pi i g.r) in A, complex128 (M,), for hkl (M, 3).
 
     The sign is the crystallographers' (International Tables B, 1.2); the order of indices in the
     room model takes it to the convention of the wave equation. `valence`, if given, adds what
-    charges and dipoles scatter. Differentiable in all but the structure: site (A, 3), u_iso (A,)
-    in A^2, u_star (A, 6), charge and dipole.
+    charges and dipoles scatter; `occ` (A,) replaces the structure's occupancies. Differentiable in
+    all but the structure: site (A, 3), u_iso (A,) in A^2, u_star (A, 6), charge, dipole and occ.
     """
+    share = (structure.occ if occ is None else occ) * structure.weight
     per_row = len(structure.sym_rot) * len(structure.labels)
     chunks = hkl.split(max(1, _CHUNK_ELEMENTS // per_row))
-    return torch.cat([_sum_atoms(structure, h, site, u_iso, u_star, valence) for h in chunks])
+    return torch.cat(
+        [_sum_atoms(structure, h, site, u_iso, u_star, valence, share) for h in chunks]
+    )
 
 
-def _sum_atoms(structure, hkl, site, u_iso, u_star, valence) -> Tensor:
+def _sum_atoms(structure, hkl, site, u_iso, u_star, valence, share) -> Tensor:
     g_sq = reciprocal_length_sq(structure.cell, hkl)
     h = hkl.to(torch.float64)
     # h.(R x + t) = (h R).x + h.t: rotate the index, not the atoms
@@ -233,7 +201,7 @@ def _sum_atoms(structure, hkl, site, u_iso, u_star, valence) -> Tensor:
     damping = torch.exp(-2 * math.pi**2 * torch.einsum("msk,ak->msa", products, u_star))
     waves = torch.polar(damping, 2 * math.pi * phase)
     u_iso = torch.where(structure.anisotropic, torch.zeros_like(u_iso), u_iso)
-    share = torch.exp(-2 * math.pi**2 * g_sq[:, None] * u_iso) * structure.occ * structure.weight
+    share = torch.exp(-2 * math.pi**2 * g_sq[:, None] * u_iso) * share
     f = form_factors(structure, g_sq / 4)[:, structure.type]
     total = (waves.sum(1) * (f * share)).sum(-1)
     if valence is None:

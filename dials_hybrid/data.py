@@ -55,15 +55,17 @@ class Record:
     def read(cls, group: h5py.Group):
         """Read what `write` wrote.
 
-        Raises InputError when a field is missing.
+        Fields with a default may be absent, as in files of earlier versions. Raises InputError
+        when another field is missing.
         """
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in group]
+        there = [f.name for f in dataclasses.fields(cls) if f.name in group]
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in there and _needed(f)]
         if missing:
             raise InputError(
                 f"{group.file.filename}: {group.name} lacks {', '.join(missing)}; "
                 "the file is not complete, or another version of dials_hybrid wrote it"
             )
-        return cls(**{f.name: _read_value(group[f.name]) for f in dataclasses.fields(cls)})
+        return cls(**{name: _read_value(group[name]) for name in there})
 
     def _expect(self, name: str, *shape: int) -> None:
         value = getattr(self, name)
@@ -73,6 +75,11 @@ class Record:
             )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"{type(self).__name__}.{name} holds NaN or infinite values")
+
+
+def _needed(a_field: dataclasses.Field) -> bool:
+    nothing = dataclasses.MISSING
+    return a_field.default is nothing and a_field.default_factory is nothing
 
 
 def _write_value(group: h5py.Group, name: str, value: Any) -> None:
@@ -94,6 +101,27 @@ def _read_value(node) -> Any:
         value = json.loads(node[()])
         return tuple(value) if isinstance(value, list) else value
     return torch.as_tensor(node[()])
+
+
+@dataclass(frozen=True)
+class Freedom(Record):
+    """The free parameters of a structure of A atoms: what changes per unit of each one.
+
+    P parameters of sites, Q of displacements, O of occupancies; see the room freedom.
+    """
+
+    site: Tensor  # (P, A, 3) fractional shift per A
+    u_iso: Tensor  # (Q, A) U_iso per A^2
+    u_star: Tensor  # (Q, A, 6) u_star per A^2
+    occ: Tensor  # (O, A) occupancy per unit
+    parent: Tensor  # (A,) the atom that this one rides on, -1 if none
+
+    def __post_init__(self):
+        a, q = len(self.parent), len(self.u_iso)
+        self._expect("site", len(self.site), a, 3)
+        self._expect("u_iso", q, a)
+        self._expect("u_star", q, a, 6)
+        self._expect("occ", len(self.occ), a)
 
 
 @dataclass(frozen=True)
@@ -120,6 +148,7 @@ class Structure(Record):
     ff_b: Tensor  # (K, G) A^2, f(s) = sum a exp(-b s^2), s = |g| / 2
     labels: tuple  # (A,) str
     elements: tuple  # (K,) str
+    freedom: Freedom | None = None  # None: what the symmetry leaves, occupancies fixed
 
     def __post_init__(self):
         a, s = len(self.labels), len(self.sym_rot)
@@ -143,6 +172,8 @@ class Structure(Record):
             self._expect(name, *shape)
         if a == 0:
             raise ValueError("Structure without atoms")
+        if self.freedom is not None and len(self.freedom.parent) != a:
+            raise ValueError("Structure.freedom: made for another number of atoms")
 
 
 @dataclass(frozen=True)
@@ -261,6 +292,7 @@ class Result(Record):
     summary: dict  # scalars: R factors, counts, timings
     converged: bool
     stop_reason: str
+    occ_su: Tensor | None = None  # (A,) of the occupancies; NaN where unknown
 
     def __post_init__(self):
         r, d, f = len(self.calculated), len(self.depth), len(self.orientation)
@@ -272,7 +304,7 @@ class Result(Record):
         self._expect("orientation", f, 3)
 
 
-_RECORDS = {c.__name__: c for c in (Structure, Scan, Observations, Problem, Result)}
+_RECORDS = {c.__name__: c for c in (Freedom, Structure, Scan, Observations, Problem, Result)}
 
 
 @contextlib.contextmanager

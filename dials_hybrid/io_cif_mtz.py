@@ -17,6 +17,7 @@ from libtbx.utils import format_float_with_standard_uncertainty
 from . import __version__, electron
 from .data import Problem, Result
 from .io_cctbx import update_xray_structure
+from .io_constraints import atom_flags, hydrogen_treatment
 from .io_results import writing
 from .io_structures import ELECTRON_TABLE, neutral
 
@@ -48,7 +49,7 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
 
 
 def _add_uncertainties(block, refined, result: Result) -> None:
-    """Rewrite sites and U of the atom loop in the standard notation, 0.4705(3)."""
+    """Write the atom loop in the standard notation, 0.4705(3), with how it was refined."""
     loop = block.get_loop("_atom_site")
     cell = refined.unit_cell()
     site_su = result.site_su.detach().cpu().numpy() / np.array(cell.parameters()[:3])
@@ -59,6 +60,13 @@ def _add_uncertainties(block, refined, result: Result) -> None:
     u_su = result.u_su.tolist()
     u = [with_uncertainty(a.u_iso_or_equiv(cell), u_su[i]) for i, a in enumerate(atoms)]
     loop["_atom_site_U_iso_or_equiv"] = flex.std_string(u)
+    if result.occ_su is not None:
+        pairs = zip(atoms, result.occ_su.tolist(), strict=True)
+        occ = [with_uncertainty(a.occupancy, su) for a, su in pairs]
+        loop["_atom_site_occupancy"] = flex.std_string(occ)
+    for name, values in atom_flags(result.structure).items():
+        loop[name] = flex.std_string(values)
+    block["_refine_ls_hydrogen_treatment"] = hydrogen_treatment(result.structure)
 
 
 def _set_atom_types(block, refined) -> None:

@@ -8,11 +8,12 @@ import functools
 import logging
 from dataclasses import dataclass, field
 
-from . import io_dials, io_pets
+from . import io_constraints, io_dials, io_pets, io_shelx
 from .checkpoint import RefineSettings, State
 from .cross_validation import block_of, choose_free, unique_groups
 from .data import InputError, Problem, Result
-from .io_cctbx import to_structure
+from .freedom import Constraints
+from .io_constraints import Parameters
 from .io_dials import Sampling, Selection, format_table
 from .io_structures import read_structure
 from .model import ModelSettings
@@ -51,6 +52,7 @@ class Options:
     test_settings: bool = True
     minimum_gain: float = 0.002
     numerics: Numerics = Numerics()
+    parameters: Parameters = Parameters()
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Job:
     state: State | None = None
     messages: tuple = ()  # warnings so far
     numerics: dict = field(default_factory=dict)  # what was chosen by its error
+    constraints: Constraints = Constraints()  # those in problem.structure.freedom
     result: Result | None = None  # of a continued problem that needs no more refinement
 
     @property
@@ -122,15 +125,26 @@ def load(files, structure, options: Options = Options()) -> Job:
     Raises InputError, with one sentence for the user, when something cannot be used.
     """
     xray_structure = read_structure(structure, options.block)
+    shelx = io_shelx.read_instructions(structure) if io_shelx.is_shelx(structure) else None
     loaded = read(files)
     xray_structure = loaded.reconcile(xray_structure, structure)
     rows, table = loaded.select(options.selection)
     logger.info("Selection of reflections:\n%s\n", format_table(table))
     scan, observations = loaded.observed(rows, options.sampling, options.selection)
-    record = to_structure(xray_structure)
+    xray_structure, record, constraints = io_constraints.constrained(
+        xray_structure, options.parameters, shelx
+    )
     by_frame = options.free_by == "frames"
     groups = block_of(observations, scan) if by_frame else unique_groups(record, observations.hkl)
     free = choose_free(groups, options.free_fraction, options.refine.seed)
+    free_parameters = record.freedom
+    logger.info(
+        "Free parameters: %d of sites, %d of displacements, %d of occupancies; %d riding atoms",
+        len(free_parameters.site),
+        len(free_parameters.u_iso),
+        len(free_parameters.occ),
+        int((free_parameters.parent >= 0).sum()),
+    )
     problem = Problem(record, scan, observations.replace(free=free), loaded.provenance(structure))
     logger.info(
         "%d reflections (%d above 3 sigma, %d free), %d blocks of %d orientation samples",
@@ -139,4 +153,4 @@ def load(files, structure, options: Options = Options()) -> Job:
         int(free.sum()),
         *scan.angle.shape,
     )
-    return Job(problem, xray_structure, loaded, options)
+    return Job(problem, xray_structure, loaded, options, constraints=constraints)

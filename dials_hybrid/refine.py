@@ -110,7 +110,8 @@ class Refinement:
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, parameter in own.items():
-                parameter.copy_(values[name].view_as(parameter))
+                if parameter.numel():
+                    parameter.copy_(values[name].view_as(parameter))
 
     def estimate(self) -> tuple[float, float]:
         """Return (seconds of one pass with derivatives, from one measured batch, bytes in all)."""
@@ -141,8 +142,9 @@ class Refinement:
         return 2 * linearised + jacobian + network + error_model
 
     def _remember(self) -> None:
+        # a kind of which none is free is left out, as by earlier versions that had no such kind
         self.state.parameters = {
-            k: v.detach().cpu().tolist() for k, v in self.model.named_parameters()
+            k: v.detach().cpu().tolist() for k, v in self.model.named_parameters() if v.numel()
         }
         self.state.seconds = time.monotonic() - self.began
 
@@ -335,6 +337,7 @@ class Refinement:
                 block_scale=model.scale(model.block_matrix),
                 site_su=errors.site,
                 u_su=errors.u,
+                occ_su=errors.occ,
                 state=self.state.parameters,
                 history=tuple(self.state.history),
                 summary={

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .crystal import SITE_UNIT, U_UNIT, metric
+from .crystal import OCC_UNIT, SITE_UNIT, U_UNIT
+from .freedom import equivalent_weights
 from .linear import LeastSquares
 
 
@@ -17,6 +18,7 @@ class Uncertainties:
 
     site: Tensor  # (A, 3) A, along the cell axes
     u: Tensor  # (A,) A^2, of U_iso or U_eq
+    occ: Tensor  # (A,)
     charge: Tensor  # (K,) e
     dipole: Tensor  # (A, 3) e A, along the cell axes
     effective_parameters: float  # trace of data information over all information
@@ -47,6 +49,7 @@ def standard_uncertainties(problem: LeastSquares) -> Uncertainties:
     return Uncertainties(
         site=_site_su(cheap.model.crystal, part),
         u=_u_su(cheap.model.crystal, part),
+        occ=_occ_su(cheap.model.crystal, part),
         charge=_charge_su(cheap.model.crystal, part),
         dipole=_dipole_su(cheap.model.crystal, part),
         effective_parameters=effective,
@@ -56,20 +59,27 @@ def standard_uncertainties(problem: LeastSquares) -> Uncertainties:
 
 
 def _site_su(crystal, covariance: Tensor) -> Tensor:
-    return SITE_UNIT * _vector_su(crystal, covariance, "site_shift")
+    part = crystal.slices()["site_shift"]
+    return SITE_UNIT * _vector_su(crystal, covariance[part, part], crystal.site_basis)
 
 
 def _dipole_su(crystal, covariance: Tensor) -> Tensor:
+    part = crystal.slices()["dipole_shift"]
+    basis = crystal.dipole_basis[: part.stop - part.start]
     sigma = crystal.valence_settings.dipole_sigma
-    return sigma * _vector_su(crystal, covariance, "dipole_shift")
+    return sigma * _vector_su(crystal, covariance[part, part], basis)
 
 
-def _vector_su(crystal, covariance: Tensor, name: str) -> Tensor:
-    """(A, 3) s.u. along the cell axes of a quantity that the basis of the sites spans."""
-    part = crystal.slices()[name]
-    basis = crystal.site_basis[: part.stop - part.start]
-    variance = torch.einsum("pai,pq,qai->ai", basis, covariance[part, part], basis)
+def _vector_su(crystal, covariance: Tensor, basis: Tensor) -> Tensor:
+    """(A, 3) s.u. along the cell axes of a vector that the basis (P, A, 3) spans."""
+    variance = torch.einsum("pai,pq,qai->ai", basis, covariance, basis)
     return variance.clamp(min=0).sqrt() * crystal.structure.cell[:3]
+
+
+def _occ_su(crystal, covariance: Tensor) -> Tensor:
+    part, basis = crystal.slices()["occ_shift"], crystal.occ_basis
+    variance = torch.einsum("pa,pq,qa->a", basis, covariance[part, part], basis)
+    return OCC_UNIT * variance.clamp(min=0).sqrt()
 
 
 def _charge_su(crystal, covariance: Tensor) -> Tensor:
@@ -79,17 +89,9 @@ def _charge_su(crystal, covariance: Tensor) -> Tensor:
 
 
 def _u_su(crystal, covariance: Tensor) -> Tensor:
-    m = len(crystal.u_iso_basis)
     part = crystal.slices()["u_shift"]
-    covariance = covariance[part, part]
-    iso = covariance[:m, :m]
-    variance = torch.einsum("pa,pq,qa->a", crystal.u_iso_basis, iso, crystal.u_iso_basis)
-    # U_eq = trace(G u_star) / 3 with the metric tensor G
-    g = metric(crystal.structure.cell)
-    weights = torch.stack([g[0, 0], g[1, 1], g[2, 2], 2 * g[0, 1], 2 * g[0, 2], 2 * g[1, 2]]).to(
-        covariance
-    )
-    slopes = crystal.u_star_basis @ weights / 3
-    aniso = covariance[m:, m:]
-    variance = variance + torch.einsum("pa,pq,qa->a", slopes, aniso, slopes)
+    weights = equivalent_weights(crystal.structure.cell).to(covariance)
+    # an atom has a U_iso or a u_star, the other one's part is zero
+    slopes = crystal.u_iso_basis + crystal.u_star_basis @ weights
+    variance = torch.einsum("pa,pq,qa->a", slopes, covariance[part, part], slopes)
     return U_UNIT * variance.clamp(min=0).sqrt()

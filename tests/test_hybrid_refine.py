@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import bare
+import iotbx.cif
 import iotbx.mtz
 import pytest
 import tiny
@@ -97,6 +98,37 @@ def test_outputs_can_be_refined_again(crystal, here):
         model="hybrid_refined.cif",
     )
     assert second["start"]["r1_obs"] < first["start"]["r1_obs"]
+
+
+def test_parameters_are_fixed_and_freed_as_asked(crystal, here):
+    found = refine(
+        crystal,
+        "refinement.iterations=1",
+        'parameters.fix="site Si1"',
+        "parameters.fix=u O*",
+        "parameters.free=occ O1",
+    )
+    start = read_structure(crystal.model).scatterers()
+    silicon, oxygen = found["sites"]
+    assert silicon["xyz"] == pytest.approx(start[0].site, abs=1e-7) and not any(silicon["xyz_su"])
+    assert oxygen["xyz"] != pytest.approx(start[1].site, abs=1e-6) and all(oxygen["xyz_su"])
+    assert not oxygen["u_iso_su"] and silicon["u_iso_su"]
+    assert oxygen["occupancy_su"] > 0 and oxygen["occupancy"] != 1
+    assert silicon["occupancy"] == 1 and not silicon["occupancy_su"]
+    block = iotbx.cif.reader(file_path="hybrid_refined.cif").model()["hybrid_refined"]
+    assert block["_atom_site_occupancy"][0] == "1.000000"
+    assert "(" in block["_atom_site_occupancy"][1]
+    assert list(block["_atom_site_refinement_flags_occupancy"]) == [".", "P"]
+    # resumed: one more iteration of the same parameters
+    hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=2"])
+    again = json.loads(Path("dials.hybrid_refine.json").read_text())["sites"]
+    assert again[0]["xyz"] == silicon["xyz"] and again[1]["occupancy"] != oxygen["occupancy"]
+
+
+def test_a_choice_that_names_no_atom_is_refused(crystal, here):
+    files = [crystal.expt, crystal.refl, crystal.model]
+    assert "no atom is called Fe; there are Si1, O1" in failure(*files, "parameters.fix=site Fe")
+    assert "for example site Si1" in failure(*files, "parameters.free=Si1")
 
 
 def test_the_same_seed_gives_the_same_result(crystal, here):

@@ -201,6 +201,21 @@ def refine_options(params) -> api.Options:
         test_settings=params.hand_and_indexing.test,
         minimum_gain=params.hand_and_indexing.minimum_gain,
         numerics=_numerics(params),
+        parameters=_parameters(params.parameters),
+    )
+
+
+def _parameters(params) -> api.Parameters:
+    def given(texts) -> tuple[str, ...]:
+        return tuple(text for text in texts if text is not None)
+
+    return api.Parameters(
+        fix=given(params.fix),
+        free=given(params.free),
+        same_site=given(params.same_site),
+        same_u=given(params.same_u),
+        occupancies=given(params.occupancies),
+        hydrogens=params.hydrogens,
     )
 
 

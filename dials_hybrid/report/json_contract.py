@@ -100,6 +100,7 @@ def _sites(result: Result) -> list[dict]:
             "u_iso_su": result.u_su[i],
             "adp_type": "Uani" if structure.anisotropic[i] else "Uiso",
             "occupancy": structure.occ[i],
+            "occupancy_su": None if result.occ_su is None else result.occ_su[i],
         }
         for i, label in enumerate(structure.labels)
     ]

@@ -1,0 +1,262 @@
+"""Constraints that a SHELX .ins or .res file asks for: AFIX, EXYZ, EADP, FVAR and 10+ values.
+
+The meaning of the instructions is that of SHELXL (G. M. Sheldrick 2015,
+doi:10.1107/S2053229614024218).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from iotbx import builders
+from iotbx.shelx import lexer, parsers
+
+from .data import InputError
+from .freedom import Constraints
+from .io_hydrogens import HydrogenGroup
+from .io_structures import is_shelx_atom, plain_shelx, shelx_lines
+
+logger = logging.getLogger("dials.hybrid.io_shelx")
+
+SUFFIXES = (".ins", ".res")
+
+# AFIX mn: the geometry m of hydrogen atoms, as the name of smtbx's class
+_GEOMETRIES = {
+    1: "tertiary_xh_site",
+    2: "secondary_xh2_sites",
+    3: "staggered_terminal_tetrahedral_xh3_sites",
+    4: "secondary_planar_xh_site",
+    8: "staggered_terminal_tetrahedral_xh_site",
+    9: "terminal_planar_xh2_sites",
+    13: "terminal_tetrahedral_xh3_sites",
+    14: "terminal_tetrahedral_xh_site",
+    15: "polyhedral_bh_site",
+    16: "terminal_linear_ch_site",
+}
+# n of AFIX mn whose atoms follow their parent, and what SHELXL refines beside
+_RIDING = {3: "", 4: "the distance", 7: "the torsion", 8: "torsion and distance"}
+_FIXED = (1, 2)  # n that fixes U: with the site, without it
+_NOT_HONOURED = ("SUMP", "HFIX", "ANIS", "BLOC", "SPEC")
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """What a SHELX file asks for; atoms by their number in the structure that is read."""
+
+    constraints: Constraints
+    hydrogens: tuple[HydrogenGroup, ...]  # AFIX of hydrogen atoms
+
+
+@dataclass(frozen=True)
+class _Atom:
+    name: str
+    residue: int
+    weight: float  # multiplicity over the order of the space group
+    special: bool
+    coding: tuple  # of x, y, z, occupancy and U_iso or six U_ij, as iotbx decodes it
+
+
+class _Recorder(builders.crystal_structure_builder):
+    """Keeps, beside the structure, how every parameter was coded."""
+
+    def __init__(self):
+        super().__init__(set_grad_flags=False)
+        self.atoms: list[_Atom] = []
+
+    def add_scatterer(self, scatterer, behaviour, *args, **kwargs):
+        """Add an atom; called by the parser of iotbx."""
+        super().add_scatterer(scatterer, behaviour, *args, **kwargs)
+        last = self.structure.scatterers()[-1]
+        special = len(self.atoms) in self.structure.special_position_indices()
+        number = kwargs.get("residue_number")
+        residue = int(number) if str(number).replace(".0", "").isdigit() else 0
+        weight = last.weight_without_occupancy()
+        self.atoms.append(
+            _Atom(scatterer.label.upper(), residue, weight, special, tuple(behaviour))
+        )
+
+
+def is_shelx(path) -> bool:
+    """Return whether a file has the name of a SHELX file."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def read_instructions(path) -> Instructions:
+    """Return the constraints of a SHELX file.
+
+    One warning names what cannot be honoured. Raises InputError when the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        found = _Reading(_recorded(plain_shelx(path)))
+        for words in shelx_lines(path):
+            found.line(words)
+        found.end_afix()
+    except InputError:
+        raise
+    except Exception as error:  # iotbx raises many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{path}: its constraints cannot be read ({reason}); correct the file, or give the "
+            "model as CIF"
+        ) from error
+    constraints = found.constraints()
+    if found.unhonoured:
+        logger.warning(
+            "%s: these instructions are not known here and have no effect: %s",
+            path,
+            ", ".join(dict.fromkeys(found.unhonoured)),
+        )
+    return Instructions(constraints, tuple(found.hydrogens))
+
+
+def _recorded(text: str) -> list[_Atom]:
+    builder = _Recorder()
+    stream = lexer.command_stream(file=io.StringIO(text))
+    stream = parsers.crystal_symmetry_parser(stream, builder)
+    stream = parsers.atom_parser(stream.filtered_commands(), builder, strictly_shelxl=False)
+    stream.parse()
+    return builder.atoms
+
+
+class _Reading:
+    """The instructions of a file, line after line."""
+
+    def __init__(self, atoms: list[_Atom]):
+        self.atoms = atoms
+        self.number = {(a.name, a.residue): i for i, a in enumerate(atoms)}
+        self.next = 0  # the atom that comes next
+        self.pivot = None  # the last atom that no AFIX moves
+        self.afix, self.held = None, []  # (m, n, distance) and the atoms under it
+        self.hydrogens, self.riding = [], []
+        self.fixed_site, self.fixed_u = set(), set()
+        self.same = {"EXYZ": [], "EADP": []}
+        self.unhonoured: list[str] = []
+
+    def line(self, words: list[str]) -> None:
+        """Take in one instruction."""
+        command, _, residue = words[0].upper().partition("_")
+        if command == "AFIX":
+            self.end_afix()
+            self._start_afix(words)
+        elif command in self.same:
+            self._share(command, residue, words)
+        elif command in _NOT_HONOURED:
+            self.unhonoured.append(command)
+        elif is_shelx_atom(command, words) and self._is_next(words[0]):
+            if self.afix is None:
+                self.pivot = self.next
+            else:
+                self.held.append(self.next)
+            self.next += 1
+
+    def _is_next(self, name: str) -> bool:
+        """Peaks of a difference map, which look like atoms, are in no structure."""
+        return self.next < len(self.atoms) and self.atoms[self.next].name == name.upper()
+
+    def _start_afix(self, words: list[str]) -> None:
+        code = int(float(words[1])) if len(words) > 1 else 0
+        m, n = divmod(abs(code), 10)
+        length = float(words[2]) if len(words) > 2 else 0.0
+        self.afix = (m, n, length or None) if code else None
+
+    def end_afix(self) -> None:
+        """Settle what the AFIX that ends here, if there is one, says of its atoms."""
+        if self.afix is None:
+            return
+        (m, n, length), atoms = self.afix, self.held
+        self.afix, self.held = None, []
+        if n in _FIXED:
+            self.fixed_u |= set(atoms)
+            self.fixed_site |= set(atoms) if n == 1 else set()
+        elif n in _RIDING and (m == 0 or m in _GEOMETRIES) and self.pivot is not None:
+            self.riding += [(atom, self.pivot) for atom in atoms]
+            if m:
+                self.hydrogens.append(
+                    HydrogenGroup(self.pivot, tuple(atoms), _GEOMETRIES[m], length)
+                )
+            if _RIDING[n]:
+                self.unhonoured.append(f"{_RIDING[n]} of AFIX {10 * m + n}")
+        else:
+            self.unhonoured.append(f"AFIX {10 * m + n}")
+            self.pivot = atoms[-1] if atoms else self.pivot
+
+    def _share(self, command: str, residue: str, words: list[str]) -> None:
+        try:
+            numbers = self._numbers(words[1:], int(residue or 0))
+        except (KeyError, ValueError):
+            self.unhonoured.append(" ".join(words))
+            return
+        self.same[command].append(tuple(dict.fromkeys(numbers)))
+
+    def _numbers(self, words: list[str], residue: int) -> list[int]:
+        """Return the atoms of a list such as C1 > C6 O1_2."""
+        found: list[int] = []
+        through = 0  # the direction of a range that waits for its end
+        for word in words:
+            if word in "<>":
+                through = 1 if word == ">" else -1
+                continue
+            name, _, own = word.upper().partition("_")
+            number = self.number[name, int(own or residue)]
+            if through:
+                found += range(found[-1] + through, number, through)
+            found.append(number)
+            through = 0
+        return found
+
+    def constraints(self) -> Constraints:
+        """Return what was found, with what the coding of the parameters says."""
+        fixed_site, fixed_u = set(self.fixed_site), set(self.fixed_u)
+        riding_u, linked_u, occ = [], {}, {}
+        for i, atom in enumerate(self.atoms):
+            site, occupancy, u = atom.coding[:3], atom.coding[3], atom.coding[4:]
+            if self._all_fixed(i, site, "coordinates"):
+                fixed_site.add(i)
+            if len(u) == 1 and isinstance(u[0], tuple):
+                self._isotropic(i, u[0], riding_u, linked_u)
+            elif self._all_fixed(i, u, "U"):
+                fixed_u.add(i)
+            if isinstance(occupancy, tuple):
+                variable, share = _share_of_variable(occupancy)
+                occ.setdefault(variable, []).append((i, share / atom.weight))
+            elif occupancy == parsers.independent_parameter:
+                occ[f"own {i}"] = [(i, 1.0)]
+        same_u = [tuple((i, 1.0) for i in atoms) for atoms in self.same["EADP"]]
+        return Constraints(
+            frozenset(fixed_site),
+            frozenset(fixed_u),
+            tuple(self.same["EXYZ"]),
+            tuple(self.riding),
+            (*same_u, *(tuple(group) for group in linked_u.values() if len(group) > 1)),
+            tuple(riding_u),
+            tuple(tuple(group) for group in occ.values()),
+        )
+
+    def _isotropic(self, i: int, coding: tuple, riding_u: list, linked_u: dict) -> None:
+        if coding[0] == parsers.constant_times_u_eq:
+            riding_u.append((i, coding[2], coding[1]))
+        else:
+            variable, share = _share_of_variable(coding)
+            linked_u.setdefault(variable, []).append((i, share))
+
+    def _all_fixed(self, i: int, codings: tuple, what: str) -> bool:
+        """Whether all of some parameters are fixed; those of special positions may be in part."""
+        fixed = [coding == parsers.constant_parameter for coding in codings]
+        if all(fixed):
+            return True
+        if not self.atoms[i].special:
+            if any(isinstance(coding, tuple) for coding in codings):
+                self.unhonoured.append(f"FVAR for {what} of {self.atoms[i].name}")
+            if any(fixed):
+                self.unhonoured.append(f"some of the {what} of {self.atoms[i].name} fixed")
+        return False
+
+
+def _share_of_variable(coding: tuple) -> tuple[int, float]:
+    """Return the free variable and the change of a parameter per change of it."""
+    _, share, variable = coding
+    return variable, float(share)

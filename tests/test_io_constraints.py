@@ -1,0 +1,336 @@
+"""Constraints from the user's words, from SHELX files and for hydrogens, against smtbx."""
+
+import pytest
+import tiny
+import torch
+
+pytest.importorskip("cctbx.xray", reason="cctbx is not installed")
+pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not installed")
+
+from test_freedom import alloy
+
+from dials_hybrid import io_constraints, io_hydrogens, io_shelx
+from dials_hybrid.data import InputError
+from dials_hybrid.freedom import Constraints, basis, u_equivalent
+from dials_hybrid.io_cctbx import to_structure
+from dials_hybrid.io_constraints import Parameters, constrained, resolve
+from dials_hybrid.io_structures import read_structure
+
+# Made up: a methyl and an aromatic H on sp2 carbons, a water, a mixed metal site, a half Br
+INS = """\
+TITL made up
+CELL 0.0251 8.1 9.2 10.3 90 95 90
+ZERR 4 0 0 0 0 0 0
+LATT 1
+SYMM -x, 1/2+y, 1/2-z
+SFAC C H O NA K BR
+UNIT 12 16 4 2 2 2
+FVAR 1.0 0.6 0.04
+NA1 4 0.0 0.0 0.0 20.5 0.02
+K1 5 0.0 0.0 0.0 -20.5 0.02
+EXYZ NA1 K1
+EADP NA1 K1
+O1 3 0.8 0.1 0.3 11.0 0.03
+H1A 2 0.86 0.18 0.28 11.0 -1.5
+H1B 2 0.72 0.14 0.36 11.0 31.0
+BR1 6 10.3 10.75 10.7 11.0 10.05
+BR2 6 0.32 0.5 0.72 0.5 31.0
+C1 1 0.10 0.30 0.40 11.0 0.02 0.03 0.025 0.001 0.002 =
+   0.003
+C2 1 0.2500 0.3600 0.4600 11.0 0.025
+AFIX 43
+H2 2 0.26 0.46 0.47 11.0 -1.2
+AFIX 0
+C3 1 0.3700 0.2700 0.5100 11.0 0.03
+AFIX 137
+H3A 2 0.38 0.20 0.44 11.0 -1.5
+H3B 2 0.47 0.32 0.53 11.0 -1.5
+H3C 2 0.33 0.22 0.58 11.0 -1.5
+AFIX 66
+C4 1 0.6 0.6 0.1 11.0 0.03
+AFIX 0
+SUMP 1 0.01 1 2
+HKLF 4
+Q1 1 0.1 0.1 0.1 11.0 0.05 1.5
+END
+"""
+
+
+@pytest.fixture
+def ins(tmp_path):
+    path = tmp_path / "made.ins"
+    path.write_text(INS)
+    return path
+
+
+def numbers(structure):
+    return {label: i for i, label in enumerate(structure.labels)}
+
+
+# --- words of the user ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "atoms"),
+    [
+        (["all"], [0, 1, 2]),
+        (["si1"], [0]),
+        (["O"], [1, 2]),
+        (["?1", "Si"], [0, 1, 2]),
+        (["X*", "O1"], [1, 2]),
+    ],
+)
+def test_atoms_are_chosen_by_label_element_and_wildcard(words, atoms):
+    assert io_constraints.select_atoms(alloy(), words, "here") == atoms
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"fix": ("site Fe",)}, r'parameters\.fix="site Fe": no atom is called Fe.*Si1, O1, X1'),
+        ({"fix": ("Si1",)}, r"site, u, occ, all.*for example site Si1"),
+        ({"free": ("occ",)}, r'parameters\.free="occ"'),
+        ({"same_site": ("O1",)}, "names one atom"),
+        ({"same_u": ("O1 X1",)}, "O1, X1 are to share U"),
+        ({"occupancies": ("O1 +",)}, "a side without atoms"),
+        ({"occupancies": ("O1 + O*",)}, "on two sides"),
+    ],
+)
+def test_bad_choices_are_one_sentence(choice, said):
+    with pytest.raises(InputError, match=said) as caught:
+        resolve(alloy(), Parameters(**choice))
+    assert "\n" not in str(caught.value)
+
+
+def test_long_lists_of_atoms_are_cut():
+    many = tiny.triclinic([[0.01 * i, 0, 0] for i in range(40)], [1.0] * 40, [1.0] * 40)
+    with pytest.raises(InputError, match=r"X29, \.\.\."):
+        resolve(many, Parameters(fix=("u Fe",)))
+
+
+def test_fix_and_free():
+    parameters = Parameters(fix=("site all", "u O"), free=("site Si1", "occ X1"))
+    assert resolve(alloy(), parameters) == Constraints(
+        fixed_site=frozenset({1, 2}), fixed_u=frozenset({1, 2}), occ=(((2, 1.0),),)
+    )
+    everything = basis(alloy(), resolve(alloy(), Parameters(fix=("all all",))))
+    assert len(everything.site) == len(everything.u_iso) == len(everything.occ) == 0
+
+
+def test_mixed_site_in_words():
+    found = resolve(alloy(), Parameters(same_site=("O1 X1",), occupancies=("O1 + X1", "Si1")))
+    assert found.same_site == ((1, 2),)
+    assert found.occ == (((1, 1.0), (2, -1.0)), ((0, 1.0),))
+
+
+def test_three_atoms_of_a_constant_sum_have_two_parameters():
+    three = alloy(occ=tiny.f64([0.2, 0.3, 0.5]))
+    free = basis(three, resolve(three, Parameters(occupancies=("Si1 + O1 + X1",))))
+    assert free.occ.shape == (2, 3) and torch.equal(free.occ.sum(1), torch.zeros(2).double())
+
+
+def test_groups_that_touch_are_one():
+    found = resolve(alloy(), Parameters(same_site=("O1 X1", "Si1 X1")))
+    assert [sorted(group) for group in found.same_site] == [[0, 1, 2]]
+
+
+# --- SHELX ----------------------------------------------------------------------------------
+
+
+def test_instructions_of_a_shelx_file(ins, warnings_logged):
+    n = numbers(to_structure(read_structure(ins)))
+    found = io_shelx.read_instructions(ins)
+    c = found.constraints
+    assert c.same_site == ((n["NA1"], n["K1"]),)
+    assert ((n["NA1"], 1.0), (n["K1"], 1.0)) in c.linked_u
+    assert ((n["H1B"], 1.0), (n["BR2"], 1.0)) in c.linked_u
+    assert c.fixed_site == {n["BR1"]} and c.fixed_u == {n["BR1"]}
+    assert (n["H1A"], n["O1"], 1.5) in c.riding_u and (n["H3C"], n["C3"], 1.5) in c.riding_u
+    assert (n["H2"], n["C2"], 1.2) in c.riding_u and len(c.riding_u) == 5
+    assert c.riding == tuple(
+        (n[h], n[p]) for h, p in (("H2", "C2"), ("H3A", "C3"), ("H3B", "C3"), ("H3C", "C3"))
+    )
+    # 20.5 and -20.5 of a site on an inversion centre, whose full occupancy is 0.5
+    assert c.occ == (((n["NA1"], 1.0), (n["K1"], -1.0)), ((n["BR2"], 1.0),))
+    assert [(g.parent, g.geometry) for g in found.hydrogens] == [
+        (n["C2"], "secondary_planar_xh_site"),
+        (n["C3"], "terminal_tetrahedral_xh3_sites"),
+    ]
+    said = warnings_logged()
+    assert len(said) == 1
+    assert all(w in said[0] for w in ("SUMP", "AFIX 66", "torsion of AFIX 137"))
+
+
+def test_start_values_agree_with_the_constraints(ins):
+    structure, record, constraints = constrained(
+        read_structure(ins), Parameters(), io_shelx.read_instructions(ins)
+    )
+    n, u = numbers(record), u_equivalent(record)
+    assert float(record.occ[n["NA1"]]) == pytest.approx(0.6)
+    assert float(record.occ[n["K1"]]) == pytest.approx(0.4)
+    for atom, parent, factor in constraints.riding_u:
+        assert float(u[atom]) == pytest.approx(factor * float(u[parent]), abs=1e-6)
+    assert float(u[n["BR2"]]) == float(u[n["H1B"]]) == pytest.approx(0.04)
+    assert torch.equal(to_structure(structure).site, record.site)
+    sites = {i for i in range(len(record.labels)) if record.freedom.site[:, i].abs().max() > 0}
+    assert sites == set(n.values()) - {n["NA1"], n["K1"], n["BR1"]}
+
+
+def test_choices_are_stronger_than_instructions(ins):
+    record, given = to_structure(read_structure(ins)), io_shelx.read_instructions(ins)
+    n = numbers(record)
+    free = resolve(record, Parameters(free=("all H2", "site BR1"), fix=("occ K1",)), given)
+    assert n["H2"] not in dict(free.riding) and n["H2"] not in {t[0] for t in free.riding_u}
+    assert free.fixed_site == set() and n["BR1"] in free.fixed_u
+    assert free.occ == (((n["BR2"], 1.0),), ((n["H2"], 1.0),))
+    free = resolve(record, Parameters(hydrogens="free"), given)
+    assert free.riding == free.riding_u == ()
+    # H1A and H1B, which have no AFIX
+    riding = resolve(record, Parameters(hydrogens="riding"), given)
+    assert len(riding.riding) == 6 and dict(riding.riding)[n["H1A"]] == n["O1"]
+    assert len(riding.riding_u) == 5  # that of H1B is a free variable
+
+
+def test_ranges_and_residues(tmp_path):
+    path = tmp_path / "ranges.ins"
+    head = INS[: INS.index("NA1")]
+    atoms = [f"C{i} 1 0.{i} 0.2 0.{i}5 11.0 0.02" for i in range(1, 6)]
+    body = [*atoms, "RESI 2 LIG", "C1 1 0.9 0.7 0.2 11.0 0.02", "C2 1 0.8 0.6 0.2 11.0 0.02"]
+    shared = ["EADP C5 < C3", "EADP_2 C1 C2", "EADP C1 C1_2", "EADP C9 C1", "EADP_LIG C1 C2"]
+    path.write_text("\n".join([head.rstrip(), *shared, *body, "HKLF 4", "END", ""]))
+    groups = io_shelx.read_instructions(path).constraints.linked_u
+    assert [[i for i, _ in g] for g in groups] == [[4, 3, 2], [5, 6], [0, 5]]
+
+
+def test_what_is_linked_in_part_is_named(tmp_path, warnings_logged):
+    """The file's warning comes from the coding of parameters too."""
+    path = tmp_path / "part.ins"
+    head = INS[: INS.index("NA1")]
+    path.write_text(f"{head}C1 1 21.0 0.2 10.3 11.0 0.02\nHKLF 4\nEND\n")
+    assert io_shelx.read_instructions(path).constraints == Constraints()
+    (said,) = warnings_logged()
+    assert "FVAR for coordinates of C1" in said and "some of the coordinates of C1" in said
+
+
+def test_instructions_that_make_no_sense_are_refused(tmp_path):
+    path = tmp_path / "bad.ins"
+    path.write_text(INS.replace("AFIX 43", "AFIX yes"))
+    with pytest.raises(InputError, match="its constraints cannot be read"):
+        io_shelx.read_instructions(path)
+
+
+# --- hydrogens ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paracetamol(data_folder):
+    path = data_folder / "paracetamol_pets" / "paracetamol.cif"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    return read_structure(path)
+
+
+def test_hydrogens_of_paracetamol_ride(paracetamol):
+    record = to_structure(paracetamol)
+    counts = {}
+    for hydrogens in io_constraints.HYDROGENS:
+        free = basis(record, resolve(record, Parameters(hydrogens=hydrogens)))
+        counts[hydrogens] = len(free.site), len(free.u_iso), int((free.parent >= 0).sum())
+    assert counts == {"as_given": (33, 11, 9), "riding": (33, 11, 9), "free": (60, 20, 0)}
+
+
+def test_as_given_leaves_the_start_alone(paracetamol):
+    structure, record, _ = constrained(paracetamol, Parameters(), None)
+    assert torch.equal(record.site, to_structure(paracetamol).site)
+    assert torch.equal(record.u_iso, to_structure(paracetamol).u_iso)
+
+
+def smtbx_model(structure, groups):
+    """Return smtbx's reparametrisation with its own way for H atoms to ride."""
+    from smtbx.refinement import constraints
+    from smtbx.utils import connectivity_table
+
+    for atom in structure.scatterers():
+        atom.flags.set_grad_site(True)
+    made = [
+        getattr(io_hydrogens.geometries, g.geometry)(
+            pivot=g.parent,
+            constrained_site_indices=g.atoms,
+            bond_length=io_hydrogens.NUCLEAR_DISTANCE[
+                structure.scatterers()[g.parent].scattering_type
+            ],
+        )
+        for g in groups
+    ]
+    model = constraints.reparametrisation(structure, made, connectivity_table(structure))
+    model.linearise()
+    return model
+
+
+def test_ideal_hydrogens_and_their_riding_are_those_of_smtbx(paracetamol):
+    structure, record, found = constrained(paracetamol, Parameters(hydrogens="riding"), None)
+    parents = dict(found.riding)
+    groups = io_hydrogens.usual_groups(paracetamol, parents)
+    assert sorted(i for g in groups for i in g.atoms) == sorted(parents)
+    theirs = paracetamol.deep_copy_scatterers()
+    model = smtbx_model(theirs, groups)
+    model.store()
+    place = torch.tensor(list(theirs.sites_frac()), dtype=torch.float64)
+    assert (place - record.site).abs().max() < 1e-9
+    assert (record.site - to_structure(paracetamol).site).abs().max() > 1e-3
+    assert torch.equal(to_structure(structure).site, record.site)
+    # smtbx: columns of the Jacobian of each H by x, y, z of its parent
+    jacobian = model.jacobian_transpose.as_dense_matrix().as_numpy_array()
+    for atom, parent in parents.items():
+        of = [model.asu_scatterer_parameters[i].site.index for i in (atom, parent)]
+        mine = torch.stack([record.freedom.site[:, i] for i in (atom, parent)])
+        their = torch.from_numpy(jacobian)[:, [of[0] + k for k in range(3)]]
+        of_parent = torch.from_numpy(jacobian)[:, [of[1] + k for k in range(3)]]
+        assert torch.allclose(their, of_parent) and their.abs().max() == 1
+        assert torch.equal(mine[0], mine[1]) and mine[0].abs().max() > 0
+
+
+def test_distances_and_riding_u_of_the_usual_geometry(paracetamol):
+    structure, record, found = constrained(paracetamol, Parameters(hydrogens="riding"), None)
+    sites, length = structure.sites_frac(), {"O": 0.993, "N": 1.015, "C": 1.089}
+    for atom, parent in found.riding:
+        distance = structure.unit_cell().distance(sites[atom], sites[parent])
+        assert distance == pytest.approx(length[record.labels[parent][0]], abs=1e-6)
+    n, u = numbers(record), u_equivalent(record)
+    factor = {record.labels[atom]: f for atom, _, f in found.riding_u}
+    assert [factor[f"H{i}"] for i in range(1, 10)] == [1.2, 1.2, 1.5, 1.2, 1.2, 1.2, 1.5, 1.5, 1.5]
+    assert float(u[n["H3"]]) == pytest.approx(1.5 * float(u[n["O1"]]))
+
+
+def test_hydrogens_without_a_usual_geometry_are_named(ins, warnings_logged):
+    _, record, _ = constrained(
+        read_structure(ins), Parameters(hydrogens="riding"), io_shelx.read_instructions(ins)
+    )
+    start = to_structure(read_structure(ins))
+    n = numbers(start)
+    assert torch.equal(record.site[n["H1A"]], start.site[n["H1A"]])
+    assert any("H1A, H1B" in message for message in warnings_logged())
+
+
+def test_without_hydrogens_nothing_changes():
+    assert resolve(alloy()) == Constraints()
+
+
+# --- the CIF --------------------------------------------------------------------------------
+
+
+def test_flags_of_a_cif(ins):
+    _, record, _ = constrained(read_structure(ins), Parameters(), io_shelx.read_instructions(ins))
+    flags = {k.removeprefix("_atom_site_"): v for k, v in io_constraints.atom_flags(record).items()}
+    n = numbers(record)
+    found = {
+        name: [column[n[name]] for column in flags.values()] for name in ("H2", "NA1", "C1", "H1A")
+    }
+    assert found == {
+        "H2": ["calc", "R", ".", "."],
+        "NA1": ["d", "S", ".", "P"],
+        "C1": ["d", ".", ".", "."],
+        "H1A": ["d", ".", ".", "."],
+    }
+    assert io_constraints.hydrogen_treatment(record) == "mixed"
+    assert io_constraints.hydrogen_treatment(alloy()) == "undef"
