@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from . import accuracy, io_settings, validation
+from . import accuracy, io_restraints, io_settings, validation
 from .data import Problem
 from .io_cctbx import to_structure
 from .job import Job, Options, collected_warnings, remembering_warnings
@@ -55,7 +55,15 @@ def choose_setting(job: Job) -> Job:
     chosen = found[best][2]
     job = dataclasses.replace(
         job,
-        problem=job.problem.replace(structure=to_structure(chosen)),
+        problem=job.problem.replace(
+            structure=to_structure(chosen),
+            restraints=io_restraints.in_basis(
+                job.problem.restraints,
+                scores[best].operator,
+                scores[best].hand == "inverted",
+                job.xray_structure,
+            ),
+        ),
         xray_structure=chosen,
         indexing=indexing,
         options=_with_depth(options, thickness[best]),

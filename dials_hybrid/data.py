@@ -55,15 +55,17 @@ class Record:
     def read(cls, group: h5py.Group):
         """Read what `write` wrote.
 
-        Raises InputError when a field is missing.
+        Fields with a default may be absent, as in files of earlier versions. Raises InputError
+        when another field is missing.
         """
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in group]
+        there = [f.name for f in dataclasses.fields(cls) if f.name in group]
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in there and _needed(f)]
         if missing:
             raise InputError(
                 f"{group.file.filename}: {group.name} lacks {', '.join(missing)}; "
                 "the file is not complete, or another version of dials_hybrid wrote it"
             )
-        return cls(**{f.name: _read_value(group[f.name]) for f in dataclasses.fields(cls)})
+        return cls(**{name: _read_value(group[name]) for name in there})
 
     def _expect(self, name: str, *shape: int) -> None:
         value = getattr(self, name)
@@ -73,6 +75,11 @@ class Record:
             )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"{type(self).__name__}.{name} holds NaN or infinite values")
+
+
+def _needed(a_field: dataclasses.Field) -> bool:
+    nothing = dataclasses.MISSING
+    return a_field.default is nothing and a_field.default_factory is nothing
 
 
 def _write_value(group: h5py.Group, name: str, value: Any) -> None:
@@ -215,6 +222,35 @@ class Observations(Record):
 
 
 @dataclass(frozen=True)
+class Restraints(Record):
+    """N restraints on a structure and their M members, atoms moved by symmetry operators.
+
+    `kind` names a value that the members have and that should be `target` +- `sigma`; see the
+    room restraints. The members of a restraint stand together, in the order of the restraints.
+    """
+
+    kind: tuple  # (N,) str
+    target: Tensor  # (N,) A, degree or A^3; zero for differences, which should vanish
+    sigma: Tensor  # (N,) > 0; A, degree, A^3 or, for displacement parameters, A^2
+    owner: Tensor  # (M,) index of the restraint, ascending
+    atom: Tensor  # (M,) index of the atom
+    rot: Tensor  # (M, 3, 3) acts on fractional coordinates
+    trans: Tensor  # (M, 3)
+
+    def __post_init__(self):
+        n, m = len(self.kind), len(self.atom)
+        for name in ("target", "sigma"):
+            self._expect(name, n)
+        self._expect("owner", m)
+        self._expect("rot", m, 3, 3)
+        self._expect("trans", m, 3)
+        if not (self.sigma > 0).all():
+            raise ValueError("Restraints.sigma must be positive")
+        if not torch.equal(torch.unique_consecutive(self.owner).cpu(), torch.arange(n)):
+            raise ValueError("Restraints: members out of order, or a restraint without any")
+
+
+@dataclass(frozen=True)
 class Problem(Record):
     """All that a refinement needs. This is what travels to a GPU machine."""
 
@@ -222,6 +258,7 @@ class Problem(Record):
     scan: Scan
     observations: Observations
     provenance: dict = field(default_factory=dict)  # files, hashes, versions, settings
+    restraints: Restraints | None = None
 
     def save(self, path) -> None:
         """Write an HDF5 file; an existing file is replaced only when all is written."""
@@ -261,6 +298,7 @@ class Result(Record):
     summary: dict  # scalars: R factors, counts, timings
     converged: bool
     stop_reason: str
+    site_covariance: Tensor | None = None  # (A, 3, A, 3) of the fractional coordinates
 
     def __post_init__(self):
         r, d, f = len(self.calculated), len(self.depth), len(self.orientation)
@@ -272,7 +310,7 @@ class Result(Record):
         self._expect("orientation", f, 3)
 
 
-_RECORDS = {c.__name__: c for c in (Structure, Scan, Observations, Problem, Result)}
+_RECORDS = {c.__name__: c for c in (Structure, Scan, Observations, Restraints, Problem, Result)}
 
 
 @contextlib.contextmanager

@@ -142,26 +142,26 @@ _SHELX_NEWER = {"ABIN", "ANSC", "ANSR", "NEUT", "PRIG", "SKIP", "TWST", "WIGL", 
 
 
 def _read_shelx(path: Path, block: str | None):
-    text = _plain_shelx(path)
+    text = plain_shelx(path)
     for instruction, what in (("CELL", "unit cell"), ("SFAC", "list of elements")):
         if f"\n{instruction}" not in text:
             raise InputError(f"{path}: no {what}; add the {instruction} instruction")
     return xray.structure.from_shelx(file=io.StringIO(text), strictly_shelxl=False)
 
 
-def _plain_shelx(path: Path) -> str:
+def plain_shelx(path: Path) -> str:
     """Return the symmetry, elements and atoms of a SHELX file, the rest left out.
 
     Explicit scattering factors, which files for electrons have (SFAC C 0.1361 0.3731 ...), and
     several SFAC become one plain list of elements: iotbx knows only that. It leaves out peaks.
     """
     head, elements, atoms = [], [], []
-    for words in _shelx_lines(path):
+    for words in shelx_lines(path):
         command = words[0].split("_")[0].upper()
         if command == "SFAC":
             explicit = len(words) > 2 and not words[2][0].isalpha()
             elements += words[1:2] if explicit else words[1:]
-        elif command in ("FVAR", "PART", "RESI") or _is_shelx_atom(command, words):
+        elif command in ("FVAR", "PART", "RESI") or is_shelx_atom(command, words):
             atoms.append(" ".join(words))
         elif command in ("CELL", "ZERR", "LATT", "SYMM"):
             head.append(" ".join(words))
@@ -169,8 +169,11 @@ def _plain_shelx(path: Path) -> str:
     return "\n".join(["", *head, *sfac, *atoms, "HKLF 4", "END", ""])
 
 
-def _shelx_lines(path: Path):
-    """Yield the words of each instruction up to HKLF or END, continued lines joined."""
+def shelx_lines(path: Path):
+    """Yield the words of each instruction up to HKLF or END, continued lines joined.
+
+    Raises InputError when neither is there.
+    """
     lines = re.sub(r"=[^\n]*\n", " ", _text(path).replace("\r", "")).splitlines()
     fragment = False  # the atoms between FRAG and FEND are a pattern to fit
     for line in lines:
@@ -186,7 +189,8 @@ def _shelx_lines(path: Path):
     raise InputError(f"{path}: ends without HKLF or END; give the complete file")
 
 
-def _is_shelx_atom(command: str, words: list[str]) -> bool:
+def is_shelx_atom(command: str, words: list[str]) -> bool:
+    """Return whether the words of an instruction, named `command`, describe an atom."""
     if command in command_stream.shelx_commands or command in _SHELX_NEWER:
         return False
     return len(words) > 1 and words[1].isdigit()

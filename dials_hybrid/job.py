@@ -13,6 +13,7 @@ from .checkpoint import RefineSettings, State
 from .data import InputError, Problem, Result
 from .io_cctbx import to_structure
 from .io_dials import Sampling, Selection, format_table
+from .io_restraints import RestraintOptions, count_kinds, restraints_of
 from .io_structures import read_structure
 from .model import ModelSettings
 
@@ -49,6 +50,7 @@ class Options:
     test_settings: bool = True
     minimum_gain: float = 0.002
     numerics: Numerics = Numerics()
+    restraints: RestraintOptions = RestraintOptions()
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,15 @@ def load(files, structure, options: Options = Options()) -> Job:
     free = validation.choose_free(
         record, observations.hkl, options.free_fraction, options.refine.seed
     )
-    problem = Problem(record, scan, observations.replace(free=free), loaded.provenance(structure))
+    problem = Problem(
+        record,
+        scan,
+        observations.replace(free=free),
+        loaded.provenance(structure),
+        restraints_of(xray_structure, options.restraints, structure),
+    )
+    if problem.restraints is not None:
+        logger.info("Restraints: %s", count_kinds(problem.restraints))
     logger.info(
         "%d reflections (%d above 3 sigma, %d free), %d blocks of %d orientation samples",
         len(free),
