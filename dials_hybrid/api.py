@@ -24,8 +24,8 @@ from . import io_cif_mtz, io_dials, io_pets, io_results, report
 from .checkpoint import Checkpoint, RefineSettings, State
 from .choices import choose_setting, hands, with_step
 from .data import InputError, Problem, Result
-from .io_cctbx import update_xray_structure
 from .io_bonds import bonds_and_angles, cell_covariance
+from .io_cctbx import update_xray_structure
 from .io_dials import Sampling, Selection
 from .io_restraints import RestraintOptions
 from .io_structures import read_structure

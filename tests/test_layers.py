@@ -44,6 +44,7 @@ LEVELS = {
     "io_geometry": 6,
     "io_reflections": 6,
     "io_results": 6,
+    "io_cif_loops": 6,
     "io_cif_mtz": 6,
     "io_pets": 6,
     "report": 6,
