@@ -11,7 +11,8 @@ The kinds and their values, with the units that target and sigma have:
     rigid_bond          A^2, difference of the mean-square displacements along a bond
                         (F. L. Hirshfeld 1976, doi:10.1107/S0567739476001533)
     enhanced_rigid_bond A^2, the same, and of U13 and U23, z along the bond (A. Thorn, B. Dittrich
-                        & G. M. Sheldrick 2012, doi:10.1107/S0108767312014535)
+                        & G. M. Sheldrick 2012, doi:10.1107/S0108767312014535), over the distance
+                        d in A and sqrt(1 + (Ueq1 + Ueq2) / p^2), p = 0.5 A, as in SHELXL
     isotropic_adp       A^2, deviation of U from its isotropic part
 
 A residual is (value - target) / sigma, on the scale of data whose error model gives a goodness
@@ -28,6 +29,7 @@ from .crystal import metric
 from .data import Restraints, Structure
 
 _OFF_DIAGONAL = 2**0.5  # each stands twice in the norm of a symmetric matrix
+_RIGU_P = 0.5  # A, of the weights of enhanced rigid bonds
 _TINY = 1e-12  # A^2, keeps square roots differentiable for straight angles and lines
 
 
@@ -110,7 +112,9 @@ def _enhanced_rigid_bond(xyz: Tensor, u: Tensor) -> Tensor:
     x = torch.linalg.cross(z, helper)
     x = x / _length(x)[:, None]
     frame = torch.stack([x, torch.linalg.cross(z, x), z], 1)
-    return torch.einsum("nki,nij,nj->nk", frame, u[:, 0] - u[:, 1], z)
+    u_eq = u.diagonal(dim1=2, dim2=3).mean(2).sum(1)
+    looser = _length(xyz[:, 1] - xyz[:, 0]) * (1 + u_eq / _RIGU_P**2).sqrt()
+    return torch.einsum("nki,nij,nj->nk", frame, u[:, 0] - u[:, 1], z) / looser[:, None]
 
 
 _VALUES = {

@@ -104,7 +104,11 @@ U = [[0.010, 0.020, 0.030, 0.001, 0.002, 0.003], [0.012, 0.015, 0.020, 0.001, -0
         # components 11 22 33 and, twice, 12 13 23
         ("adp_similarity", 0.002**2 + 0.005**2 + 0.01**2 + 2 * (0.004**2 + 0.002**2)),
         ("rigid_bond", 0.01**2),  # the bond is along z
-        ("enhanced_rigid_bond", 0.01**2 + 0.004**2 + 0.002**2),
+        # loosened by the distance, 1.5 A, and the mean displacements, 0.02 and 0.047 / 3
+        (
+            "enhanced_rigid_bond",
+            (0.01**2 + 0.004**2 + 0.002**2) / 1.5**2 / (1 + (0.02 + 0.047 / 3) / 0.25),
+        ),
     ],
 )
 def test_displacements_along_z(kind, sum_of_squares):
