@@ -24,9 +24,11 @@ from . import io_cif_mtz, io_dials, io_pets, io_results, report
 from .checkpoint import Checkpoint, RefineSettings, State
 from .choices import choose_setting, hands, with_step
 from .data import InputError, Problem, Result
+from .io_bonds import bonds_and_angles, cell_covariance
 from .io_cctbx import update_xray_structure
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection
+from .io_restraints import RestraintOptions
 from .io_structures import read_structure
 from .job import (
     Job,
@@ -50,6 +52,7 @@ __all__ = [
     "Parameters",
     "Progress",
     "RefineSettings",
+    "RestraintOptions",
     "Sampling",
     "Selection",
     "choose_setting",
@@ -172,9 +175,11 @@ def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
         "absolute_structure": hands(job),
     }
     result = result.replace(summary=summary)
+    experiments = job.loaded.experiments if job.writes_back else []
     contract = report.contract(
         job.problem,
         result,
+        **bonds_and_angles(structure, result, cell_covariance(structure, experiments)),
         space_group=str(structure.space_group_info()),
         warnings=[*job.messages, *messages],
         dials_version=dials_version(),

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from . import accuracy, io_constraints, io_settings, validation
+from . import accuracy, io_constraints, io_restraints, io_settings, validation
 from .data import Problem
 from .io_cctbx import to_structure
 from .job import Job, Options, collected_warnings, remembering_warnings
@@ -57,7 +57,13 @@ def choose_setting(job: Job) -> Job:
     job = dataclasses.replace(
         job,
         problem=job.problem.replace(
-            structure=io_constraints.with_freedom(to_structure(chosen), job.constraints)
+            structure=io_constraints.with_freedom(to_structure(chosen), job.constraints),
+            restraints=io_restraints.in_basis(
+                job.problem.restraints,
+                scores[best].operator,
+                scores[best].hand == "inverted",
+                job.xray_structure,
+            ),
         ),
         xray_structure=chosen,
         indexing=indexing,

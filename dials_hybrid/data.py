@@ -246,6 +246,35 @@ class Observations(Record):
 
 
 @dataclass(frozen=True)
+class Restraints(Record):
+    """N restraints on a structure and their M members, atoms moved by symmetry operators.
+
+    `kind` names a value that the members have and that should be `target` +- `sigma`; see the
+    room restraints. The members of a restraint stand together, in the order of the restraints.
+    """
+
+    kind: tuple  # (N,) str
+    target: Tensor  # (N,) A, degree or A^3; zero for differences, which should vanish
+    sigma: Tensor  # (N,) > 0; A, degree, A^3 or, for displacement parameters, A^2
+    owner: Tensor  # (M,) index of the restraint, ascending
+    atom: Tensor  # (M,) index of the atom
+    rot: Tensor  # (M, 3, 3) acts on fractional coordinates
+    trans: Tensor  # (M, 3)
+
+    def __post_init__(self):
+        n, m = len(self.kind), len(self.atom)
+        for name in ("target", "sigma"):
+            self._expect(name, n)
+        self._expect("owner", m)
+        self._expect("rot", m, 3, 3)
+        self._expect("trans", m, 3)
+        if not (self.sigma > 0).all():
+            raise ValueError("Restraints.sigma must be positive")
+        if not torch.equal(torch.unique_consecutive(self.owner).cpu(), torch.arange(n)):
+            raise ValueError("Restraints: members out of order, or a restraint without any")
+
+
+@dataclass(frozen=True)
 class Problem(Record):
     """All that a refinement needs. This is what travels to a GPU machine."""
 
@@ -253,6 +282,7 @@ class Problem(Record):
     scan: Scan
     observations: Observations
     provenance: dict = field(default_factory=dict)  # files, hashes, versions, settings
+    restraints: Restraints | None = None
 
     def save(self, path) -> None:
         """Write an HDF5 file; an existing file is replaced only when all is written."""
@@ -293,6 +323,7 @@ class Result(Record):
     converged: bool
     stop_reason: str
     occ_su: Tensor | None = None  # (A,) of the occupancies; NaN where unknown
+    site_covariance: Tensor | None = None  # (A, 3, A, 3) of the fractional coordinates
 
     def __post_init__(self):
         r, d, f = len(self.calculated), len(self.depth), len(self.orientation)
@@ -304,7 +335,9 @@ class Result(Record):
         self._expect("orientation", f, 3)
 
 
-_RECORDS = {c.__name__: c for c in (Freedom, Structure, Scan, Observations, Problem, Result)}
+_RECORDS = {
+    c.__name__: c for c in (Freedom, Structure, Scan, Observations, Restraints, Problem, Result)
+}
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from libtbx.utils import format_float_with_standard_uncertainty
 from . import __version__, electron
 from .data import Problem, Result
 from .io_cctbx import update_xray_structure
+from .io_cif_loops import add_geometry, add_restraints
 from .io_constraints import atom_flags, hydrogen_treatment
 from .io_results import writing
 from .io_structures import ELECTRON_TABLE, neutral
@@ -42,6 +43,8 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     items = _experiment_items(refined, problem) | _agreement_items(problem, contract)
     for key, value in items.items():
         block[key] = "?" if value is None else str(value)
+    add_restraints(block, refined, problem.restraints, contract.get("restraints") or {})
+    add_geometry(block, contract)
     model = iotbx.cif.model.cif()
     model[re.sub(r"\W+", "_", Path(path).stem) or "refined"] = block
     with writing(path) as temporary:

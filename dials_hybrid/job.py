@@ -15,6 +15,7 @@ from .data import InputError, Problem, Result
 from .freedom import Constraints
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection, format_table
+from .io_restraints import RestraintOptions, count_kinds, restraints_of
 from .io_structures import read_structure
 from .model import ModelSettings
 
@@ -53,6 +54,7 @@ class Options:
     minimum_gain: float = 0.002
     numerics: Numerics = Numerics()
     parameters: Parameters = Parameters()
+    restraints: RestraintOptions = RestraintOptions()
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,15 @@ def load(files, structure, options: Options = Options()) -> Job:
         len(free_parameters.occ),
         int((free_parameters.parent >= 0).sum()),
     )
-    problem = Problem(record, scan, observations.replace(free=free), loaded.provenance(structure))
+    problem = Problem(
+        record,
+        scan,
+        observations.replace(free=free),
+        loaded.provenance(structure),
+        restraints_of(xray_structure, options.restraints, structure),
+    )
+    if problem.restraints is not None:
+        logger.info("Restraints: %s", count_kinds(problem.restraints))
     logger.info(
         "%d reflections (%d above 3 sigma, %d free), %d blocks of %d orientation samples",
         len(free),

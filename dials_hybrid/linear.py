@@ -144,7 +144,8 @@ class CheapModel:
         offset = model.orientation.offset.detach().flatten() + x[parts.orientation]
         wobble = model.orientation.prior_operator() @ offset
         valence = model.crystal.prior_residuals().detach() + x[self.valence]
-        prior = torch.cat([thick_prior, smooth, wobble, valence])
+        restrained = model.restrained.after(x[parts.crystal])
+        prior = torch.cat([thick_prior, smooth, wobble, valence, restrained])
         if not jacobian:
             return scale * raw, prior, None, None
         blocks = {
@@ -154,7 +155,7 @@ class CheapModel:
         }
         columns = [scale[:, None] * self._sum_links(b) for b in blocks.values()]
         columns.append((scale * raw)[:, None] * model.scale_matrix)
-        return scale * raw, prior, torch.cat(columns, 1), self._prior_jacobian(d_thick_prior)
+        return scale * raw, prior, torch.cat(columns, 1), self._prior_jacobian(x, d_thick_prior)
 
     def _orientation_jacobian(self, weight: Tensor) -> Tensor:
         local = torch.einsum("ld,lkd->lk", weight, self.lin.orientation)
@@ -169,7 +170,7 @@ class CheapModel:
             out[mine] = profiles[mine] @ dp[block]
         return out
 
-    def _prior_jacobian(self, d_thick_prior: Tensor) -> Tensor:
+    def _prior_jacobian(self, x: Tensor, d_thick_prior: Tensor) -> Tensor:
         parts, model = self.parts, self.model
         smooth, wobble = model.scale.prior_operator(), model.orientation.prior_operator()
         identity = torch.eye(self.valence.stop - self.valence.start).to(d_thick_prior)
@@ -178,6 +179,7 @@ class CheapModel:
             (parts.scale, smooth),
             (parts.orientation, wobble),
             (self.valence, identity),
+            (parts.crystal, model.restrained.jacobian(x[parts.crystal])),
         )
         rows = []
         for columns, block in blocks:

@@ -18,6 +18,7 @@ from .data import Problem, Record
 from .losses import SmoothScale
 from .parallel import ALONE, Alone, Team, in_threads
 from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
+from .restraints import RestrainedCrystal, Restrainer
 from .thickness import MODELS, ThicknessPrior
 from .valence import ValenceSettings
 
@@ -166,6 +167,7 @@ class HybridModel(nn.Module):
             problem.structure, scan, observations, settings.g_max, settings.s_max
         )
         self.crystal = crystal.CrystalModel(problem.structure, settings.valence)
+        self.restrainer = Restrainer(problem.restraints, problem.structure)
         self.orientation = OrientationCurve(
             scan,
             settings.orientation_spacing,
@@ -320,6 +322,11 @@ class HybridModel(nn.Module):
         raw = raw.index_add(0, observations.link_observation, per_link)
         return raw * self.scale(self.scale_matrix)
 
+    @property
+    def restrained(self) -> RestrainedCrystal:
+        """The residuals of the restraints, none if there are none, by the crystal's parameters."""
+        return RestrainedCrystal(self.crystal, self.restrainer)
+
     def prior_residuals(self) -> Tensor:
         """Return the residuals of all priors; half their squared sum is the negative log."""
         offset = self.orientation.offset.flatten()
@@ -329,6 +336,7 @@ class HybridModel(nn.Module):
                 self.scale.prior_operator() @ self.scale.log_scale,
                 self.orientation.prior_operator() @ offset,
                 self.crystal.prior_residuals(),
+                self.restrained(),
             ]
         )
 

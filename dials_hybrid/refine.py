@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import cross_validation, losses, uncertainty
+from . import cross_validation, losses, restraints, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .crystal import metric
 from .data import InputError, Problem, Result
@@ -338,6 +338,7 @@ class Refinement:
                 site_su=errors.site,
                 u_su=errors.u,
                 occ_su=errors.occ,
+                site_covariance=errors.site_covariance,
                 state=self.state.parameters,
                 history=tuple(self.state.history),
                 summary={
@@ -378,7 +379,12 @@ class Refinement:
             },
             "error_model": dataclasses.asdict(self.state.error_model),
             "valence": self._valence(errors),
+            "restraints": self._restraints(),
         }
+
+    def _restraints(self) -> dict:
+        """How many restraints of each kind there are, and how far the structure is from them."""
+        return restraints.summary(self.problem.restraints, self.model.crystal.refined())
 
     @torch.no_grad()
     def _valence(self, errors) -> dict:

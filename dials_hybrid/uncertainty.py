@@ -17,6 +17,7 @@ class Uncertainties:
     """Errors of the structure, with what the normal matrix tells besides."""
 
     site: Tensor  # (A, 3) A, along the cell axes
+    site_covariance: Tensor  # (A, 3, A, 3) of the fractional coordinates
     u: Tensor  # (A,) A^2, of U_iso or U_eq
     occ: Tensor  # (A,)
     charge: Tensor  # (K,) e
@@ -48,6 +49,7 @@ def standard_uncertainties(problem: LeastSquares) -> Uncertainties:
     part = covariance[cheap.parts.crystal, cheap.parts.crystal] * fit_sq
     return Uncertainties(
         site=_site_su(cheap.model.crystal, part),
+        site_covariance=_site_covariance(cheap.model.crystal, part),
         u=_u_su(cheap.model.crystal, part),
         occ=_occ_su(cheap.model.crystal, part),
         charge=_charge_su(cheap.model.crystal, part),
@@ -61,6 +63,12 @@ def standard_uncertainties(problem: LeastSquares) -> Uncertainties:
 def _site_su(crystal, covariance: Tensor) -> Tensor:
     part = crystal.slices()["site_shift"]
     return SITE_UNIT * _vector_su(crystal, covariance[part, part], crystal.site_basis)
+
+
+def _site_covariance(crystal, covariance: Tensor) -> Tensor:
+    """(A, 3, A, 3): sites that the symmetry ties or holds have correlations of one, or none."""
+    part, basis = crystal.slices()["site_shift"], SITE_UNIT * crystal.site_basis
+    return torch.einsum("pai,pq,qbj->aibj", basis, covariance[part, part], basis)
 
 
 def _dipole_su(crystal, covariance: Tensor) -> Tensor:

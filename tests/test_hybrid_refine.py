@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -129,6 +130,21 @@ def test_a_choice_that_names_no_atom_is_refused(crystal, here):
     files = [crystal.expt, crystal.refl, crystal.model]
     assert "no atom is called Fe; there are Si1, O1" in failure(*files, "parameters.fix=site Fe")
     assert "for example site Si1" in failure(*files, "parameters.free=Si1")
+
+
+def test_restraints_are_refined_against_and_told_of(crystal, here):
+    found = refine(crystal, "refinement.iterations=2", "restraints.distance=Si1 O1 1.66 0.0005")
+    restrained = found["restraints"]["distance"]
+    assert (restrained["number"], restrained["worst"]["atoms"]) == (2, ["Si1", "O1"])
+    lengths = [bond["length"] for bond in found["bonds"]]
+    assert lengths == pytest.approx([1.66] * 4, abs=0.01)
+    assert all(0 < bond["su"] < 0.01 for bond in found["bonds"])
+    assert len(found["angles"]) == 7
+    cif = Path("hybrid_refined.cif").read_text()
+    assert re.search(r"_refine_ls_number_restraints +2\n", cif)
+    assert "_geom_bond_distance" in cif and "_restr_distance_target" in cif
+    log = Path("dials.hybrid_refine.log").read_text()
+    assert "Restraints: 2 distance" in log and "worst/sigma" in log
 
 
 def test_the_same_seed_gives_the_same_result(crystal, here):

@@ -202,6 +202,7 @@ def refine_options(params) -> api.Options:
         minimum_gain=params.hand_and_indexing.minimum_gain,
         numerics=_numerics(params),
         parameters=_parameters(params.parameters),
+        restraints=_restraints(params.restraints),
     )
 
 
@@ -216,6 +217,19 @@ def _parameters(params) -> api.Parameters:
         same_u=given(params.same_u),
         occupancies=given(params.occupancies),
         hydrogens=params.hydrogens,
+    )
+
+
+def _restraints(params) -> api.RestraintOptions:
+    words = ("distance", "similar_distance", "angle", "plane", "chirality")
+    return api.RestraintOptions(
+        shelx=params.shelx,
+        # PHIL gives [None] where there is none
+        **{name: tuple(text for text in getattr(params, name) if text) for name in words},
+        adp_similarity=params.adp_similarity,
+        rigid_bond=params.rigid_bond,
+        enhanced_rigid_bond=params.enhanced_rigid_bond,
+        isotropic_adp=params.isotropic_adp,
     )
 
 
@@ -316,6 +330,7 @@ def log_outcome(outcome: api.Outcome) -> None:
         rows.append(f"  {site['label']:<6} {xyz[0]:>12} {xyz[1]:>12} {xyz[2]:>12} {u:>12}")
     logger.info("%s %s\n%s\n", "Refined structure,", c["space_group"], "\n".join(rows))
     _log_valence(c["valence"])
+    _log_restraints(c["restraints"])
 
 
 def _log_valence(valence: dict) -> None:
@@ -333,6 +348,20 @@ def _log_valence(valence: dict) -> None:
     ]
     if dipoles:
         logger.info("Dipoles along the cell axes, e A: %s\n", ", ".join(dipoles))
+
+
+def _log_restraints(restraints: dict) -> None:
+    """Log how many restraints there are and the largest deviation of each kind."""
+    if not restraints:
+        return
+    rows = [f"  {'restraints':<20} {'number':>6} {'r.m.s./sigma':>12} {'worst/sigma':>11}  atoms"]
+    for kind, found in restraints.items():
+        worst = found["worst"]
+        rows.append(
+            f"  {kind.replace('_', ' '):<20} {found['number']:>6} {found['rms']:>12.2f} "
+            f"{worst['deviation_over_sigma']:>11.2f}  {' '.join(worst['atoms'])}"
+        )
+    logger.info("%s\n", "\n".join(rows))
 
 
 def _with_su(value: float, su: float | None) -> str:

@@ -33,6 +33,9 @@ _KEYS = {
         ("scheme", "step", "substeps", "error_measured", "error_target", "beams")
     ),
     **dict.fromkeys(("space_group", "absolute_structure", "indexing", "error_model", "valence")),
+    "restraints": {},
+    "bonds": [],
+    "angles": [],
     "warnings": [],
 }
 
