@@ -53,17 +53,19 @@ class Record:
 
     @classmethod
     def read(cls, group: h5py.Group):
-        """Read what `write` wrote.
+        """Read what `write` wrote; fields with a default may be absent.
 
         Raises InputError when a field is missing.
         """
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in group]
+        present = [f.name for f in dataclasses.fields(cls) if f.name in group]
+        required = [f.name for f in dataclasses.fields(cls) if not _has_default(f)]
+        missing = [name for name in required if name not in present]
         if missing:
             raise InputError(
                 f"{group.file.filename}: {group.name} lacks {', '.join(missing)}; "
                 "the file is not complete, or another version of dials_hybrid wrote it"
             )
-        return cls(**{f.name: _read_value(group[f.name]) for f in dataclasses.fields(cls)})
+        return cls(**{name: _read_value(group[name]) for name in present})
 
     def _expect(self, name: str, *shape: int) -> None:
         value = getattr(self, name)
@@ -73,6 +75,11 @@ class Record:
             )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"{type(self).__name__}.{name} holds NaN or infinite values")
+
+
+def _has_default(f: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return f.default is not missing or f.default_factory is not missing
 
 
 def _write_value(group: h5py.Group, name: str, value: Any) -> None:
@@ -261,6 +268,8 @@ class Result(Record):
     summary: dict  # scalars: R factors, counts, timings
     converged: bool
     stop_reason: str
+    # (A, 6) A^2, s.u. of U11 U22 U33 U12 U13 U23 as the CIF defines them; zero where isotropic
+    u_aniso_su: Tensor | None = None
 
     def __post_init__(self):
         r, d, f = len(self.calculated), len(self.depth), len(self.orientation)

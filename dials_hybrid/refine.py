@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import losses, uncertainty
+from . import correlations, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .crystal import metric
 from .data import InputError, Problem, Result
@@ -102,6 +102,7 @@ class Refinement:
         if self.state.parameters:
             self._restore()
         self.context: dict = {}  # written with every checkpoint, for the one who continues
+        self.curvature: uncertainty.Curvature | None = None  # known once `run` has ended
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
 
@@ -162,7 +163,7 @@ class Refinement:
 
     def intensities(self, cheap: CheapModel) -> Tensor:
         """Return the calculated intensities at the point of linearisation."""
-        return cheap.evaluate(cheap.start(), jacobian=False)[0]
+        return cheap.intensities()
 
     def sigma_w(self, calculated: Tensor) -> Tensor:
         """Return the standard deviations of the error model, outliers let go, (R,)."""
@@ -215,11 +216,17 @@ class Refinement:
         self._record("thickness", LeastSquares(cheap, self.sigma_w(calculated), 0), 0.0)
 
     def _fit_error_model(self, cheap: CheapModel) -> None:
+        """Choose the error model by the residuals, as large as they were without their own pull.
+
+        Parameters follow the strong reflections most. Left as they are, their residuals would
+        tell of too small an error in proportion to the intensity, which makes them pull more.
+        """
         o = self.problem.observations
         work = ~o.free
         calculated = self.intensities(cheap)
+        leverage = uncertainty.curvature_of(cheap, self.state.error_model).leverage
         self.state.error_model = losses.fit_error_model(
-            o.intensity[work], calculated[work], o.sigma[work]
+            o.intensity[work], calculated[work], o.sigma[work], leverage[work]
         )
 
     def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, float, float]:
@@ -312,7 +319,10 @@ class Refinement:
         model, o = self.model, self.problem.observations
         calculated = self.intensities(cheap).detach()
         sigma_w = self.sigma_w(calculated)
-        errors = uncertainty.standard_uncertainties(LeastSquares(cheap, sigma_w, 0))
+        errors = uncertainty.standard_uncertainties(
+            LeastSquares(cheap, sigma_w, 0), self.state.error_model
+        )
+        self.curvature = errors.curvature
         start = calculated.new_tensor(self.state.start["calculated"])
         kinematic = calculated.new_tensor(self.state.start["kinematic"])
         with torch.no_grad():
@@ -331,9 +341,15 @@ class Refinement:
                 block_scale=model.scale(model.block_matrix),
                 site_su=errors.site,
                 u_su=errors.u,
+                u_aniso_su=errors.u_aniso,
                 state=self.state.parameters,
                 history=tuple(self.state.history),
-                summary=self._summary(o, (kinematic, start, calculated), sigma_w, errors),
+                summary={
+                    **self._summary(o, (kinematic, start, calculated), sigma_w, errors),
+                    **correlations.summary(
+                        cheap, errors.curvature.covariance, errors.curvature.information
+                    ),
+                },
                 converged=converged,
                 stop_reason=reason,
             )

@@ -29,6 +29,7 @@ LEVELS = {
     "checkpoint": 4,
     "refine": 4,
     "uncertainty": 4,
+    "correlations": 4,
     "validation": 4,
     "accuracy": 4,
     "simulate": 4,
