@@ -22,6 +22,7 @@ from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.model import ModelSettings
 from dials_hybrid.propagation import DepthGrid
 from dials_hybrid.refine import Refinement, RefineSettings
+from dials_hybrid.uncertainty import star_lengths
 from dials_hybrid.valence import ValenceSettings
 
 from . import cases, common
@@ -31,7 +32,7 @@ BLOCKS, WIDTH, SAMPLES = 30, math.radians(2), 20
 WINDOW = math.radians(0.6)  # half of the rotation over which a reflection is integrated
 D_STAR_MAX = 1.25  # A^-1, of the reflections measured
 THICKNESS = simulate.ThicknessMixture((250.0,), (60.0,), (1.0,), simulate.constant())
-ORIENTATION_ERROR = math.radians(0.05), math.radians(4)  # size and correlation length
+ORIENTATION_ERROR = math.radians(0.05), math.radians(1.5)  # size and correlation length
 COUNTS = 300.0  # electrons of a mean reflection
 PROPORTIONAL = 0.03  # error in proportion to the intensity
 SETTINGS = ModelSettings(
@@ -157,3 +158,64 @@ def displaced(structure: Structure, rng) -> Structure:
         model.site_shift += 2 * torch.as_tensor(rng.normal(size=len(model.site_shift)))
         model.u_shift += 0.3 * torch.as_tensor(rng.normal(size=len(model.u_shift)))
     return model.refined()
+
+
+U_NAMES = ("U11", "U22", "U33", "U12", "U13", "U23")
+
+
+def normalised_errors(true: Structure, found: Result) -> dict[str, float]:
+    """Return (value - truth) / s.u. of every coordinate and U that is free, by name."""
+    out = {}
+    site = (found.structure.site - true.site) * true.cell[:3] / found.site_su
+    u_iso = (found.structure.u_iso - true.u_iso) / found.u_su
+    u_aniso = (found.structure.u_star - true.u_star) / star_lengths(true.cell) / found.u_aniso_su
+    for i, label in enumerate(true.labels):
+        for axis, name in enumerate("xyz"):
+            if found.site_su[i, axis] > 0:
+                out[f"{name}({label})"] = float(site[i, axis])
+        if not true.anisotropic[i]:
+            out[f"U({label})"] = float(u_iso[i])
+            continue
+        for j, name in enumerate(U_NAMES):
+            out[f"{name}({label})"] = float(u_aniso[i, j])
+    return out
+
+
+def run_case(seed: int, settings: ModelSettings = SETTINGS) -> dict[str, float]:
+    """Simulate, refine from a displaced start, and return the normalised errors."""
+    true = true_structure()
+    sweep, measured_ = measured(true, seed)
+    start = displaced(true, np.random.default_rng(1000 + seed))
+    refinement = Refinement(Problem(start, sweep, measured_), settings, RefineSettings())
+    return normalised_errors(true, refinement.run())
+
+
+def table(errors: list[dict[str, float]]) -> list[dict]:
+    """Return mean and standard deviation of every quantity, and of all together.
+
+    The standard deviation is that from the truth: a mean that is not zero counts.
+    """
+    columns = {name: np.array([e[name] for e in errors]) for name in errors[0]}
+    columns["all"] = np.concatenate(list(columns.values()))
+    return [
+        {"quantity": name, "mean": float(z.mean()), "s.d. from truth": float((z**2).mean() ** 0.5)}
+        for name, z in columns.items()
+    ]
+
+
+def main(seeds=range(30)) -> None:
+    """Print the tables and write benchmarks/results/uncertainties.json."""
+    rows = []
+    models = {
+        "no valence, as in the truth": SETTINGS,
+        "valence dipoles refined": dataclasses.replace(SETTINGS, valence=ValenceSettings("dipole")),
+    }
+    for name, settings in models.items():
+        found = table([run_case(seed, settings) for seed in seeds])
+        common.print_table(f"Errors over s.u., {len(seeds)} data sets, {name}", found)
+        rows += [{"model": name, **row} for row in found]
+    common.save("uncertainties", rows, data_sets=len(seeds))
+
+
+if __name__ == "__main__":
+    main()

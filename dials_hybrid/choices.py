@@ -171,11 +171,17 @@ def with_step(job: Job) -> Job:
 
 
 def hands(job: Job) -> dict:
-    """What the test before the refinement says of the two hands of the chosen indexing."""
+    """What the test before the refinement says of the two hands of the chosen indexing.
+
+    The verdict is that of no refinement of both; `other_settings` has a better one.
+    """
+    if job.xray_structure.space_group().is_centric():
+        return {"tested": False, "verdict": "not applicable: centrosymmetric"}
+    unknown = "undetermined: the other hand was not refined"
     chosen = job.indexing.get("operator")
     scores = {c["hand"]: c for c in job.indexing.get("candidates", []) if c["operator"] == chosen}
     if len(scores) < 2:
-        return {"tested": False}
+        return {"tested": False, "verdict": unknown}
     refined = "inverted" if job.indexing["inverted"] else "given"
     other = "given" if refined == "inverted" else "inverted"
     return {
@@ -183,4 +189,5 @@ def hands(job: Job) -> dict:
         "space_group": scores[refined]["space_group"],
         "r1_obs": scores[refined]["r1_obs"],
         "r1_obs_other_hand": scores[other]["r1_obs"],
+        "verdict": unknown,
     }

@@ -36,7 +36,12 @@ class Numerics:
 
 @dataclass(frozen=True)
 class Options:
-    """All choices of a refinement. Thicknesses in A; None is found from the data."""
+    """All choices of a refinement. Thicknesses in A; None is found from the data.
+
+    `refine_settings` says what is refined beside the chosen setting, to compare: "none", "hand"
+    (the mirror image of a structure that is not centrosymmetric) or "all" (the other indexing
+    settings too).
+    """
 
     selection: Selection = Selection(d_min=0.625)
     sampling: Sampling = Sampling(1.0, 0.05)
@@ -48,6 +53,7 @@ class Options:
     thickness_start: float | None = None
     test_settings: bool = True
     minimum_gain: float = 0.002
+    refine_settings: str = "hand"
     numerics: Numerics = Numerics()
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from .curves import CurveBasis
 
-
 # the scale of the t distribution, four degrees of freedom, most likely for normal errors of one
 NORMAL_SCALE = 0.83
 
@@ -49,13 +48,17 @@ class ErrorModel:
         """Return sigma_w (R,) for integration sigmas and intensities (R,)."""
         return ((self.k * sigma).square() + (self.p * intensity.clamp(min=0)).square()).sqrt()
 
+    def sigma_w(self, observed: Tensor, calculated: Tensor, sigma: Tensor) -> Tensor:
+        """Return sigma_w (R,) at the intensity that observation and model agree on."""
+        return self.sigma(sigma, model_intensity(observed, calculated))
+
     def robust_sigma(self, observed: Tensor, calculated: Tensor, sigma: Tensor) -> Tensor:
         """Return (R,) the sigma that makes a least-squares residual pull as the t distribution.
 
         Iteratively reweighted least squares: weight (f + 1) / (f + r^2 / sigma_w^2), K. L. Lange,
         R. J. A. Little & J. M. G. Taylor 1989, doi:10.1080/01621459.1989.10478852.
         """
-        sigma_w = self.sigma(sigma, model_intensity(observed, calculated))
+        sigma_w = self.sigma_w(observed, calculated, sigma)
         ratio_sq = ((observed - calculated) / sigma_w).square()
         return sigma_w * ((self.freedom + ratio_sq) / (self.freedom + 1)).sqrt()
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from .crystal import SITE_UNIT, U_UNIT, metric
 from .linear import CheapModel, LeastSquares
-from .losses import ErrorModel, model_intensity
-
+from .losses import ErrorModel
 
 _UNSEEN = 1e-12  # of the largest eigenvalue: such directions get no information
 
@@ -149,7 +148,7 @@ def curvature_of(cheap: CheapModel, error_model: ErrorModel) -> Curvature:
     """Return residuals and derivatives of everything at the point of linearisation."""
     intensity, prior, j, j_prior = cheap.evaluate(cheap.start())
     o = cheap.model.problem.observations
-    sigma = error_model.sigma(o.sigma, model_intensity(o.intensity, intensity))
+    sigma = error_model.sigma_w(o.intensity, intensity, o.sigma)
     weight = torch.where(o.free, torch.zeros_like(sigma), 1 / sigma)
     return Curvature(
         (o.intensity - intensity) * weight, j * weight[:, None], prior, j_prior, error_model

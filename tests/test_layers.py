@@ -30,6 +30,7 @@ LEVELS = {
     "refine": 4,
     "uncertainty": 4,
     "correlations": 4,
+    "absolute_structure": 4,
     "validation": 4,
     "accuracy": 4,
     "simulate": 4,
@@ -47,6 +48,7 @@ LEVELS = {
     "phil_files": 7,
     "job": 7,
     "choices": 8,
+    "other_settings": 8,
     "api": 9,
     "command_line": 10,
 }

@@ -199,6 +199,8 @@ def refine_options(params) -> api.Options:
         thickness_start=start,
         test_settings=params.hand_and_indexing.test,
         minimum_gain=params.hand_and_indexing.minimum_gain,
+        # PHIL takes the choice none as no choice
+        refine_settings=params.hand_and_indexing.refine or "none",
         numerics=_numerics(params),
     )
 
@@ -296,6 +298,8 @@ def log_outcome(outcome: api.Outcome) -> None:
         rows.append(f"  {site['label']:<6} {xyz[0]:>12} {xyz[1]:>12} {xyz[2]:>12} {u:>12}")
     logger.info("%s %s\n%s\n", "Refined structure,", c["space_group"], "\n".join(rows))
     _log_valence(c["valence"])
+    _log_correlations(c)
+    logger.info("Absolute structure: %s\n", c["absolute_structure"]["verdict"])
 
 
 def _log_valence(valence: dict) -> None:
@@ -313,6 +317,18 @@ def _log_valence(valence: dict) -> None:
     ]
     if dipoles:
         logger.info("Dipoles along the cell axes, e A: %s\n", ", ".join(dipoles))
+
+
+def _log_correlations(contract: dict) -> None:
+    """Log the condition of the normal matrix and the strongest correlations."""
+    condition, pairs = contract["condition"], contract["correlations"][:10]
+    rows = [f"  {p['first']:<22} {p['second']:<22} {p['r']:6.2f}" for p in pairs]
+    logger.info(
+        "Condition of the normal matrix: structure %s, all %s; %d correlations above 0.5%s",
+        *(f"{x:.3g}" if x else "-" for x in (condition["structure"], condition["all"])),
+        condition["strong_correlations"],
+        "".join(f"\n{row}" for row in rows) + "\n",
+    )
 
 
 def _with_su(value: float, su: float | None) -> str:
