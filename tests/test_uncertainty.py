@@ -144,13 +144,14 @@ def test_uncertainties_are_those_of_the_coordinates_and_u_of_the_cif():
         LeastSquares(cheap, problem.observations.sigma, 0), ErrorModel()
     )
     physical = _Physical(model.crystal)
-    rows = torch.autograd.functional.jacobian(
-        lambda *values: torch.func.functional_call(
-            physical, dict(zip([f"crystal.{n}" for n in model.crystal.slices()], values)), ()
-        ),
-        tuple(model.crystal.parameters()),
+    names = [f"crystal.{name}" for name in model.crystal.slices()]
+
+    def coordinates(*values):
+        return torch.func.functional_call(physical, dict(zip(names, values, strict=True)), ())
+
+    rows = torch.cat(
+        torch.autograd.functional.jacobian(coordinates, tuple(model.crystal.parameters())), 1
     )
-    rows = torch.cat(rows, 1)
     part = errors.curvature.covariance[cheap.parts.crystal, cheap.parts.crystal]
     su = torch.einsum("qp,pr,qr->q", rows, part, rows).clamp(min=0).sqrt()
     cell = problem.structure.cell[:3]
