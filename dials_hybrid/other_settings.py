@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from dataclasses import dataclass
 
 import torch
+from cctbx import sgtbx
 
 from . import absolute_structure, io_settings
 from .checkpoint import State
@@ -117,27 +117,34 @@ def _alternative(first: Refined, other: tuple, progress: Progress) -> Alternativ
     else:
         with collected_warnings():  # said once already
             structure = to_structure(moved)
-    began = time.monotonic()
     refinement = started(first, structure, mirror, Progress(progress.report))
     twin = _twin(first, refinement) if mirror else None
     result = refinement.run()
-    logger.info("%.0f s", time.monotonic() - began)
     job = dataclasses.replace(
         first.job,
         problem=first.job.problem.replace(structure=structure),
         xray_structure=moved,
-        indexing=_moved_indexing(first.job.indexing, hand),
+        indexing=moved_indexing(first.job.indexing, operator, hand),
     )
     return Alternative(
         operator, hand, Refined(job, refinement, result), _score(first, result), twin
     )
 
 
-def _moved_indexing(indexing: dict, hand: str) -> dict:
-    """Return the record of the choice of settings for a structure of the same or other hand."""
+def moved_indexing(indexing: dict, operator: str, hand: str) -> dict:
+    """Return the record of the choice of settings for a structure moved further.
+
+    `operator` is a change of basis of the chosen structure, `hand` "given" or "inverted".
+    """
     if not indexing:
         return indexing
-    return {**indexing, "inverted": indexing["inverted"] != (hand == "inverted"), "changed": True}
+    change = sgtbx.change_of_basis_op
+    return {
+        **indexing,
+        "operator": (change(operator) * change(indexing["operator"])).as_hkl(),
+        "inverted": indexing["inverted"] != (hand == "inverted"),
+        "changed": True,
+    }
 
 
 def started(first: Refined, structure: Structure, mirror: bool, progress: Progress) -> Refinement:
@@ -204,7 +211,7 @@ def _warn(better: Alternative, what: str) -> None:
 def _to_the_end(first: Refined, better: Alternative, progress: Progress) -> Refined:
     """Refine an alternative until it has converged, as the first one was to be."""
     refinement = better.end.refinement
-    refinement.settings = dataclasses.replace(first.refinement.settings)
+    refinement.settings = first.refinement.settings
     refinement.progress = progress
     refinement.context = first.refinement.context
     return dataclasses.replace(better.end, result=refinement.run())
@@ -242,6 +249,8 @@ def _facts(chosen: Refined, mirror: Alternative) -> dict:
             "r1_difference": mirror.r1 - r1,
             "space_group_other_hand": mirror.row()["space_group"],
             "other_hand_converged": mirror.end.result.converged,
+            "other_hand_iterations": mirror.end.result.summary["iterations"],
+            "other_hand_time_s": mirror.end.result.summary["wall_time_s"],
         },
         "z_score": mirror.score.z,
         "probability": mirror.score.probability,

@@ -43,16 +43,16 @@ def line(residual, jacobian, prior=0.0, freedom=4.0) -> Curvature:
 
 @pytest.mark.parametrize("noise, scale", [(normal, NORMAL_SCALE), (student, 1.0)])
 def test_the_covariance_is_the_scatter_of_robust_fits(noise, scale):
-    """A thousand straight lines through noise, fitted each."""
+    """Six hundred straight lines through noise, fitted each."""
     jacobian = torch.stack([torch.ones(60), torch.linspace(-1, 1, 60)], 1).double() / scale
     errors, expected = [], []
-    for data in noise(1000, 60, seed=5) / scale:
+    for data in noise(600, 60, seed=5) / scale:
         fit = line(data, jacobian)
         x = fit.minimum()
         errors.append(x)
         expected.append(line(data - jacobian @ x, jacobian).covariance.diagonal())
     scatter = torch.stack(errors).var(0)
-    assert torch.allclose(torch.stack(expected).mean(0), scatter, rtol=0.12)
+    assert torch.allclose(torch.stack(expected).mean(0), scatter, rtol=0.15)
 
 
 def test_a_gaussian_gives_the_usual_covariance():
