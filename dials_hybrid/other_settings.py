@@ -17,7 +17,7 @@ from . import absolute_structure, io_settings
 from .checkpoint import State
 from .data import Result, Structure
 from .io_cctbx import other_hand, to_structure, update_xray_structure
-from .job import Job, collected_warnings
+from .job import Job
 from .refine import Progress, Refinement
 
 logger = logging.getLogger("dials.hybrid.other_settings")
@@ -115,8 +115,7 @@ def _alternative(first: Refined, other: tuple, progress: Progress) -> Alternativ
     if mirror:
         moved, structure = other_hand(first.job.xray_structure, first.result.structure)
     else:
-        with collected_warnings():  # said once already
-            structure = to_structure(moved)
+        structure = to_structure(moved)
     refinement = started(first, structure, mirror, Progress(progress.report))
     twin = _twin(first, refinement) if mirror else None
     result = refinement.run()

@@ -136,7 +136,7 @@ class Refinement:
         thickness = sum(p.numel() for p in model.thickness.parameters())
         size = sum(p.numel() for p in model.parameters())
         linearised = links * depths * (structure + 3)  # the old one is there until the new one is
-        jacobian = (links + 3 * rows) * size + 6 * size**2
+        jacobian = (links + 5 * rows) * size + 10 * size**2
         network = 3 * len(model.block_matrix) * depths * thickness
         error_model = 240 * rows
         return 2 * linearised + jacobian + network + error_model

@@ -151,13 +151,19 @@ def test_the_right_hand_is_found_from_the_wrong_one(crystal, here):
     assert any("hand_and_indexing.test" in w for w in found["warnings"])
 
 
-def test_the_hand_test_can_be_switched_off(crystal, here):
+def test_the_given_hand_can_be_kept_with_a_warning(crystal, here):
     mirror = api.read_structure(crystal.model).change_hand()
     Path("mirror.cif").write_text(api.cif_text(mirror))
     found = refine(
-        crystal, "refinement.iterations=1", "hand_and_indexing.test=False", model="mirror.cif"
+        crystal,
+        *("refinement.iterations=2", "hand_and_indexing.refine=hand"),
+        "hand_and_indexing.test=False",
+        model="mirror.cif",
     )
     assert found["space_group"] == "P 31 2 1"
+    assert found["absolute_structure"]["verdict"].startswith("undetermined")
+    assert found["absolute_structure"]["z_score"] < -3
+    assert any("keeps the given one" in w for w in found["warnings"])
 
 
 def test_both_hands_are_refined_and_the_absolute_structure_is_known(crystal, here):
@@ -184,17 +190,17 @@ def test_a_wrong_hand_that_looked_right_before_is_left(crystal, here, monkeypatc
     monkeypatch.setattr(validation, "quick_r1", lambda *_: (0.5, 600.0))
     mirror = api.read_structure(crystal.model).change_hand()
     Path("mirror.cif").write_text(api.cif_text(mirror))
-    arguments = ("refinement.iterations=4", "hand_and_indexing.refine=hand")
-    kept = refine(crystal, *arguments, "hand_and_indexing.test=False", model="mirror.cif")
-    assert kept["space_group"] == "P 31 2 1"
-    assert kept["absolute_structure"]["verdict"].startswith("undetermined")
-    assert kept["absolute_structure"]["z_score"] < -3
-    assert any("keeps the given one" in w for w in kept["warnings"])
-    found = refine(crystal, *arguments, model="mirror.cif")
+    found = refine(
+        crystal,
+        *("refinement.iterations=3", "hand_and_indexing.refine=hand"),
+        model="mirror.cif",
+    )
     assert found["space_group"] == "P 32 2 1" and found["indexing"]["inverted"]
     assert any("agrees better" in w for w in found["warnings"])
     assert found["absolute_structure"]["verdict"].startswith("determined, P 32 2 1")
-    assert found["final"]["r1_obs"] < kept["final"]["r1_obs"] - 0.01
+    rows = found["settings_refined"]
+    assert rows[0]["r1_obs"] == found["final"]["r1_obs"] < rows[1]["r1_obs"] - 0.01
+    assert rows[1]["z_score"] < -3
     assert str(read_structure("hybrid_refined.cif").space_group_info()) == "P 32 2 1"
 
 
