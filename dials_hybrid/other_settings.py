@@ -240,6 +240,7 @@ def _facts(chosen: Refined, mirror: Alternative) -> dict:
         sentence = "undetermined: the refinement of the other hand was interrupted"
     r1 = chosen.result.summary["final"]["r1_obs"]
     return {
+        "tested": True,
         "verdict": sentence,
         "space_group": group,
         "refined": {
