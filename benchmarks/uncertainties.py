@@ -213,8 +213,8 @@ def main(seeds=range(30)) -> None:
     for name, settings in models.items():
         found = table([run_case(seed, settings) for seed in seeds])
         common.print_table(f"Errors over s.u., {len(seeds)} data sets, {name}", found)
-        rows += [{"model": name, **row} for row in found]
-    common.save("uncertainties", rows, data_sets=len(seeds))
+        rows += [{"model": name, "data sets": len(seeds), **row} for row in found]
+    common.save("uncertainties", rows)
 
 
 if __name__ == "__main__":
