@@ -1,9 +1,10 @@
 """Run every benchmark and print its table."""
 
-from . import integrators, propagation, quartz, simulated
+from . import integrators, propagation, quartz, simulated, uncertainties
 
 if __name__ == "__main__":
     propagation.main()
     integrators.main()
     quartz.main()
     simulated.main()
+    uncertainties.main()

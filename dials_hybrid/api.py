@@ -24,6 +24,7 @@ from . import io_cif_mtz, io_dials, io_pets, io_results, report
 from .checkpoint import Checkpoint, RefineSettings, State
 from .choices import choose_setting, hands, with_step
 from .data import InputError, Problem, Result
+from .freedom import Constraints
 from .io_bonds import bonds_and_angles, cell_covariance
 from .io_cctbx import update_xray_structure
 from .io_constraints import Parameters
@@ -40,6 +41,7 @@ from .job import (
     remembering_warnings,
 )
 from .model import ModelSettings
+from .other_settings import Refined, decide
 from .refine import Progress, Refinement, out_of_memory_explained
 
 __all__ = [
@@ -125,7 +127,13 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
             memory / 1e9,
         )
         result = refinement.run()
-    return outcome_of(job, refinement.checkpoint(result), messages)
+        progress = progress or Progress()
+        if progress.checkpoint is not None:  # a long comparison may be cut off
+            refinement.save(progress.checkpoint, result)
+        end = decide(Refined(job, refinement, result), progress)
+        end.refinement.context = _context(end.job)
+    checkpoint = end.refinement.checkpoint(end.result)
+    return outcome_of(end.job, checkpoint, messages)
 
 
 def finished(job: Job) -> Outcome:
@@ -172,7 +180,7 @@ def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
         **result.summary,
         **job.numerics,
         "indexing": job.indexing,
-        "absolute_structure": hands(job),
+        "absolute_structure": {**hands(job), **result.summary.get("absolute_structure", {})},
     }
     result = result.replace(summary=summary)
     experiments = job.loaded.experiments if job.writes_back else []
@@ -222,6 +230,7 @@ def _context(job: Job) -> dict:
         "indexing": job.indexing,
         "messages": list(job.messages),
         "numerics": job.numerics,
+        "constraints": job.constraints.to_dict(),
     }
 
 
@@ -239,9 +248,9 @@ def resume(path, options: Options | None = None) -> Job:
     """Return the job of a saved problem or checkpoint, to be refined on.
 
     The settings of the file hold; of `options`, only what belongs to the machine (device,
-    memory, checkpoint interval) and the number of iterations are taken. A job that holds a
-    result needs no more refinement and goes to `finished`. Raises InputError when the file is
-    not of this kind.
+    memory, checkpoint interval), the number of iterations and the comparison of settings are
+    taken. A job that holds a result needs no more refinement and goes to `finished`. Raises
+    InputError when the file is not of this kind.
     """
     stored = Checkpoint.load(path)
     context, settings, model = stored.context, stored.settings, stored.model_settings
@@ -258,17 +267,20 @@ def resume(path, options: Options | None = None) -> Job:
             checkpoint_seconds=options.refine.checkpoint_seconds,
         )
         model = dataclasses.replace(model, memory=options.model.memory)
+    else:
+        options = Options()
     finished = dataclasses.replace(stored, settings=settings).finished
     return Job(
         stored.problem,
         _structure_from_cif(context["structure_cif"]),
         _reload(stored.problem, path),
-        Options(model=model, refine=settings),
+        dataclasses.replace(options, model=model, refine=settings),
         context["indexing"],
         stored.state,
         tuple(context["messages"]),
         context.get("numerics", {}),
         result=stored.result if finished else None,
+        constraints=Constraints.from_dict(context.get("constraints", {})),
     )
 
 

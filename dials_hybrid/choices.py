@@ -8,10 +8,10 @@ import math
 
 import torch
 
-from . import accuracy, io_constraints, io_restraints, io_settings, validation
+from . import accuracy, io_settings, validation
 from .data import Problem
 from .io_cctbx import to_structure
-from .job import Job, Options, collected_warnings, remembering_warnings
+from .job import Job, Options, collected_warnings, in_setting, remembering_warnings
 from .propagation import DepthGrid
 
 logger = logging.getLogger("dials.hybrid.choices")
@@ -56,15 +56,7 @@ def choose_setting(job: Job) -> Job:
     chosen = found[best][2]
     job = dataclasses.replace(
         job,
-        problem=job.problem.replace(
-            structure=io_constraints.with_freedom(to_structure(chosen), job.constraints),
-            restraints=io_restraints.in_basis(
-                job.problem.restraints,
-                scores[best].operator,
-                scores[best].hand == "inverted",
-                job.xray_structure,
-            ),
-        ),
+        problem=in_setting(job, to_structure(chosen), scores[best].operator, scores[best].hand),
         xray_structure=chosen,
         indexing=indexing,
         options=_with_depth(options, thickness[best]),
@@ -180,11 +172,17 @@ def with_step(job: Job) -> Job:
 
 
 def hands(job: Job) -> dict:
-    """What the test before the refinement says of the two hands of the chosen indexing."""
+    """What the test before the refinement says of the two hands of the chosen indexing.
+
+    The verdict is that of no refinement of both; `other_settings` has a better one.
+    """
+    if job.xray_structure.space_group().is_centric():
+        return {"tested": False, "verdict": "not applicable: centrosymmetric"}
+    unknown = "undetermined: the other hand was not refined"
     chosen = job.indexing.get("operator")
     scores = {c["hand"]: c for c in job.indexing.get("candidates", []) if c["operator"] == chosen}
     if len(scores) < 2:
-        return {"tested": False}
+        return {"tested": False, "verdict": unknown}
     refined = "inverted" if job.indexing["inverted"] else "given"
     other = "given" if refined == "inverted" else "inverted"
     return {
@@ -192,4 +190,5 @@ def hands(job: Job) -> dict:
         "space_group": scores[refined]["space_group"],
         "r1_obs": scores[refined]["r1_obs"],
         "r1_obs_other_hand": scores[other]["r1_obs"],
+        "verdict": unknown,
     }

@@ -53,19 +53,20 @@ class Record:
 
     @classmethod
     def read(cls, group: h5py.Group):
-        """Read what `write` wrote.
+        """Read what `write` wrote; fields with a default may be absent.
 
         Fields with a default may be absent, as in files of earlier versions. Raises InputError
         when another field is missing.
         """
-        there = [f.name for f in dataclasses.fields(cls) if f.name in group]
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in there and _needed(f)]
+        present = [f.name for f in dataclasses.fields(cls) if f.name in group]
+        required = [f.name for f in dataclasses.fields(cls) if not _has_default(f)]
+        missing = [name for name in required if name not in present]
         if missing:
             raise InputError(
                 f"{group.file.filename}: {group.name} lacks {', '.join(missing)}; "
                 "the file is not complete, or another version of dials_hybrid wrote it"
             )
-        return cls(**{name: _read_value(group[name]) for name in there})
+        return cls(**{name: _read_value(group[name]) for name in present})
 
     def _expect(self, name: str, *shape: int) -> None:
         value = getattr(self, name)
@@ -77,9 +78,9 @@ class Record:
             raise ValueError(f"{type(self).__name__}.{name} holds NaN or infinite values")
 
 
-def _needed(a_field: dataclasses.Field) -> bool:
-    nothing = dataclasses.MISSING
-    return a_field.default is nothing and a_field.default_factory is nothing
+def _has_default(f: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return f.default is not missing or f.default_factory is not missing
 
 
 def _write_value(group: h5py.Group, name: str, value: Any) -> None:
@@ -324,6 +325,8 @@ class Result(Record):
     stop_reason: str
     occ_su: Tensor | None = None  # (A,) of the occupancies; NaN where unknown
     site_covariance: Tensor | None = None  # (A, 3, A, 3) of the fractional coordinates
+    # (A, 6) A^2, s.u. of U11 U22 U33 U12 U13 U23 as the CIF defines them; zero where isotropic
+    u_aniso_su: Tensor | None = None
 
     def __post_init__(self):
         r, d, f = len(self.calculated), len(self.depth), len(self.orientation)

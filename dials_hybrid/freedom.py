@@ -8,7 +8,7 @@ a free parameter moves a set of atoms together. `basis` turns `Constraints` into
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -32,6 +32,24 @@ class Constraints:
     linked_u: tuple[tuple[tuple[int, float], ...], ...] = ()  # groups of (atom, share)
     riding_u: tuple[tuple[int, int, float], ...] = ()  # (atom, parent, U_iso / U_eq of parent)
     occ: tuple[tuple[tuple[int, float], ...], ...] = ()  # one parameter each, of (atom, share)
+
+    def to_dict(self) -> dict:
+        """Return lists of plain numbers, for files."""
+        return {f.name: _as(list, getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Constraints:
+        """Return the constraints that `to_dict` described."""
+        kinds = {"fixed_site": frozenset, "fixed_u": frozenset}
+        return cls(**{k: kinds.get(k, tuple)(_as(tuple, v)) for k, v in values.items()})
+
+
+def _as(kind: type, value):
+    """Return nested sequences as lists or as tuples."""
+    if isinstance(value, list | tuple | frozenset):
+        ordered = sorted(value) if isinstance(value, frozenset) else value
+        return kind(_as(kind, inner) for inner in ordered)
+    return value
 
 
 SYMMETRY_ALONE = Constraints()

@@ -15,6 +15,7 @@ __all__ = [
     "format_cell",
     "in_measured_cell",
     "mean_cell",
+    "other_hand",
     "read_structure",
     "reconcile",
     "to_structure",
@@ -220,3 +221,19 @@ def update_xray_structure(xray_structure, structure: Structure):
             sc.u_iso = float(structure.u_iso[i])
         sc.occupancy = float(structure.occ[i])
     return copy
+
+
+def other_hand(xray_structure, structure: Structure):
+    """Return the mirror image of a structure, as cctbx xray.structure and as `Structure`.
+
+    Of an enantiomorphic pair the space group becomes the other member. The sites' allowed
+    shifts and the displacement parameters, which inversion leaves alone, stay.
+    """
+    moved = update_xray_structure(xray_structure, structure).change_hand()
+    operators = list(moved.space_group())
+    return moved, structure.replace(
+        hall_symbol=moved.space_group().type().hall_symbol(),
+        sym_rot=_tensor([op.r().as_double() for op in operators]).reshape(-1, 3, 3),
+        sym_trans=_tensor([op.t().as_double() for op in operators]),
+        site=_tensor([sc.site for sc in moved.scatterers()]),
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import iotbx.cif.model
 import iotbx.mtz
 import numpy as np
-from cctbx import miller
+from cctbx import adptbx, miller
 from cctbx.array_family import flex
 from libtbx.utils import format_float_with_standard_uncertainty
 
@@ -39,6 +39,7 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     for key in [key for key in cell.keys() if key.startswith("_cell_")]:
         block[key] = cell[key]
     _add_uncertainties(block, refined, result)
+    _add_anisotropic_uncertainties(block, refined, result)
     _set_atom_types(block, refined)
     items = _experiment_items(refined, problem) | _agreement_items(problem, contract)
     for key, value in items.items():
@@ -70,6 +71,23 @@ def _add_uncertainties(block, refined, result: Result) -> None:
     for name, values in atom_flags(result.structure).items():
         loop[name] = flex.std_string(values)
     block["_refine_ls_hydrogen_treatment"] = hydrogen_treatment(result.structure)
+
+
+def _add_anisotropic_uncertainties(block, refined, result: Result) -> None:
+    """Rewrite U_ij of the loop of anisotropic atoms in the standard notation."""
+    loop = block.get_loop("_atom_site_aniso")
+    if loop is None or result.u_aniso_su is None:
+        return
+    cell = refined.unit_cell()
+    atoms = [(i, a) for i, a in enumerate(refined.scatterers()) if a.flags.use_u_aniso()]
+    for j, name in enumerate(("11", "22", "33", "12", "13", "23")):
+        values = [
+            with_uncertainty(
+                adptbx.u_star_as_u_cif(cell, a.u_star)[j], float(result.u_aniso_su[i, j])
+            )
+            for i, a in atoms
+        ]
+        loop[f"_atom_site_aniso_U_{name}"] = flex.std_string(values)
 
 
 def _set_atom_types(block, refined) -> None:
@@ -126,7 +144,18 @@ def _agreement_items(problem: Problem, contract: dict) -> dict:
         "_refine_ls_R_factor_all": factor("r1_all"),
         "_refine_ls_wR_factor_ref": factor("wr2_all"),
         "_refine_ls_goodness_of_fit_ref": factor("gof"),
+        "_refine_ls_abs_structure_details": _absolute_structure(contract),
     }
+
+
+def _absolute_structure(contract: dict) -> str | None:
+    """The verdict and what it is by. The items for Flack's x are of anomalous scattering."""
+    found = contract.get("absolute_structure") or {}
+    if "verdict" not in found:
+        return None
+    how = "Dynamical refinement of both hands, Klar et al. (2023), doi:10.1038/s41557-023-01186-1."
+    sentence = found["verdict"]
+    return f"{sentence[0].upper()}{sentence[1:]}. {how if 'z_score' in found else ''}".strip()
 
 
 # --- miller arrays and MTZ ------------------------------------------------------------------

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from . import io_constraints, io_dials, io_pets, io_shelx
 from .checkpoint import RefineSettings, State
 from .cross_validation import block_of, choose_free, unique_groups
-from .data import InputError, Problem, Result
+from .data import InputError, Problem, Result, Structure
 from .freedom import Constraints
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection, format_table
-from .io_restraints import RestraintOptions, count_kinds, restraints_of
+from .io_restraints import RestraintOptions, count_kinds, in_basis, restraints_of
 from .io_structures import read_structure
 from .model import ModelSettings
 
@@ -39,7 +39,12 @@ class Numerics:
 
 @dataclass(frozen=True)
 class Options:
-    """All choices of a refinement. Thicknesses in A; None is found from the data."""
+    """All choices of a refinement. Thicknesses in A; None is found from the data.
+
+    `refine_settings` says what is refined beside the chosen setting, to compare: "none", "hand"
+    (the mirror image of a structure that is not centrosymmetric) or "all" (the other indexing
+    settings too).
+    """
 
     selection: Selection = Selection(d_min=0.625)
     sampling: Sampling = Sampling(1.0, 0.05)
@@ -52,6 +57,7 @@ class Options:
     thickness_start: float | None = None
     test_settings: bool = True
     minimum_gain: float = 0.002
+    refine_settings: str = "hand"
     numerics: Numerics = Numerics()
     parameters: Parameters = Parameters()
     restraints: RestraintOptions = RestraintOptions()
@@ -77,6 +83,20 @@ class Job:
     def writes_back(self) -> bool:
         """Whether there are DIALS files to write back to: PETS2 has none of this kind."""
         return isinstance(self.loaded, io_dials.Loaded)
+
+
+def in_setting(job: Job, structure: Structure, operator: str, hand: str) -> Problem:
+    """Return the job's problem for its structure reindexed ("h,k,l" notation) and then inverted.
+
+    `structure` is the moved one, `hand` is "given" or "inverted"; constraints and restraints of
+    the job hold for it as well.
+    """
+    return job.problem.replace(
+        structure=io_constraints.with_freedom(structure, job.constraints),
+        restraints=in_basis(
+            job.problem.restraints, operator, hand == "inverted", job.xray_structure
+        ),
+    )
 
 
 def remembering_warnings(function):

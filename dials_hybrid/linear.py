@@ -116,6 +116,15 @@ class CheapModel:
         d_prior = vmap(lambda move: jvp(module.penalties, (out,), (move,))[1], -1, -1)(by_parameter)
         return p, prior, by_output.permute(1, 2, 0) @ by_parameter, d_prior
 
+    def intensities(self) -> Tensor:
+        """Return the calculated intensities (R,) at the point of linearisation."""
+        return self.evaluate(self.start(), jacobian=False)[0]
+
+    @torch.no_grad()
+    def distribution_slopes(self) -> Tensor:
+        """Return the derivatives (F, D, n) of p(t) by the thickness parameters at their values."""
+        return self._thickness(self.start()[self.parts.thickness], True)[2]
+
     def _sum_links(self, values: Tensor) -> Tensor:
         out = values.new_zeros(self.rows, *values.shape[1:])
         return out.index_add(0, self.observation, values)

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from .curves import CurveBasis
 
+# the scale of the t distribution, four degrees of freedom, most likely for normal errors of one
+NORMAL_SCALE = 0.83
+
 
 class SmoothScale(nn.Module):
     """exp of a smooth curve over the rotation angle of each sweep."""
@@ -45,27 +48,47 @@ class ErrorModel:
         """Return sigma_w (R,) for integration sigmas and intensities (R,)."""
         return ((self.k * sigma).square() + (self.p * intensity.clamp(min=0)).square()).sqrt()
 
+    def sigma_w(self, observed: Tensor, calculated: Tensor, sigma: Tensor) -> Tensor:
+        """Return sigma_w (R,) at the intensity that observation and model agree on."""
+        return self.sigma(sigma, model_intensity(observed, calculated))
+
     def robust_sigma(self, observed: Tensor, calculated: Tensor, sigma: Tensor) -> Tensor:
         """Return (R,) the sigma that makes a least-squares residual pull as the t distribution.
 
         Iteratively reweighted least squares: weight (f + 1) / (f + r^2 / sigma_w^2), K. L. Lange,
         R. J. A. Little & J. M. G. Taylor 1989, doi:10.1080/01621459.1989.10478852.
         """
-        sigma_w = self.sigma(sigma, model_intensity(observed, calculated))
+        sigma_w = self.sigma_w(observed, calculated, sigma)
         ratio_sq = ((observed - calculated) / sigma_w).square()
         return sigma_w * ((self.freedom + ratio_sq) / (self.freedom + 1)).sqrt()
 
+    def influence(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pull psi of residuals in units of sigma_w, and its slope by them.
 
-def fit_error_model(observed: Tensor, calculated: Tensor, sigma: Tensor) -> ErrorModel:
+        psi(u) = (f + 1) u / (f + u^2) is the derivative of the t distribution's negative log.
+        """
+        below = self.freedom + residual.square()
+        pull = (self.freedom + 1) * residual / below
+        return pull, (self.freedom + 1) * (self.freedom - residual.square()) / below.square()
+
+
+def fit_error_model(
+    observed: Tensor, calculated: Tensor, sigma: Tensor, leverage: Tensor | None = None
+) -> ErrorModel:
     """Choose k and p so that the residuals are most likely.
 
-    Maximum likelihood of the t distribution over a grid of logarithmic steps; k is not allowed
-    below one.
+    `leverage` (R,) is the share of each observation in its calculated intensity, 0 if not given:
+    the variance of a residual is smaller by 1 - leverage.
+
+    Maximum likelihood of the t distribution over a grid of logarithmic steps. k is not allowed
+    below that of normal errors as large as the integration sigmas say.
     """
     freedom = ErrorModel().freedom
     residual_sq = (observed - calculated).square()
+    if leverage is not None:
+        residual_sq = residual_sq / (1 - leverage).clamp(min=0.1)
     reference = model_intensity(observed, calculated).clamp(min=0)
-    ks = torch.logspace(0, 1.3, 40, dtype=observed.dtype, device=observed.device)
+    ks = NORMAL_SCALE * torch.logspace(0, 1.4, 43, dtype=observed.dtype, device=observed.device)
     ps = torch.logspace(-2.3, 0, 60, dtype=observed.dtype, device=observed.device)
     scores = []
     for k in ks:  # one at a time, since the whole grid takes 19 kB per reflection and array

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import cross_validation, losses, restraints, uncertainty
+from . import correlations, cross_validation, losses, restraints, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .crystal import metric
 from .data import InputError, Problem, Result
@@ -102,6 +102,7 @@ class Refinement:
         if self.state.parameters:
             self._restore()
         self.context: dict = {}  # written with every checkpoint, for the one who continues
+        self.curvature: uncertainty.Curvature | None = None  # known once `run` has ended
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
 
@@ -136,7 +137,7 @@ class Refinement:
         thickness = sum(p.numel() for p in model.thickness.parameters())
         size = sum(p.numel() for p in model.parameters())
         linearised = links * depths * (structure + 3)  # the old one is there until the new one is
-        jacobian = (links + 3 * rows) * size + 6 * size**2
+        jacobian = (links + 5 * rows) * size + 10 * size**2
         network = 3 * len(model.block_matrix) * depths * thickness
         error_model = 240 * rows
         return 2 * linearised + jacobian + network + error_model
@@ -164,7 +165,7 @@ class Refinement:
 
     def intensities(self, cheap: CheapModel) -> Tensor:
         """Return the calculated intensities at the point of linearisation."""
-        return cheap.evaluate(cheap.start(), jacobian=False)[0]
+        return cheap.intensities()
 
     def sigma_w(self, calculated: Tensor) -> Tensor:
         """Return the standard deviations of the error model, outliers let go, (R,)."""
@@ -217,11 +218,17 @@ class Refinement:
         self._record("thickness", LeastSquares(cheap, self.sigma_w(calculated), 0), 0.0)
 
     def _fit_error_model(self, cheap: CheapModel) -> None:
+        """Choose the error model by the residuals, as large as they were without their own pull.
+
+        Parameters follow the strong reflections most. Left as they are, their residuals would
+        tell of too small an error in proportion to the intensity, which makes them pull more.
+        """
         o = self.problem.observations
         work = ~o.free
         calculated = self.intensities(cheap)
+        leverage = uncertainty.curvature_of(cheap, self.state.error_model).leverage
         self.state.error_model = losses.fit_error_model(
-            o.intensity[work], calculated[work], o.sigma[work]
+            o.intensity[work], calculated[work], o.sigma[work], leverage[work]
         )
 
     def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, float, float]:
@@ -315,10 +322,11 @@ class Refinement:
         calculated = self.intensities(cheap).detach()
         sigma_w = self.sigma_w(calculated)
         final = LeastSquares(cheap, sigma_w, 0)
-        errors = uncertainty.standard_uncertainties(final)
+        errors = uncertainty.standard_uncertainties(final, self.state.error_model)
         groups = cross_validation.unique_groups(self.problem.structure, o.hkl)
         unseen = cross_validation.left_out(final, groups)
         merged = cross_validation.merged_r1(o, calculated, sigma_w, self._kinematic_power(), groups)
+        self.curvature = errors.curvature
         start = calculated.new_tensor(self.state.start["calculated"])
         kinematic = calculated.new_tensor(self.state.start["kinematic"])
         with torch.no_grad():
@@ -339,6 +347,7 @@ class Refinement:
                 u_su=errors.u,
                 occ_su=errors.occ,
                 site_covariance=errors.site_covariance,
+                u_aniso_su=errors.u_aniso,
                 state=self.state.parameters,
                 history=tuple(self.state.history),
                 summary={
@@ -348,6 +357,9 @@ class Refinement:
                         "r1_obs": losses.r1(o.intensity, unseen, o.observed & ~o.free),
                         "r1_all": losses.r1(o.intensity, unseen, ~o.free),
                     },
+                    **correlations.summary(
+                        cheap, errors.curvature.covariance, errors.curvature.information
+                    ),
                 },
                 converged=converged,
                 stop_reason=reason,

@@ -19,7 +19,7 @@ from commands import OUTPUTS, failure
 from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
-from dials_hybrid import accuracy, api
+from dials_hybrid import accuracy, api, validation
 from dials_hybrid.absorption import NoAbsorption, Proportional, Thermal
 from dials_hybrid.command_line import hybrid_refine, hybrid_simulate
 from dials_hybrid.data import load_records
@@ -28,11 +28,14 @@ from dials_hybrid.refine import Checkpoint, Refinement
 
 ROOT = Path(__file__).resolve().parents[1]
 # few beams and depths: these tests look at the command, not at the physics
-QUICK = ("beams.g_max=1.4", "beams.s_max=0.005", "sampling.step=0.1", "depth.max=1000")
+QUICK = (
+    *("beams.g_max=1.4", "beams.s_max=0.005", "sampling.step=0.1", "depth.max=1000"),
+    "hand_and_indexing.refine=none",
+)
 KEYS = (
     "program version dials_version device wall_time_s n_all n_obs n_parameters converged "
     "stop_reason kinematic start final free thickness sites space_group absolute_structure "
-    "indexing warnings propagation"
+    "indexing warnings propagation correlations condition"
 )
 
 
@@ -196,13 +199,57 @@ def test_the_right_hand_is_found_from_the_wrong_one(crystal, here):
     assert any("hand_and_indexing.test" in w for w in found["warnings"])
 
 
-def test_the_hand_test_can_be_switched_off(crystal, here):
+def test_the_given_hand_can_be_kept_with_a_warning(crystal, here):
     mirror = api.read_structure(crystal.model).change_hand()
     Path("mirror.cif").write_text(api.cif_text(mirror))
     found = refine(
-        crystal, "refinement.iterations=1", "hand_and_indexing.test=False", model="mirror.cif"
+        crystal,
+        *("refinement.iterations=2", "hand_and_indexing.refine=hand"),
+        "hand_and_indexing.test=False",
+        model="mirror.cif",
     )
     assert found["space_group"] == "P 31 2 1"
+    assert found["absolute_structure"]["verdict"].startswith("undetermined")
+    assert found["absolute_structure"]["z_score"] < -3
+    assert any("keeps the given one" in w for w in found["warnings"])
+
+
+def test_both_hands_are_refined_and_the_absolute_structure_is_known(crystal, here):
+    found = refine(crystal, "refinement.iterations=4", "hand_and_indexing.refine=hand")
+    hands = found["absolute_structure"]
+    assert hands["tested"] and hands["r1_obs"] < hands["r1_obs_other_hand"]  # nothing refined
+    assert hands["verdict"].startswith("determined, P 32 2 1") and hands["z_score"] > 3
+    assert abs(hands["twin_fraction"]) < 4 * hands["twin_fraction_su"] < 0.4
+    refined = hands["refined"]
+    assert refined["space_group_other_hand"] == "P 31 2 1" and refined["r1_difference"] > 0.01
+    assert refined["r1_obs"] == found["final"]["r1_obs"]
+    assert [row["space_group"] for row in found["settings_refined"]] == ["P 32 2 1", "P 31 2 1"]
+    assert "Absolute structure: determined" in Path("dials.hybrid_refine.log").read_text()
+    assert "_refine_ls_abs_structure_details" in Path("hybrid_refined.cif").read_text()
+    page = Path("dials.hybrid_refine.html").read_text()
+    assert hands["verdict"] in page and "Settings refined" in page
+    # the result of a continued problem that is complete says the same
+    hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=4"])
+    again = json.loads(Path("dials.hybrid_refine.json").read_text())
+    assert again["absolute_structure"] == hands
+
+
+def test_a_wrong_hand_that_looked_right_before_is_left(crystal, here, monkeypatch):
+    monkeypatch.setattr(validation, "quick_r1", lambda *_: (0.5, 600.0))
+    mirror = api.read_structure(crystal.model).change_hand()
+    Path("mirror.cif").write_text(api.cif_text(mirror))
+    found = refine(
+        crystal,
+        *("refinement.iterations=3", "hand_and_indexing.refine=hand"),
+        model="mirror.cif",
+    )
+    assert found["space_group"] == "P 32 2 1" and found["indexing"]["inverted"]
+    assert any("agrees better" in w for w in found["warnings"])
+    assert found["absolute_structure"]["z_score"] > 2
+    rows = found["settings_refined"]
+    assert rows[0]["r1_obs"] == found["final"]["r1_obs"] < rows[1]["r1_obs"] - 0.01
+    assert rows[1]["z_score"] == -found["absolute_structure"]["z_score"]
+    assert str(read_structure("hybrid_refined.cif").space_group_info()) == "P 32 2 1"
 
 
 def test_a_stopped_refinement_continues_where_it_was(crystal, here):

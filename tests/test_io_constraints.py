@@ -1,5 +1,7 @@
 """Constraints from the user's words, from SHELX files and for hydrogens, against smtbx."""
 
+import json
+
 import pytest
 import tiny
 import torch
@@ -334,3 +336,17 @@ def test_flags_of_a_cif(ins):
     }
     assert io_constraints.hydrogen_treatment(record) == "mixed"
     assert io_constraints.hydrogen_treatment(alloy()) == "undef"
+
+
+def test_constraints_go_through_a_file():
+    """Plain lists and back, as a checkpoint holds them."""
+    given = Constraints(
+        fixed_site=frozenset({3, 1}),
+        same_site=((0, 2),),
+        riding=((4, 1), (5, 1)),
+        linked_u=(((0, 1.0), (2, 1.2)),),
+        riding_u=((4, 1, 1.5),),
+        occ=(((0, 1.0), (2, -1.0)),),
+    )
+    assert Constraints.from_dict(json.loads(json.dumps(given.to_dict()))) == given
+    assert Constraints.from_dict({}) == Constraints()

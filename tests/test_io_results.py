@@ -240,6 +240,40 @@ def test_cif_of_the_refined_structure(tmp_path, structure, problem, result):
     assert list(block["_atom_site_U_iso_or_equiv"])[0] == "0.0070(12)"
 
 
+def test_cif_has_uncertainties_of_anisotropic_atoms(tmp_path, structure, problem, result):
+    su = torch.zeros(2, 6, dtype=torch.float64)
+    su[1] = torch.tensor([0.0012, 0.0011, 0.0004, 0.0009, 0, math.nan]).double()
+    moved = result.replace(u_aniso_su=su)
+    io_cif_mtz.write_cif(tmp_path / "a.cif", structure, problem, moved, CONTRACT)
+    block, found = read_cif(tmp_path / "a.cif")
+    names = ("11", "22", "33", "12", "13", "23")
+    values = [block[f"_atom_site_aniso_U_{name}"][0] for name in names]
+    assert values == [
+        "0.0156(12)",
+        "0.0115(11)",
+        "0.0119(4)",
+        "0.0092(9)",
+        "-0.002900",
+        "-0.004600",
+    ]
+    u = adptbx.u_star_as_u_cif(found.unit_cell(), found.scatterers()[1].u_star)
+    assert u == pytest.approx((0.0156, 0.0115, 0.0119, 0.0092, -0.0029, -0.0046), abs=1e-6)
+
+
+def test_cif_tells_the_absolute_structure(tmp_path, structure, problem, result):
+    def details(found):
+        contract = {**CONTRACT, "absolute_structure": found}
+        io_cif_mtz.write_cif(tmp_path / "a.cif", structure, problem, result, contract)
+        return read_cif(tmp_path / "a.cif")[0]["_refine_ls_abs_structure_details"]
+
+    assert details(None) == "?"
+    assert details({"verdict": "not applicable: centrosymmetric"}) == (
+        "Not applicable: centrosymmetric."
+    )
+    tested = details({"verdict": "determined, P 32 2 1: z = 9.0", "z_score": 9.0})
+    assert tested.startswith("Determined, P 32 2 1: z = 9.0. ") and "Klar" in tested
+
+
 def test_cif_of_the_experiment(tmp_path, structure, problem, result):
     path = tmp_path / "a.cif"
     io_cif_mtz.write_cif(path, structure, problem, result, CONTRACT)

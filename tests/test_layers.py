@@ -32,6 +32,8 @@ LEVELS = {
     "cross_validation": 4,
     "refine": 4,
     "uncertainty": 4,
+    "correlations": 4,
+    "absolute_structure": 4,
     "validation": 4,
     "accuracy": 4,
     "simulate": 4,
@@ -56,6 +58,7 @@ LEVELS = {
     "phil_files": 7,
     "job": 7,
     "choices": 8,
+    "other_settings": 8,
     "api": 9,
     "command_line": 10,
 }

@@ -157,6 +157,29 @@ def make_summary() -> dict:
             ],
         },
         "error_model": {"a": 1.31, "b": 0.042},
+        "settings_refined": [
+            {
+                "operator": "h,k,l",
+                "hand": "given",
+                "space_group": "P 32 2 1",
+                "r1_obs": 0.0765,
+                "z_score": None,
+            },
+            {
+                "operator": "h,k,l",
+                "hand": "inverted",
+                "space_group": "P 31 2 1",
+                "r1_obs": 0.1534,
+                "z_score": -11.43,
+            },
+        ],
+        "correlations": [{"first": "U(Si1)", "second": "scale 3", "r": -0.8234}],
+        "condition": {
+            "all": 3.2e7,
+            "structure": 41.6,
+            "undetermined": 12,
+            "strong_correlations": 1,
+        },
     }
 
 
@@ -292,6 +315,10 @@ CONTRACT = {
     "indexing",
     "error_model",
     "warnings",
+    "settings_refined",
+    "correlations",
+    "condition.structure",
+    "condition.all",
 }
 
 
@@ -328,6 +355,8 @@ def test_contract_values(problem, result):
     assert (silicon["u_iso"], silicon["u_iso_su"]) == (0.009, 0.0004)
     assert oxygen["u_iso"] == pytest.approx(0.012) and oxygen["u_iso_su"] is None
     assert (silicon["element"], oxygen["occupancy"]) == ("Si", 1.0)
+    assert silicon["u_aniso"] is None and silicon["u_aniso_su"] is None
+    assert np.shape(oxygen["u_aniso"]) == (6,) and oxygen["u_aniso_su"] == [None] * 6
 
 
 def test_contract_of_float32_result(problem, result):
@@ -409,6 +438,7 @@ SECTIONS = {
     "thickness",
     "experiment",
     "residuals",
+    "correlations",
     "tests",
     "convergence",
     "citations",
@@ -423,6 +453,20 @@ def test_page_has_every_section_and_figure(html):
         assert words in found.text
     order = [found.text.index(operator) for operator in ("-h-k,k,-l", "h,k,l inverted")]
     assert order == sorted(order), "candidates are not in the order of their R1"
+
+
+def test_page_tells_correlations_and_refined_settings(html):
+    text = Page(html).text
+    assert "U(Si1) scale 3 -0.82" in text and "Condition number, structure 41.6" in text
+    assert "inverted P 31 2 1 15.3 % -11.4" in text and "given P 32 2 1 7.65 % –" in text
+
+
+def test_page_without_the_normal_matrix_has_no_such_section(problem, result, tmp_path):
+    bare = {**make_summary(), "correlations": [], "condition": None, "settings_refined": []}
+    found = result.replace(summary=bare)
+    report.write_html(tmp_path / "a.html", problem, found, make_contract(problem, found))
+    text = (tmp_path / "a.html").read_text()
+    assert 'id="correlations"' not in text and "Settings refined" not in text
 
 
 def test_page_needs_no_network_and_runs_nothing(html):

@@ -200,6 +200,8 @@ def refine_options(params) -> api.Options:
         thickness_start=start,
         test_settings=params.hand_and_indexing.test,
         minimum_gain=params.hand_and_indexing.minimum_gain,
+        # PHIL takes the choice none as no choice
+        refine_settings=params.hand_and_indexing.refine or "none",
         numerics=_numerics(params),
         parameters=_parameters(params.parameters),
         restraints=_restraints(params.restraints),
@@ -331,6 +333,8 @@ def log_outcome(outcome: api.Outcome) -> None:
     logger.info("%s %s\n%s\n", "Refined structure,", c["space_group"], "\n".join(rows))
     _log_valence(c["valence"])
     _log_restraints(c["restraints"])
+    _log_correlations(c)
+    logger.info("Absolute structure: %s\n", c["absolute_structure"]["verdict"])
 
 
 def _log_valence(valence: dict) -> None:
@@ -362,6 +366,18 @@ def _log_restraints(restraints: dict) -> None:
             f"{worst['deviation_over_sigma']:>11.2f}  {' '.join(worst['atoms'])}"
         )
     logger.info("%s\n", "\n".join(rows))
+
+
+def _log_correlations(contract: dict) -> None:
+    """Log the condition of the normal matrix and the strongest correlations."""
+    condition, pairs = contract["condition"], contract["correlations"][:10]
+    rows = [f"  {p['first']:<22} {p['second']:<22} {p['r']:6.2f}" for p in pairs]
+    logger.info(
+        "Condition of the normal matrix: structure %s, all %s; %d correlations above 0.5%s",
+        *(f"{x:.3g}" if x else "-" for x in (condition["structure"], condition["all"])),
+        condition["strong_correlations"],
+        "".join(f"\n{row}" for row in rows) + "\n",
+    )
 
 
 def _with_su(value: float, su: float | None) -> str:

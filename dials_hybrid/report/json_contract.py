@@ -36,6 +36,9 @@ _KEYS = {
     "restraints": {},
     "bonds": [],
     "angles": [],
+    "settings_refined": [],
+    "correlations": [],
+    "condition": dict.fromkeys(("all", "structure", "undetermined", "strong_correlations")),
     "warnings": [],
 }
 
@@ -89,10 +92,16 @@ def _plain(value):
 
 
 def _sites(result: Result) -> list[dict]:
-    """Return one entry per atom: fractional xyz, U in A^2, their s.u."""
+    """Return one entry per atom: fractional xyz, U in A^2, their s.u.
+
+    u_aniso has U11 U22 U33 U12 U13 U23 as the CIF defines them, None for isotropic atoms.
+    """
     structure = result.structure
     xyz_su = as_numpy(result.site_su) / as_numpy(structure.cell)[:3]
-    u_eq = equivalent_u(structure)
+    u_eq, u_aniso = equivalent_u(structure), anisotropic_u(structure)
+    u_aniso_su = result.u_aniso_su
+    if u_aniso_su is None:
+        u_aniso_su = np.full_like(u_aniso, math.nan)
     return [
         {
             "label": label,
@@ -102,6 +111,8 @@ def _sites(result: Result) -> list[dict]:
             "u_iso": u_eq[i],
             "u_iso_su": result.u_su[i],
             "adp_type": "Uani" if structure.anisotropic[i] else "Uiso",
+            "u_aniso": u_aniso[i] if structure.anisotropic[i] else None,
+            "u_aniso_su": u_aniso_su[i] if structure.anisotropic[i] else None,
             "occupancy": structure.occ[i],
             "occupancy_su": None if result.occ_su is None else result.occ_su[i],
         }
@@ -117,6 +128,13 @@ def equivalent_u(structure: Structure) -> np.ndarray:
     paired = [g[0, 0], g[1, 1], g[2, 2], 2 * g[0, 1], 2 * g[0, 2], 2 * g[1, 2]]
     anisotropic = structure.anisotropic.cpu().numpy()
     return np.where(anisotropic, u_star @ paired / 3, as_numpy(structure.u_iso))
+
+
+def anisotropic_u(structure: Structure) -> np.ndarray:
+    """Return U11 U22 U33 U12 U13 U23 (A, 6) in A^2 as the CIF defines them, u*_ij / (a*_i a*_j)."""
+    star = np.sqrt(np.linalg.inv(metric(structure.cell)).diagonal())
+    first, second = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]
+    return as_numpy(structure.u_star) / (star[first] * star[second])
 
 
 def write_json(path, contract: dict) -> None:

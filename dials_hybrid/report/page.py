@@ -175,6 +175,32 @@ def _candidates(contract: dict) -> list[dict]:
     ]
 
 
+def _settings(contract: dict) -> list[dict]:
+    """Return the settings that were refined beside each other."""
+    return [
+        {**row, "r1_obs": percent(row["r1_obs"]), "z": _z(row["z_score"])}
+        for row in contract["settings_refined"]
+    ]
+
+
+def _z(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.1f}"
+
+
+def _condition(contract: dict) -> list[tuple]:
+    """Return (name, value) rows on the normal matrix, none if it is not known."""
+    found = contract["condition"]
+    names = {
+        "structure": "Condition number, structure",
+        "all": "Condition number, all parameters",
+        "undetermined": "Directions without information",
+        "strong_correlations": "Correlations above 0.5",
+    }
+    if all(value is None for value in found.values()):
+        return []
+    return [(label, _scalar(found.get(key))) for key, label in names.items()]
+
+
 _MODELS = ("kinematic", "start", "final", "free", "cross_validated")
 
 
@@ -255,6 +281,8 @@ def write_html(path, problem: Problem, result: Result, contract: dict) -> None:
         worst=_worst(data),
         sites=_site_rows(contract),
         candidates=_candidates(contract),
+        settings=_settings(contract),
+        condition=_condition(contract),
         indexing=_facts(contract["indexing"]),
         absolute_structure=_facts(contract["absolute_structure"]),
     )
