@@ -19,7 +19,7 @@ from dials_hybrid.propagation import (
     Splitting,
     splitting,
 )
-from dials_hybrid.propagation.splitting import _Series, exponential_tangents, exponentials
+from dials_hybrid.propagation.series import Series, exponential_tangents, exponentials
 
 GRID = DepthGrid(20.0, 5)
 
@@ -558,15 +558,14 @@ def test_exponential_tangents_agree_with_finite_differences(size):
 # V of a centrosymmetric crystal, with the noise of double precision in the other part
 def test_rounding_noise_is_dropped_before_single_precision():
     v = hermitian(6).real + 1e-21j * hermitian(6, seed=3).real
-    series = _Series.of(v.to(torch.complex64), (3.0, 17.0))
-    assert (series.x.real == 0).all() and (series.powers()[1].imag == 0).all()
+    assert not Series.of(v.to(torch.complex64), (3.0, 17.0)).powers.is_complex()
 
 
 # without and with squarings
 @pytest.mark.parametrize("size", [1e-4, 2e-2])
 def test_adjoint_of_the_series_is_the_transpose_of_its_tangents(size):
     v, dv, times = hermitian(5, 2, size=size), hermitian(5, 2, size=1, seed=3), (3.0, 17.0)
-    series = _Series.of(v, times)
+    series = Series.of(v, times)
     slopes = torch.stack([hermitian(5, 2, size=1, seed=k) + 1j for k in (4, 5)])
     moved = series.derivatives(dv[None])[:, 0]
     by_values = torch.einsum("tfij,tfji->", slopes, moved)
