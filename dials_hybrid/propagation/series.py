@@ -15,7 +15,7 @@ import torch
 from numpy.polynomial import chebyshev
 from torch import Tensor
 
-_LARGEST = 4.0  # row sum of |2 pi t V| from which on exponentials of shorter t are squared
+_LARGEST = 2.0  # row sum of |2 pi t V| from which on exponentials of shorter t are squared
 _SHORTEST = 4  # power that bounds the eigenvalues, and is always formed
 
 
@@ -113,21 +113,20 @@ def series_order(radius: float, eps: float) -> int:
 def _coefficients(shares: tuple, radius: float, order: int) -> np.ndarray:
     """Return c (shares, order), exp(i s x) - 1 = sum_k c_k x^k, k >= 1, for |x| <= radius.
 
-    (exp(i s x) - 1) / x is interpolated at Chebyshev points (Trefethen 2013, Approximation
-    Theory and Approximation Practice, doi:10.1137/1.9781611975949, chapters 3 and 8).
+    From exp(i a y) = J_0(a) + 2 sum_k i^k J_k(a) T_k(y) (Tal-Ezer & Kosloff 1984).
     """
-    k = np.arange(1, order + 1)
-    turn = 1j**k  # c_k is real apart from this
-    table = np.empty((len(shares), order), dtype=complex)
-    for row, s in zip(table, shares, strict=True):
-        angle = s * radius
+    k = np.arange(order + 1)
+    weight = np.where(k > 0, 2, 1) * 1j**k
+    rows = [[_bessel(n, s * radius) for n in k.tolist()] for s in shares]
+    return np.array([chebyshev.cheb2poly(weight * row)[1:] for row in rows]) / radius ** k[1:]
 
-        def quotient(y, angle=angle):
-            return 1j * angle * np.exp(0.5j * angle * y) * np.sinc(angle * y / (2 * np.pi))
 
-        fit = chebyshev.cheb2poly(chebyshev.chebinterpolate(quotient, order - 1))
-        row[:] = turn * (fit / turn).real / radius**k
-    return table
+def _bessel(k: int, x: float) -> float:
+    """Return J_k(x), |x| not large, by its power series."""
+    terms = [(x / 2) ** k / math.factorial(k)]
+    for m in range(1, 30):
+        terms.append(-terms[-1] * (x / 2) ** 2 / (m * (m + k)))
+    return math.fsum(terms)
 
 
 def _first_powers(w: Tensor) -> Tensor:
