@@ -12,7 +12,7 @@ The exponentials of V are formed once per block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,7 +129,6 @@ class _Strip:
 
     plan: Plan
     values: Tensor  # exponentials less the identity (times, F, N, N)
-    transposed: Tensor  # their transposes
     phases: list  # (F, T, N)
     waves: Tensor  # psi(0) (F, T, N)
     index: Tensor  # (F, T, B) picks the slots' beams
@@ -141,22 +140,22 @@ class _Strip:
         return cls(
             plan=plan,
             values=values,
-            transposed=values.mT.contiguous(),
             phases=phase_factors(excitation.mT.contiguous(), plan.phases),
             waves=waves,
             index=probe.beam[:, None].expand(-1, waves.shape[1], -1),
             weight=probe.weight.mT.to(waves.dtype.to_real()),
         )
 
-    def carry(self, keep: bool) -> tuple[list[Tensor], Tensor]:
+    def carry(self, transposed: Tensor, keep: bool) -> tuple[list[Tensor], Tensor]:
         """Return the waves before each matrix, and at each depth those asked for (F, D, T, B).
 
-        The former are those of the last step alone unless `keep`.
+        The former are those of the last step alone unless `keep`; `transposed` are the
+        transposes of `values`.
         """
         plan, waves = self.plan, self.waves.clone()
         before = _room(plan, waves, plan.steps if keep else 1)
         rows = _rows(plan, before)
-        stages = [(self.phases[p], self.transposed[m]) for p, m, _ in plan.stages]
+        stages = [(self.phases[p], transposed[m]) for p, m, _ in plan.stages]
         depths = plan.steps // plan.steps_per_depth
         seen = waves.new_empty(len(waves), depths, *self.index.shape[1:])
         for step in range(plan.steps):
@@ -222,25 +221,20 @@ class _Sweep(torch.autograd.Function):
         values = series.values()
         cut = _Cut.of(excitation)
         strips = [_Strip.of(plan, *part) for part in cut.parts(values[-1], probe, excitation)]
-        waves = _each(lambda strip: strip.carry(keep), strips)
+        work = zip(strips, cut.split(values[-1].mT.contiguous(), 1), strict=True)
+        waves = cut.each(lambda strip, transposed: strip.carry(transposed, keep), work)
         if keep:
-            ctx.series, ctx.values, ctx.cut, ctx.strips, ctx.waves = (
-                series,
-                values,
-                cut,
-                strips,
-                waves,
-            )
+            ctx.kept = series, values, cut, strips, waves
         return cut.joined([x.profiles(seen) for x, (_, seen) in zip(strips, waves, strict=True)], 0)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         """Return the gradients by the potential (F, N, N) and excitation errors (F, N, T)."""
-        cut = ctx.cut
-        work = list(zip(ctx.strips, ctx.waves, cut.split(grad, 0), strict=True))
-        found = _each(lambda item: item[0].adjoint(*item[1], item[2]), work)
+        series, values, cut, strips, waves = ctx.kept
+        work = zip(strips, waves, cut.split(grad, 0), strict=True)
+        found = cut.each(lambda strip, waves, grad: strip.adjoint(*waves, grad), work)
         slopes, flow = zip(*found, strict=True)
-        by_potential = ctx.series.adjoint(cut.joined(slopes, 1), ctx.values)
+        by_potential = series.adjoint(cut.joined(slopes, 1), values)
         return None, None, by_potential.mH, torch.cat(flow, cut.dim)
 
 
@@ -250,16 +244,18 @@ class _Cut:
 
     dim: int  # of the excitation errors (F, N, T)
     sizes: tuple
+    cores: int  # for the products of a strip
 
     @classmethod
     def of(cls, excitation: Tensor) -> _Cut:
-        """Cut for the cores; not at all where their stages would be too short to share."""
+        """Cut for the cores; where stages are too short to be shared, one core does it all."""
         f, n, t = excitation.shape
         cores = torch.get_num_threads() if excitation.device.type == "cpu" else 1
         dim = 0 if f % cores == 0 or f >= 4 * cores else 2
         length = excitation.shape[dim]
-        count = min(cores, length) if f * n * n * t >= _SHARED else 1
-        return cls(dim, tuple((length + k) // count for k in range(count)))
+        cores = cores if f * n * n * t >= _SHARED else 1
+        count = min(cores, length)
+        return cls(dim, tuple((length + k) // count for k in range(count)), cores // count)
 
     def split(self, x: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Return the strips' parts of x, whose blocks are along `dim`; samples share it."""
@@ -277,19 +273,24 @@ class _Cut:
         split = self.split(values, 1), probes, excitation.split(self.sizes, self.dim)
         return list(zip(*split, strict=True))
 
+    def each(self, function: Callable, work: Iterable[tuple]) -> list:
+        """Return the function's values of the arguments in `work`, one tuple for each strip."""
+        work, all_cores = list(work), torch.get_num_threads()
+        out = [None] * len(work)
+
+        def call(place: int) -> None:
+            out[place] = function(*work[place])
+
+        if len(work) == 1:
+            torch.set_num_threads(self.cores)
+        try:
+            in_threads(call, range(len(work)), len(work))
+        finally:
+            torch.set_num_threads(all_cores)
+        return out
+
 
 _SHARED = 250_000  # multiplications of a stage from which on cores share it
-
-
-def _each(function: Callable, items: list) -> list:
-    """Return the function's value of every item; each item has a core of its own."""
-    out = [None] * len(items)
-
-    def call(place: int) -> None:
-        out[place] = function(items[place])
-
-    in_threads(call, range(len(items)), len(items))
-    return out
 
 
 _INNER = 256  # rows from which on the gradient by a matrix runs at the full speed of products
