@@ -156,15 +156,17 @@ class _Strip:
         before = _room(plan, waves, plan.steps if keep else 1)
         rows = _rows(plan, before)
         stages = [(self.phases[p], transposed[m]) for p, m, _ in plan.stages]
-        depths = plan.steps // plan.steps_per_depth
-        seen = waves.new_empty(len(waves), depths, *self.index.shape[1:])
+        count = plan.steps // plan.steps_per_depth
+        seen = waves.new_empty(len(waves), count, *self.index.shape[1:])
+        depths = seen.unbind(1)
         for step in range(plan.steps):
             row = rows[step if keep else 0]
             for turned, (phase, matrix) in zip(row, stages, strict=True):
                 torch.mul(waves, phase, out=turned)
                 torch.baddbmm(turned, turned, matrix, out=waves)
             if (step + 1) % plan.steps_per_depth == 0:
-                seen[:, step // plan.steps_per_depth] = torch.gather(waves, 2, self.index)
+                out = depths[step // plan.steps_per_depth]
+                torch.gather(waves, 2, self.index, out=out)
         return before, seen
 
     def profiles(self, seen: Tensor) -> Tensor:
