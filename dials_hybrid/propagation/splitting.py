@@ -292,7 +292,7 @@ class _Cut:
         return out
 
 
-_SHARED = 250_000  # multiplications of a stage from which on cores share it
+_SHARED = 2_000_000  # multiplications of a stage from which on two Python threads gain
 
 
 _INNER = 256  # rows from which on the gradient by a matrix runs at the full speed of products
