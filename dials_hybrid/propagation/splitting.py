@@ -252,7 +252,7 @@ class _Cut:
     def of(cls, excitation: Tensor) -> _Cut:
         """Cut for the cores; where stages are too short to be shared, one core does it all."""
         f, n, t = excitation.shape
-        cores = torch.get_num_threads() if excitation.device.type == "cpu" else 1
+        cores = _cores(excitation)
         dim = 0 if f % cores == 0 or f >= 4 * cores else 2
         length = excitation.shape[dim]
         cores = cores if f * n * n * t >= _SHARED else 1
@@ -290,6 +290,11 @@ class _Cut:
         finally:
             torch.set_num_threads(all_cores)
         return out
+
+
+def _cores(x: Tensor) -> int:
+    """Return how many cores may share the work on x."""
+    return torch.get_num_threads() if x.device.type == "cpu" else 1
 
 
 _SHARED = 2_000_000  # multiplications of a stage from which on two Python threads gain
@@ -331,7 +336,8 @@ class Splitting:
         plan = make_plan(self.scheme, grid, self.substeps)
         _, n, t = excitation.shape
         given = (probe.incident, probe.beam, probe.weight, potential, excitation)
-        chunks = zip(*(x.split(max(1, _CHUNK // (n * t))) for x in given), strict=True)
+        blocks = max(1, _CHUNK * _cores(excitation) // (n * t))
+        chunks = zip(*(x.split(blocks) for x in given), strict=True)
         return torch.cat([_Sweep.apply(plan, Probe(*of), v, s) for *of, v, s in chunks])
 
     def waves_kept(self, beams: int, grid: DepthGrid) -> int:
@@ -351,7 +357,7 @@ class Splitting:
         return _forward_mode(plan, _Stages.of(plan, potential, excitation, moves), probe)
 
 
-_CHUNK = 32_768  # waves (blocks x beams x orientations) that stay in the processor's caches
+_CHUNK = 32_768  # waves (blocks x beams x orientations) that stay in a core's caches
 
 
 @dataclass(frozen=True)
