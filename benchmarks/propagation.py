@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from dials_hybrid.propagation import DepthGrid, Probe, Splitting
-from dials_hybrid.propagation.splitting import make_plan, series_order
+from dials_hybrid.propagation.series import Series
+from dials_hybrid.propagation.splitting import make_plan
 
 from . import common, peers
 from .cases import Case, make_case
@@ -50,13 +51,26 @@ class Timing:
 
 def measure(call: Callable, repeats: int = 15, budget: float = BUDGET) -> Timing:
     """Time a call within a budget (s); the first counts only if it takes all of that."""
-    began, seconds = time.perf_counter(), []
-    while not seconds or (len(seconds) <= repeats and time.perf_counter() - began < budget):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    counted = seconds[1:] or seconds
-    return Timing(statistics.median(counted), min(counted), max(counted))
+    return measure_in_turn({"": call}, repeats, budget)[""]
+
+
+def measure_in_turn(calls: dict, repeats: int = 15, budget: float = BUDGET) -> dict:
+    """Time several calls (by name), each within a budget (s), round after round.
+
+    A burst of other work on the machine then falls on all of them. The first round of a call
+    counts only if it takes all of its budget.
+    """
+    seconds = {name: [] for name in calls}
+    waiting = dict(calls)
+    while waiting:
+        for name, call in list(waiting.items()):
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+            if len(seconds[name]) > repeats or sum(seconds[name]) >= budget:
+                del waiting[name]
+    counted = {name: found[1:] or found for name, found in seconds.items()}
+    return {k: Timing(statistics.median(x), min(x), max(x)) for k, x in counted.items()}
 
 
 # --- ours -----------------------------------------------------------------------------------
@@ -74,16 +88,24 @@ def value_and_gradient(potential: Tensor, excitation: Tensor, intensities: Calla
     return torch.autograd.grad(intensities(*inputs).square().sum(), inputs)
 
 
-def time_splitting(case: Case) -> tuple[Timing, Timing]:
-    """Time the profiles, and profiles and gradient, of one block or of equal blocks."""
+def splitting_calls(case: Case) -> tuple[Callable, Callable]:
+    """Return what gives the profiles, and the gradient, of one block or of equal blocks."""
     potential, excitation, probe = single(case)
 
     def intensities(v, s):
         return Splitting()(v, s, probe, case.grid)
 
-    with torch.no_grad():
-        value = measure(lambda: intensities(potential, excitation))
-    return value, measure(lambda: value_and_gradient(potential, excitation, intensities))
+    def value():
+        with torch.no_grad():
+            return intensities(potential, excitation)
+
+    return value, lambda: value_and_gradient(potential, excitation, intensities)
+
+
+def time_splitting(case: Case) -> tuple[Timing, Timing]:
+    """Time the profiles, and profiles and gradient, of one block or of equal blocks."""
+    value, gradient = splitting_calls(case)
+    return measure(value), measure(gradient)
 
 
 def splitting_at_last_depth(case: Case) -> Tensor:
@@ -132,40 +154,59 @@ def timed_orientations(case: Case) -> int:
     return case.size["orientations"] if n <= 140 else 8 if n <= 300 else 2
 
 
-def peer_row(peer: Peer, case: Case, reference: Tensor) -> dict:
-    """Time one peer, one orientation after another where its matrices are large."""
-    samples = timed_orientations(case)
-    few = case.fewer(samples)
-    real = peer.dtype.to_real()
-    potential, excitation = few.potential.to(peer.dtype), few.excitation.to(real)
-    parts = excitation.split(samples if case.size["n"] <= 140 else 1, dim=2)
+@dataclass
+class PeerRun:
+    """A peer on one case: one orientation after another where its matrices are large."""
 
-    def intensities(v, s):
-        return peer.function(v, s, case.grid)
+    peer: Peer
+    case: Case
+    finite: bool = True
 
-    def value():
+    def __post_init__(self):
+        self.samples = timed_orientations(self.case)
+        few, n = self.case.fewer(self.samples), self.case.size["n"]
+        self.factor = self.case.size["orientations"] / self.samples
+        self.potential = few.potential.to(self.peer.dtype)
+        excitation = few.excitation.to(self.peer.dtype.to_real())
+        self.parts = excitation.split(self.samples if n <= 140 else 1, dim=2)
+
+    def intensities(self, v: Tensor, s: Tensor) -> Tensor:
+        """Return |psi_g|^2 (T, N, depths)."""
+        return self.peer.function(v, s, self.case.grid)
+
+    def value(self) -> Tensor:
+        """Return the intensities (T, N) at the last depth."""
         with torch.no_grad():
-            return torch.cat([intensities(potential, s)[..., -1] for s in parts])
+            found = [self.intensities(self.potential, s)[..., -1] for s in self.parts]
+        return torch.cat(found)
 
-    found = []
+    def gradients(self) -> None:
+        """Form the gradients of every part."""
+        for s in self.parts:
+            found = value_and_gradient(self.potential, s, self.intensities)
+            self.finite &= all(bool(x.isfinite().all()) for x in found)
 
-    def gradients():
-        found[:] = [value_and_gradient(potential, s, intensities) for s in parts]
+    def calls(self) -> dict:
+        """Return what is to be timed, by name."""
+        calls = {(self.peer.name, "value"): self.value}
+        if self.peer.differentiable:
+            calls[self.peer.name, "gradient"] = self.gradients
+        return calls
 
-    factor = case.size["orientations"] / samples
-    row = {"method": peer.name, "device": "cpu", "dtype": str(peer.dtype).removeprefix("torch.")}
-    error = float((value().double() - reference[case.spread(samples)]).abs().max())
-    notes = [] if peer.all_depths else ["last depth alone"]
-    gradient = None
-    if peer.differentiable:
-        gradient = measure(gradients).times(factor)
-        if not all(x.isfinite().all() for part in found for x in part):
-            notes.append("gradient not finite")
-    else:
-        notes.append("no gradient")
-    row |= times(measure(value).times(factor), gradient) | {"max_error": error}
-    row["extrapolated_from"] = samples if factor > 1 else None
-    return row | {"notes": ", ".join(notes)}
+    def row(self, found: dict, reference: Tensor) -> dict:
+        """Return the row of the table from all times and the exact intensities (T, N)."""
+        peer = self.peer
+        error = (self.value().double() - reference[self.case.spread(self.samples)]).abs().max()
+        notes = [] if peer.all_depths else ["last depth alone"]
+        notes += [] if peer.differentiable else ["no gradient"]
+        notes += [] if self.finite else ["gradient not finite"]
+        value, gradient = (found.get((peer.name, what)) for what in ("value", "gradient"))
+        scaled = times(value.times(self.factor), gradient and gradient.times(self.factor))
+        row = {"method": peer.name, "device": "cpu"}
+        row |= {"dtype": str(peer.dtype).removeprefix("torch.")} | scaled
+        row |= {"max_error": float(error)}
+        row |= {"extrapolated_from": self.samples if self.factor > 1 else None}
+        return row | {"notes": ", ".join(notes)}
 
 
 def times(value: Timing, gradient: Timing | None) -> dict:
@@ -188,13 +229,17 @@ def reference_intensities(case: Case) -> Tensor:
 def operations(case: Case, gradient: bool) -> float:
     """Return the floating point operations of all matrix products that the method needs.
 
-    Stages: one product forward, two more backward. Series of the exponentials: likewise.
+    Stages: one complex product forward, two more backward. Powers for the exponentials: likewise;
+    where the potential is real, a product of two powers is a quarter of a complex one, and a
+    complex matrix times a power is half of one.
     """
     f, n, samples = case.excitation.shape
     plan = make_plan(Splitting().scheme, case.grid, 1)
-    order, _ = series_order(case.potential.to(torch.complex64), plan.matrices)
-    rows = plan.steps * len(plan.stages) * samples + (order - 1) * n
-    return 8 * f * n**2 * rows * (3 if gradient else 1)
+    powers = Series.of(case.potential.to(torch.complex64), plan.matrices).powers
+    forward, backward = (1, 2) if powers.is_complex() else (1 / 4, 1)
+    stages = plan.steps * len(plan.stages) * samples * (3 if gradient else 1)
+    products = (len(powers) - 1) * n * (forward + (backward if gradient else 0))
+    return 8 * f * n**2 * (stages + products)
 
 
 def bytes_moved(case: Case, gradient: bool) -> float:
@@ -284,15 +329,24 @@ def slope(x: list[float], y: list[float]) -> float:
 
 
 def rows_of(case: Case) -> tuple[list[dict], dict]:
-    """Return our row and the peers' rows of one case, and our share of the machine's rate."""
+    """Return our row and the peers' rows of one case, and our share of the machine's rate.
+
+    All methods take turns.
+    """
     reference = reference_intensities(case)
-    value, gradient = time_splitting(case)
+    runs = [PeerRun(peer, case) for peer in available_peers()]
+    value, gradient = splitting_calls(case)
+    calls = {("splitting", "value"): value, ("splitting", "gradient"): gradient}
+    found = measure_in_turn(
+        {k: v for part in (calls, *(r.calls() for r in runs)) for k, v in part.items()}
+    )
+    value, gradient = found["splitting", "value"], found["splitting", "gradient"]
     error = float((splitting_at_last_depth(case).double() - reference).abs().max())
     ours = {"method": "splitting", "device": "cpu", "dtype": "complex64"}
     ours |= times(value, gradient) | {"max_error": error, "extrapolated_from": None, "notes": ""}
-    found = [ours, *(peer_row(peer, case, reference) for peer in available_peers())]
+    rows = [ours, *(run.row(found, reference) for run in runs)]
     size = {"crystal": case.name, **case.size}
-    return [size | row for row in found], share_row(case, value, gradient)
+    return [size | row for row in rows], share_row(case, value, gradient)
 
 
 def whole_rotations() -> tuple[list[dict], list[dict]]:
@@ -314,24 +368,30 @@ def main(argv=()) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     rows, shares = [], []
+    versions = {"torch": torch.__version__, "threads": options.threads}
+
+    def save(**extra) -> None:
+        if options.only is None:
+            common.save("propagation", rows, **versions, **extra)
+
     for name, n, samples, grid in CASES:
         if options.only in (None, n):
             found, share = rows_of(make_case(name, n, samples, grid))
             rows += found
             shares.append(share)
             common.print_table(f"{name}, N = {n}", found)
+            save(gemm_share=shares, complete=False)
     if options.only is not None:
         print(json.dumps(shares, indent=1))
         return
     batched, batched_shares = whole_rotations()
-    fits = scaling()
     shares = against_best_rate(shares + batched_shares)
     common.print_table("Whole rotations", batched)
     common.print_table("Share of the rate of complex64 products", shares)
+    save(whole_rotations=batched, gemm_share=shares, complete=False)
+    fits = scaling()
     common.print_table("Scaling of value and gradient", fits)
-    extra = {"whole_rotations": batched, "gemm_share": shares, "scaling": fits}
-    versions = {"torch": torch.__version__, "threads": options.threads}
-    common.save("propagation", rows, **versions, **extra)
+    save(whole_rotations=batched, gemm_share=shares, scaling=fits, complete=True)
 
 
 if __name__ == "__main__":

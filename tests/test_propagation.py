@@ -19,7 +19,13 @@ from dials_hybrid.propagation import (
     Splitting,
     splitting,
 )
-from dials_hybrid.propagation.splitting import _Series, exponential_tangents, exponentials
+from dials_hybrid.propagation.series import (
+    Series,
+    _coefficients,
+    exponential_tangents,
+    exponentials,
+    series_order,
+)
 
 GRID = DepthGrid(20.0, 5)
 
@@ -558,15 +564,59 @@ def test_exponential_tangents_agree_with_finite_differences(size):
 # V of a centrosymmetric crystal, with the noise of double precision in the other part
 def test_rounding_noise_is_dropped_before_single_precision():
     v = hermitian(6).real + 1e-21j * hermitian(6, seed=3).real
-    series = _Series.of(v.to(torch.complex64), (3.0, 17.0))
-    assert (series.x.real == 0).all() and (series.powers()[1].imag == 0).all()
+    assert not Series.of(v.to(torch.complex64), (3.0, 17.0)).powers.is_complex()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_weak_acentric_part_is_kept(dtype):
+    eps = torch.finfo(dtype).eps
+    v = (centred(6) + 20j * eps * hermitian(6, seed=3).imag).to(dtype)
+    assert Series.of(v, (3.0, 17.0)).powers.is_complex()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_origin_of_a_centrosymmetric_crystal_does_not_matter(dtype):
+    """Away from the centre of inversion U_g has the phase 2 pi g.r: V = D V_0 D^H is complex."""
+    n, f, t = 20, 2, 3
+    v, s, probe = centred(n, f).to(dtype), excitations(n, f, t), probe_all(n, f, t)
+    s = s.to(dtype.to_real())
+    angle = torch.linspace(0, 20, n, dtype=torch.float64)
+    shift = torch.polar(torch.ones_like(angle), angle)
+    shift = (shift[:, None] * shift.conj()).to(dtype)
+    slope = torch.linspace(-1, 1, f * n * GRID.count, dtype=s.dtype).view(f, n, -1)
+    found = []
+    for matrix in (v, shift * v):
+        inputs = matrix.requires_grad_(), s.clone().requires_grad_()
+        out = Splitting()(*inputs, probe, GRID)
+        by_v, by_s = torch.autograd.grad((out * slope).sum(), inputs)
+        found.append((out.detach(), by_v, by_s))
+    (real, real_v, real_s), (turned, turned_v, turned_s) = found
+    assert real_v.imag.abs().max() > 0.1 * real_v.abs().max()  # also along acentric changes
+    pairs = ((real, turned), (shift * real_v, turned_v), (real_s, turned_s))
+    precision = 2e-5 if dtype == torch.complex64 else 1e-12
+    for x, y in pairs:
+        assert (x - y).abs().max() < precision * y.abs().max()
+
+
+# in double precision what is left is the rounding of the coefficients
+@pytest.mark.parametrize("eps", [1.2e-7, 2.2e-16])
+@pytest.mark.parametrize("radius", [0.01, 0.3, 1.0, 2.0])
+def test_polynomials_reach_rounding_on_their_interval(radius, eps):
+    shares = (1.0, -0.4)
+    order = series_order(radius, eps)
+    x = torch.linspace(-radius, radius, 101, dtype=torch.float64)
+    powers = x ** torch.arange(1, order + 1)[:, None]
+    table = torch.from_numpy(_coefficients(shares, radius, order))
+    for row, share in zip(table, shares, strict=True):
+        exact = torch.polar(torch.ones_like(x), share * x) - 1
+        assert ((row[:, None] * powers).sum(0) - exact).abs().max() < max(eps / 4, 2e-15)
 
 
 # without and with squarings
 @pytest.mark.parametrize("size", [1e-4, 2e-2])
 def test_adjoint_of_the_series_is_the_transpose_of_its_tangents(size):
     v, dv, times = hermitian(5, 2, size=size), hermitian(5, 2, size=1, seed=3), (3.0, 17.0)
-    series = _Series.of(v, times)
+    series = Series.of(v, times)
     slopes = torch.stack([hermitian(5, 2, size=1, seed=k) + 1j for k in (4, 5)])
     moved = series.derivatives(dv[None])[:, 0]
     by_values = torch.einsum("tfij,tfji->", slopes, moved)
@@ -585,6 +635,27 @@ def test_blocks_in_several_chunks_agree_with_one(monkeypatch):
         found.append((out, *torch.autograd.grad(out.square().sum(), (v, s))))
     for one, several in zip(*found, strict=True):
         assert torch.allclose(one, several, rtol=0, atol=1e-12 * float(one.detach().abs().max()))
+
+
+# two cores take two blocks each, or of three blocks some samples each
+@pytest.mark.parametrize("f", [4, 3])
+def test_cores_that_share_a_sweep_find_what_one_finds(f, monkeypatch):
+    n, t = 5, 5
+    monkeypatch.setattr(splitting, "_SHARED", 0)
+    weight = torch.rand(f, n, t, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    probe = Probe(torch.arange(f) % n, torch.arange(n).expand(f, n), weight)
+    found, threads = [], torch.get_num_threads()
+    for cores in (1, 2):
+        torch.set_num_threads(cores)
+        v, s = hermitian(n, f).requires_grad_(), excitations(n, f, t).requires_grad_()
+        try:
+            assert len(splitting._Cut.of(s).sizes) == cores
+            out = Splitting()(v, s, probe, GRID)
+            found.append((out, *torch.autograd.grad(out.square().sum(), (v, s))))
+        finally:
+            torch.set_num_threads(threads)
+    for one, shared in zip(*found, strict=True):
+        assert torch.allclose(one, shared, rtol=0, atol=1e-12 * float(one.detach().abs().max()))
 
 
 def test_single_precision_does_not_lose_electrons_step_by_step():

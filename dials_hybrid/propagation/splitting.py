@@ -12,12 +12,15 @@ The exponentials of V are formed once per block.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..parallel import in_threads
 from .base import DepthGrid, Probe, start_waves
+from .series import Series
 
 
 def _palindrome(a: tuple, b: tuple) -> tuple[tuple, tuple]:
@@ -78,122 +81,6 @@ SCHEMES = {
 }
 
 
-def series_order(potential: Tensor, times: tuple) -> tuple[int, int]:
-    """Return (order, halvings) of a Taylor series that reaches the precision of the dtype."""
-    norm = 2 * math.pi * float(potential.detach().abs().sum(-1).max()) * max(map(abs, times))
-    halvings = max(0, math.ceil(math.log2(norm))) if norm > 1 else 0
-    norm /= 2**halvings
-    order, term = 1, norm
-    while term > torch.finfo(potential.dtype).eps / 4:
-        order += 1
-        term *= norm / order
-    return order, halvings
-
-
-@dataclass(frozen=True)
-class _Series:
-    """Taylor series of exp(t X) - 1, X = 2 pi i V, for several t that share the powers of X.
-
-    The identity is left out, and added as the waves themselves: rounded together with it, the
-    same error in every step would add up to 1e-4 in single precision at hundreds of beams.
-
-    X is taken for the longest t, since powers of the small V leave the range of float32. V is
-    small against 1/t here, so a short series reaches machine precision at the speed of
-    matrix products, and needs no eigenvalues: degenerate ones and an absorptive
-    (non-Hermitian) V are no special cases. Where V is not so small the series is summed for
-    t / 2^halvings and squared.
-    """
-
-    x: Tensor  # (F, N, N) 2 pi i V times the unit
-    unit: float  # A
-    table: Tensor  # (times, order) real: (t / unit)^k / k!
-    halvings: int
-
-    @classmethod
-    def of(cls, potential: Tensor, times: tuple) -> _Series:
-        """Choose the order for potential (F, N, N) in A^-1 and `times` in A."""
-        order, halvings = series_order(potential, times)
-        unit = max(map(abs, times)) / 2**halvings
-        shares = [t / 2**halvings / unit for t in times]
-        rows = [[s**k / math.factorial(k) for k in range(1, order + 1)] for s in shares]
-        real = potential.dtype.to_real()
-        table = torch.tensor(rows, dtype=torch.float64, device=potential.device).to(real)
-        return cls(_without_noise(2j * math.pi * unit * potential), unit, table, halvings)
-
-    def powers(self) -> Tensor:
-        """Return X, X^2, ... (order, F, N, N)."""
-        out = self.x.new_empty(self.table.shape[1], *self.x.shape)
-        out[0] = self.x
-        for k in range(1, len(out)):
-            torch.bmm(out[k - 1], self.x, out=out[k])
-        return out
-
-    def values(self) -> list[Tensor]:
-        """Return exp(t X) - 1 (times, F, N, N), and before it what is still to be squared."""
-        steps = [_combine(self.table, self.powers())]
-        for _ in range(self.halvings):
-            steps.append(2 * steps[-1] + steps[-1] @ steps[-1])
-        return steps
-
-    def derivatives(self, tangents: Tensor) -> Tensor:
-        """Return the derivatives (times, P, F, N, N) along dV (P, F, N, N), term by term."""
-        dx, powers = _without_noise(2j * math.pi * self.unit * tangents), self.powers()
-        moved = dx.new_empty(len(powers), *dx.shape)
-        moved[0] = dx
-        for k in range(1, len(moved)):
-            torch.add(moved[k - 1] @ self.x, powers[k - 1] @ dx, out=moved[k])
-        out = _combine(self.table, moved)
-        for value in self.values()[: self.halvings]:
-            value = value[:, None]
-            out = 2 * out + out @ value + value @ out
-        return out
-
-    def adjoint(self, slopes: Tensor, steps: list[Tensor]) -> Tensor:
-        """Return H (F, N, N) with dL = Re tr(H dV), given dL = Re tr(slopes_t d exp(t X)).
-
-        d X^k = sum X^i dX X^(k-1-i), so that H = sum X^i H_k X^(k-1-i), where H_k is what falls
-        to the k-th power; both sums are done by Horner's rule. `steps` are the values.
-        """
-        for value in reversed(steps[:-1]):
-            slopes = 2 * slopes + value @ slopes + slopes @ value
-        terms = _combine(self.table.T, slopes)
-        right = total = terms[-1]
-        for term in reversed(terms[:-1].unbind()):
-            right = torch.baddbmm(term, right, self.x)
-            total = torch.baddbmm(right, self.x, total)
-        return 2j * math.pi * self.unit * total
-
-
-def _without_noise(x: Tensor) -> Tensor:
-    """Set to zero the parts of x that rounding alone made, as in centrosymmetric crystals.
-
-    Their products would be denormal numbers in float32, which take a hundred times longer.
-    """
-    parts = torch.view_as_real(x)
-    if not parts.numel():
-        return x
-    limit = torch.finfo(parts.dtype).eps ** 2 * parts.abs().max()
-    return torch.view_as_complex(parts.where(parts.abs() > limit, 0.0))
-
-
-def _combine(table: Tensor, terms: Tensor) -> Tensor:
-    """Return sum_k table[j, k] terms[k] for every j: one real matrix product."""
-    flat = torch.view_as_real(terms.contiguous()).reshape(len(terms), -1)
-    out = (table @ flat).reshape(len(table), *terms.shape[1:], 2)
-    return torch.view_as_complex(out)
-
-
-def exponentials(potential: Tensor, times: tuple) -> list[Tensor]:
-    """Return exp(2 pi i t V) (F, N, N) for each t (A) in `times`."""
-    identity = torch.eye(potential.shape[-1], dtype=potential.dtype, device=potential.device)
-    return [identity + value for value in _Series.of(potential, times).values()[-1]]
-
-
-def exponential_tangents(potential: Tensor, tangents: Tensor, times: tuple) -> list[Tensor]:
-    """Return the derivatives (P, F, N, N) of `exponentials` along `tangents` (P, F, N, N)."""
-    return list(_Series.of(potential, times).derivatives(tangents))
-
-
 @dataclass(frozen=True)
 class Plan:
     """Stage table of one step; the last phase of a step merges with the first of the next."""
@@ -232,74 +119,185 @@ def phase_factors(excitation: Tensor, times: tuple) -> list[Tensor]:
     return [torch.complex(angle.cos(), angle.sin()) for angle in angles]
 
 
+@dataclass(frozen=True)
+class _Strip:
+    """Some blocks or some samples of a sweep, which do not know of the others.
+
+    Waves are rows, (F, T, N): a stage multiplies them by a phase and then by the transposed
+    exponential from the right, of which the identity is apart.
+    """
+
+    plan: Plan
+    values: Tensor  # exponentials less the identity (times, F, N, N)
+    phases: list  # (F, T, N)
+    waves: Tensor  # psi(0) (F, T, N)
+    index: Tensor  # (F, T, B) picks the slots' beams
+    weight: Tensor  # (F, T, B)
+
+    @classmethod
+    def of(cls, plan: Plan, values: Tensor, probe: Probe, excitation: Tensor) -> _Strip:
+        waves = start_waves(excitation, probe.incident, values.dtype).mT.contiguous()
+        return cls(
+            plan=plan,
+            values=values,
+            phases=phase_factors(excitation.mT.contiguous(), plan.phases),
+            waves=waves,
+            index=probe.beam[:, None].expand(-1, waves.shape[1], -1),
+            weight=probe.weight.mT.to(waves.dtype.to_real()),
+        )
+
+    def carry(self, transposed: Tensor, keep: bool) -> tuple[list[Tensor], Tensor]:
+        """Return the waves before each matrix, and at each depth those asked for (F, D, T, B).
+
+        The former are those of the last step alone unless `keep`; `transposed` are the
+        transposes of `values`.
+        """
+        plan, waves = self.plan, self.waves.clone()
+        before = _room(plan, waves, plan.steps if keep else 1)
+        rows = _rows(plan, before)
+        stages = [(self.phases[p], transposed[m]) for p, m, _ in plan.stages]
+        count = plan.steps // plan.steps_per_depth
+        seen = waves.new_empty(len(waves), count, *self.index.shape[1:])
+        depths = seen.unbind(1)
+        for step in range(plan.steps):
+            row = rows[step if keep else 0]
+            for turned, (phase, matrix) in zip(row, stages, strict=True):
+                torch.mul(waves, phase, out=turned)
+                torch.baddbmm(turned, turned, matrix, out=waves)
+            if (step + 1) % plan.steps_per_depth == 0:
+                out = depths[step // plan.steps_per_depth]
+                torch.gather(waves, 2, self.index, out=out)
+        return before, seen
+
+    def profiles(self, seen: Tensor) -> Tensor:
+        """Return the sums over the samples (F, B, D)."""
+        intensity = seen.real.square().addcmul_(seen.imag, seen.imag)
+        return intensity.mul_(self.weight[:, None]).sum(2).mT
+
+    def adjoint(self, before: list[Tensor], seen: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients by the exponentials, transposed (times, F, N, N), and S (F, N, T).
+
+        The same stages are swept backwards with the conjugate factors. The gradient by a matrix
+        is a product over many stages at once.
+        """
+        plan = self.plan
+        source = seen.conj() * (2 * grad.mT[:, :, None] * self.weight[:, None])
+        # dL = Re sum(mu dpsi), mu = conj(dL/dpsi); transposes then replace adjoints
+        mu = torch.zeros_like(self.waves)
+        slopes, flow, product = torch.zeros_like(self.values), mu.clone(), mu.clone()
+        group = max(1, _INNER // mu.shape[1])
+        after = _room(plan, mu, min(group, plan.steps))
+        turned, behind, turn = _rows(plan, before), _rows(plan, after), self.phases[0]
+        for first in reversed(range(0, plan.steps, group)):
+            last = min(first + group, plan.steps)
+            for step in reversed(range(first, last)):
+                row = zip(plan.stages, turned[step], behind[step - first], strict=True)
+                for place, ((phase, matrix, _), wave, back) in reversed(list(enumerate(row))):
+                    torch.mul(mu, turn, out=back)
+                    if place == len(plan.stages) - 1:
+                        _add_source(back, self.index, source, step, plan)
+                    torch.baddbmm(back, back, self.values[matrix], out=mu)
+                    # Im(mu psi) is the same on both sides of the phase
+                    torch.mul(mu, wave, out=product)
+                    flow.add_(product, alpha=-2 * math.pi * plan.phases[phase])
+                    turn = self.phases[phase]
+            for matrix, uses in enumerate(plan.uses):
+                left = before[matrix][:, first * uses : last * uses].flatten(1, 2)
+                right = after[matrix][:, : (last - first) * uses].flatten(1, 2)
+                slopes[matrix].baddbmm_(left.mT, right)
+        return slopes, flow.imag.mT
+
+
 class _Sweep(torch.autograd.Function):
     """Profiles of a plan, probe, potential and excitation, with the adjoint of the stage loop.
 
-    Waves are rows, (F, T, N): a stage multiplies them by a phase and then by the transposed
-    exponential from the right, of which the identity is apart. The adjoint sweeps the same
-    stages backwards with the conjugate factors. It needs the waves before each matrix; they are
-    kept in one array per distinct matrix, so that the gradient by that matrix is a product over
-    many stages at once.
+    The adjoint needs the waves before each matrix; they are kept in one array per distinct
+    matrix. Each core works on a strip of its own.
     """
 
     @staticmethod
     def forward(ctx, plan: Plan, probe: Probe, potential: Tensor, excitation: Tensor) -> Tensor:
         """Return the profiles (F, B, D); keeps the waves if a gradient will be asked for."""
-        series = _Series.of(potential, plan.matrices)
-        values = series.values()
-        matrices = list(values[-1].mT.contiguous())
-        phases = phase_factors(excitation.mT.contiguous(), plan.phases)
-        waves = start_waves(excitation, probe.incident, potential.dtype).mT.contiguous()
         keep = any(ctx.needs_input_grad)
-        before = _room(plan, waves, plan.steps if keep else 1)
-        index, weight = _picking(probe, waves)
-        seen = waves.new_empty(len(waves), plan.steps // plan.steps_per_depth, *index.shape[1:])
-        for step in range(plan.steps):
-            row = step if keep else 0
-            for phase, matrix, use in plan.stages:
-                turned = before[matrix][:, row * plan.uses[matrix] + use]
-                torch.mul(waves, phases[phase], out=turned)
-                torch.baddbmm(turned, turned, matrices[matrix], out=waves)
-            if (step + 1) % plan.steps_per_depth == 0:
-                seen[:, step // plan.steps_per_depth] = torch.gather(waves, 2, index)
+        series = Series.of(potential, plan.matrices)
+        values = series.values()
+        cut = _Cut.of(excitation)
+        strips = [_Strip.of(plan, *part) for part in cut.parts(values[-1], probe, excitation)]
+        work = zip(strips, cut.split(values[-1].mT.contiguous(), 1), strict=True)
+        waves = cut.each(lambda strip, transposed: strip.carry(transposed, keep), work)
         if keep:
-            ctx.plan, ctx.series, ctx.values, ctx.phases = plan, series, values, phases
-            ctx.before, ctx.seen, ctx.index, ctx.weight = before, seen, index, weight
-        intensity = seen.real.square().addcmul_(seen.imag, seen.imag)
-        return intensity.mul_(weight[:, None]).sum(2).mT
+            ctx.kept = series, values, cut, strips, waves
+        return cut.joined([x.profiles(seen) for x, (_, seen) in zip(strips, waves, strict=True)], 0)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         """Return the gradients by the potential (F, N, N) and excitation errors (F, N, T)."""
-        plan, phases = ctx.plan, ctx.phases
-        source = ctx.seen.conj() * (2 * grad.mT[:, :, None] * ctx.weight[:, None])
-        matrices = list(ctx.values[-1])
-        # dL = Re sum(mu dpsi), mu = conj(dL/dpsi); transposes then replace adjoints
-        mu = torch.zeros_like(ctx.before[0][:, 0])
-        flow, turn = torch.zeros_like(mu), phases[0]
-        slopes = torch.zeros_like(ctx.values[-1])
-        group = max(1, _INNER // mu.shape[1])
-        after = _room(plan, mu, min(group, plan.steps))
-        for first in reversed(range(0, plan.steps, group)):
-            last = min(first + group, plan.steps)
-            for step in reversed(range(first, last)):
-                for phase, matrix, use in reversed(plan.stages):
-                    uses = plan.uses[matrix]
-                    behind = after[matrix][:, (step - first) * uses + use]
-                    torch.mul(mu, turn, out=behind)
-                    if (phase, matrix, use) == plan.stages[-1]:
-                        _add_source(behind, ctx.index, source, step, plan)
-                    torch.baddbmm(behind, behind, matrices[matrix], out=mu)
-                    # Im(mu psi) is the same on both sides of the phase
-                    turned = ctx.before[matrix][:, step * uses + use]
-                    flow.addcmul_(mu, turned, value=-2 * math.pi * plan.phases[phase])
-                    turn = phases[phase]
-            for matrix, uses in enumerate(plan.uses):
-                left = ctx.before[matrix][:, first * uses : last * uses].flatten(1, 2)
-                right = after[matrix][:, : (last - first) * uses].flatten(1, 2)
-                slopes[matrix].baddbmm_(left.mT, right)
-        by_potential = ctx.series.adjoint(slopes, ctx.values)
-        return None, None, by_potential.mH, flow.imag.mT
+        series, values, cut, strips, waves = ctx.kept
+        work = zip(strips, waves, cut.split(grad, 0), strict=True)
+        found = cut.each(lambda strip, waves, grad: strip.adjoint(*waves, grad), work)
+        slopes, flow = zip(*found, strict=True)
+        by_potential = series.adjoint(cut.joined(slopes, 1), values)
+        return None, None, by_potential.mH, torch.cat(flow, cut.dim)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How a sweep is cut into strips: of blocks, or of the samples of every block."""
+
+    dim: int  # of the excitation errors (F, N, T)
+    sizes: tuple
+    cores: int  # for the products of a strip
+
+    @classmethod
+    def of(cls, excitation: Tensor) -> _Cut:
+        """Cut for the cores; where stages are too short to be shared, one core does it all."""
+        f, n, t = excitation.shape
+        cores = _cores(excitation)
+        dim = 0 if f % cores == 0 or f >= 4 * cores else 2
+        length = excitation.shape[dim]
+        cores = cores if f * n * n * t >= _SHARED else 1
+        count = min(cores, length)
+        return cls(dim, tuple((length + k) // count for k in range(count)), cores // count)
+
+    def split(self, x: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Return the strips' parts of x, whose blocks are along `dim`; samples share it."""
+        return x.split(self.sizes, dim) if self.dim == 0 else (x,) * len(self.sizes)
+
+    def joined(self, parts: Sequence[Tensor], dim: int) -> Tensor:
+        """Put parts of blocks together along `dim`; add those of samples up."""
+        return torch.cat(list(parts), dim) if self.dim == 0 else sum(parts[1:], parts[0])
+
+    def parts(self, values: Tensor, probe: Probe, excitation: Tensor) -> list[tuple]:
+        """Return the strips' parts of the exponentials, the probe and the excitation errors."""
+        weights = probe.weight.split(self.sizes, self.dim)
+        incident, beam = self.split(probe.incident, 0), self.split(probe.beam, 0)
+        probes = [Probe(*x) for x in zip(incident, beam, weights, strict=True)]
+        split = self.split(values, 1), probes, excitation.split(self.sizes, self.dim)
+        return list(zip(*split, strict=True))
+
+    def each(self, function: Callable, work: Iterable[tuple]) -> list:
+        """Return the function's values of the arguments in `work`, one tuple for each strip."""
+        work, all_cores = list(work), torch.get_num_threads()
+        out = [None] * len(work)
+
+        def call(place: int) -> None:
+            out[place] = function(*work[place])
+
+        if len(work) == 1:
+            torch.set_num_threads(self.cores)
+        try:
+            in_threads(call, range(len(work)), len(work))
+        finally:
+            torch.set_num_threads(all_cores)
+        return out
+
+
+def _cores(x: Tensor) -> int:
+    """Return how many cores may share the work on x."""
+    return torch.get_num_threads() if x.device.type == "cpu" else 1
+
+
+_SHARED = 2_000_000  # multiplications of a stage from which on two Python threads gain
 
 
 _INNER = 256  # rows from which on the gradient by a matrix runs at the full speed of products
@@ -311,10 +309,11 @@ def _room(plan: Plan, waves: Tensor, steps: int) -> list[Tensor]:
     return [waves.new_empty(f, steps * uses, *rest) for uses in plan.uses]
 
 
-def _picking(probe: Probe, waves: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the index (F, T, B) that picks the slots' beams, and their weights (F, T, B)."""
-    index = probe.beam[:, None].expand(-1, waves.shape[1], -1)
-    return index, probe.weight.mT.to(waves.dtype.to_real())
+def _rows(plan: Plan, room: list[Tensor]) -> list[list[Tensor]]:
+    """Return, for each step that there is room for, the waves of its stages (F, T, N) in order."""
+    views = [x.unbind(1) for x in room]
+    steps = len(views[0]) // plan.uses[0]
+    return [[views[m][k * plan.uses[m] + use] for _, m, use in plan.stages] for k in range(steps)]
 
 
 def _add_source(mu: Tensor, index: Tensor, source: Tensor, step: int, plan: Plan) -> None:
@@ -337,7 +336,8 @@ class Splitting:
         plan = make_plan(self.scheme, grid, self.substeps)
         _, n, t = excitation.shape
         given = (probe.incident, probe.beam, probe.weight, potential, excitation)
-        chunks = zip(*(x.split(max(1, _CHUNK // (n * t))) for x in given), strict=True)
+        blocks = max(1, _CHUNK * _cores(excitation) // (n * t))
+        chunks = zip(*(x.split(blocks) for x in given), strict=True)
         return torch.cat([_Sweep.apply(plan, Probe(*of), v, s) for *of, v, s in chunks])
 
     def waves_kept(self, beams: int, grid: DepthGrid) -> int:
@@ -357,7 +357,7 @@ class Splitting:
         return _forward_mode(plan, _Stages.of(plan, potential, excitation, moves), probe)
 
 
-_CHUNK = 32_768  # waves (blocks x beams x orientations) that stay in the processor's caches
+_CHUNK = 32_768  # waves (blocks x beams x orientations) that stay in a core's caches
 
 
 @dataclass(frozen=True)
@@ -379,7 +379,7 @@ class _Stages:
 
     @classmethod
     def of(cls, plan: Plan, potential: Tensor, excitation: Tensor, moves: Moves) -> _Stages:
-        series = _Series.of(potential, plan.matrices)
+        series = Series.of(potential, plan.matrices)
         changes = series.derivatives(moves.potential)  # (times, P, F, N, N)
         spin = 2j * math.pi * moves.excitation.permute(1, 3, 0, 2).contiguous()
         return cls(
