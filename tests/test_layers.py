@@ -42,6 +42,7 @@ LEVELS = {
     "io_results": 6,
     "io_cif_mtz": 6,
     "io_pets": 6,
+    "io_pets_write": 6,
     "report": 6,
     "phil_files": 7,
     "job": 7,
