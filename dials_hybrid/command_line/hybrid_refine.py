@@ -301,6 +301,9 @@ def log_outcome(outcome: api.Outcome) -> None:
         rows.append(f"  {site['label']:<6} {xyz[0]:>12} {xyz[1]:>12} {xyz[2]:>12} {u:>12}")
     logger.info("%s %s\n%s\n", "Refined structure,", c["space_group"], "\n".join(rows))
     _log_valence(c["valence"])
+    if c["checks"]:
+        points = "\n".join(f"  {check['severity']}: {check['text']}" for check in c["checks"])
+        logger.info("What to check:\n%s\n", points)
 
 
 def _log_valence(valence: dict) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from .. import __version__
 from ..data import Problem, Result, Structure, replacing
+from . import checks
 from .arrays import as_numpy, metric
 
 PROGRAM = "dials.hybrid_refine"
@@ -31,6 +32,7 @@ _KEYS = {
         ("scheme", "step", "substeps", "error_measured", "error_target", "beams")
     ),
     **dict.fromkeys(("space_group", "absolute_structure", "indexing", "error_model", "valence")),
+    "checks": [],
     "warnings": [],
 }
 
@@ -56,7 +58,9 @@ def contract(problem: Problem, result: Result, **extra) -> dict:
         "sites": _sites(result),
         **extra,
     }
-    return _plain(_filled(_KEYS, found))
+    plain = _plain(_filled(_KEYS, found))
+    plain["checks"] = checks.find(problem, result, plain)
+    return plain
 
 
 def _filled(keys: Mapping, found: Mapping) -> dict:
