@@ -69,7 +69,8 @@ def file_names(path, count: int) -> list[str]:
 def cut(problem: Problem, cutting: Cutting) -> list[_Sweep]:
     """Cut every sweep of a problem of DIALS data into overlapping frames.
 
-    Raises InputError when the frames of a sweep hold no window of a reflection whole.
+    Raises InputError when the frames of a sweep hold no window of a reflection whole, or when
+    none of its reflections is used.
     """
     sweeps = range(int(problem.scan.sweep.max()) + 1)
     return [_cut_sweep(problem, index, cutting) for index in sweeps]
@@ -78,6 +79,11 @@ def cut(problem: Problem, cutting: Cutting) -> list[_Sweep]:
 def _cut_sweep(problem: Problem, index: int, cutting: Cutting) -> _Sweep:
     scan = problem.scan
     mine = np.flatnonzero(problem.observations.sweep.numpy() == index)
+    if len(mine) == 0:
+        raise InputError(
+            f"output.pets: no reflection of sweep {index + 1} is used; leave this sweep out, or "
+            "relax selection.*"
+        )
     low, high = (x[mine] for x in _windows(problem))
     blocks = scan.sweep.numpy() == index
     half_sample = np.degrees(scan.sample_width.numpy()[blocks].max()) / 2

@@ -293,6 +293,15 @@ def test_frames_that_hold_nothing_are_refused(dials_data):
         io_pets_write.cut(problem, Cutting(1.0, 0.2))
 
 
+def test_sweeps_of_which_nothing_is_used_are_refused(dials_data):
+    _, problem = dials_data
+    scan = problem.scan
+    more = {f.name: torch.cat([getattr(scan, f.name)] * 2) for f in dataclasses.fields(scan)}
+    more["sweep"] = torch.cat([scan.sweep, scan.sweep + 1])
+    with pytest.raises(InputError, match="no reflection of sweep 2 is used; leave"):
+        io_pets_write.cut(problem.replace(scan=type(scan)(**more)), Cutting())
+
+
 # --- PETS2 ----------------------------------------------------------------------------------
 
 
