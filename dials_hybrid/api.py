@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from dials.util.version import dials_version
 
-from . import io_cif_mtz, io_dials, io_pets, io_results, report
+from . import io_cif_mtz, io_dials, io_pets, io_pets_write, io_results, report
 from .checkpoint import Checkpoint, RefineSettings, State
 from .choices import choose_setting, hands, with_step
 from .data import InputError, Problem, Result
@@ -29,6 +29,7 @@ from .io_bonds import bonds_and_angles, cell_covariance
 from .io_cctbx import update_xray_structure
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection
+from .io_pets_write import Cutting
 from .io_restraints import RestraintOptions
 from .io_structures import read_structure
 from .job import (
@@ -45,6 +46,7 @@ from .other_settings import Refined, decide
 from .refine import Progress, Refinement, out_of_memory_explained
 
 __all__ = [
+    "Cutting",
     "Job",
     "ModelSettings",
     "Numerics",
@@ -61,6 +63,7 @@ __all__ = [
     "cif_text",
     "finished",
     "load",
+    "pets_files",
     "read_structure",
     "refine",
     "resume",
@@ -73,6 +76,7 @@ logger = logging.getLogger("dials.hybrid.api")
 MEMORY_ADVICE = (
     "lower compute.memory, or use fewer beams (beams.s_max, beams.g_max) or a coarser sampling.step"
 )
+CUTTING = Cutting()
 USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 
 
@@ -103,6 +107,7 @@ class Outputs:
     problem: str | None = None
     html: str | None = None
     json: str | None = None
+    pets: str | None = None  # with several sweeps or files, one each: see `pets_files`
 
     def names(self) -> list[str]:
         """Return the names that are given."""
@@ -195,14 +200,47 @@ def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
     return Outcome(job, result, structure, contract, dataclasses.replace(checkpoint, result=result))
 
 
-def write(outcome: Outcome, outputs: Outputs) -> None:
-    """Write the chosen files, each complete or not at all.
+def pets_files(job: Job, path, cutting: Cutting = CUTTING) -> list[str]:
+    """Return the names of the .cif_pets files that `write` will write: none without data files.
+
+    Raises InputError when one would overwrite the data, or when the virtual frames of a sweep
+    would hold no reflection whole.
+    """
+    if job.loaded is None:
+        return []
+    if job.writes_back:
+        names = io_pets_write.file_names(path, len(io_pets_write.cut(job.problem, cutting)))
+        given = [*job.loaded.expt_files, *job.loaded.refl_files]
+    else:
+        names = io_pets_write.file_names(path, len(job.loaded.files))
+        given = job.loaded.files
+    inputs = {os.path.realpath(name) for name in given}
+    for name in names:
+        if os.path.realpath(name) in inputs:
+            raise InputError(f"output.pets: {name} is an input; give another name")
+    return names
+
+
+def _write_pets(outcome: Outcome, names: list[str], cutting: Cutting) -> None:
+    job, result = outcome.job, outcome.result
+    if job.writes_back:
+        experiments = job.loaded.experiments
+        every = io_pets_write.virtual_frames(job.problem, result, experiments, cutting)
+    else:
+        every = io_pets_write.refined_frames(job.loaded, job.problem, result)
+    for name, frames in zip(names, every, strict=True):
+        io_pets_write.write(name, frames)
+
+
+def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> None:
+    """Write the chosen files, each complete or not at all; `cutting` is for virtual frames.
 
     Raises InputError, before anything is written, when one cannot be.
     """
-    io_results.check_writable(outputs.names())
     job, result = outcome.job, outcome.result
     problem = job.problem
+    pets = pets_files(job, outputs.pets, cutting) if outputs.pets else []
+    io_results.check_writable([*outputs.names(), *pets])
     if job.writes_back and outputs.experiments:
         io_results.write_experiments(outputs.experiments, job.loaded.experiments, problem, result)
     if job.writes_back and outputs.reflections:
@@ -213,6 +251,8 @@ def write(outcome: Outcome, outputs: Outputs) -> None:
         )
     if outputs.mtz:
         io_cif_mtz.write_mtz(outputs.mtz, outcome.structure, problem, result)
+    if pets:
+        _write_pets(outcome, pets, cutting)
     if outputs.problem:
         outcome.checkpoint.save(outputs.problem)
     if outputs.json:

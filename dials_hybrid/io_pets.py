@@ -52,6 +52,7 @@ class Frames:
     hkl: np.ndarray  # (R, 3) int
     intensity: np.ndarray  # (R,)
     sigma: np.ndarray  # (R,)
+    details: str  # of the measurement, as the file words them
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def _read(name: str) -> Frames:
         hkl=np.rint(hkl).astype(np.int64),
         intensity=_numbers(name, "intensity_meas", rows["intensity_meas"], finite=False),
         sigma=_numbers(name, "intensity_sigma", rows["intensity_sigma"], finite=False),
+        details=details,
     )
 
 

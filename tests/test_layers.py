@@ -54,6 +54,7 @@ LEVELS = {
     "io_cif_loops": 6,
     "io_cif_mtz": 6,
     "io_pets": 6,
+    "io_pets_write": 6,
     "report": 6,
     "phil_files": 7,
     "job": 7,

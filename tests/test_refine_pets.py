@@ -13,7 +13,7 @@ import synthetic
 import torch
 from commands import PETS_OUTPUTS, failure
 
-from dials_hybrid import accuracy, api, io_cctbx
+from dials_hybrid import accuracy, api, io_cctbx, io_pets
 from dials_hybrid.command_line import hybrid_refine
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import DepthGrid
@@ -82,8 +82,11 @@ def test_frames_are_refined_and_a_stopped_run_goes_on(frames, here, monkeypatch)
         moved.rename(frames.path)
     assert more["iterations"] == 3 and not any(".expt" in w for w in more["warnings"])
     monkeypatch.delattr(Refinement, "__init__")  # nothing is refined again
-    again = refine("hybrid_refined.h5", "refinement.iterations=3")
+    again = refine("hybrid_refined.h5", "refinement.iterations=3", "output.pets=new.cif_pets")
     assert again["final"] == more["final"]
+    assert "new.cif_pets" in Path("dials.hybrid_refine.log").read_text().split("Written: ")[1]
+    new, old = (io_pets.load([name]).parts[0] for name in ("new.cif_pets", frames.path))
+    assert len(new.hkl) == frames.rows and 1e-6 < abs(new.setting - old.setting).max() < 1e-3
     assert not Path("hybrid_refined.expt").exists()
 
 
@@ -109,3 +112,5 @@ def test_bad_input_is_one_sentence(frames, here):
     assert "is of PETS2 and a.expt is not" in mixed
     nothing = failure(frames.path, frames.model, "selection.rsg_max=0.0001")
     assert "no reflection is left" in nothing
+    named = failure(frames.path, frames.model, "output.pets=new.cif")
+    assert "the name must end in .cif_pets" in named

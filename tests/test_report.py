@@ -448,7 +448,7 @@ SECTIONS = {
 def test_page_has_every_section_and_figure(html):
     found = Page(html)
     assert set(found.ids) >= SECTIONS
-    assert found.tags["figure"] == found.tags["svg"] == 12
+    assert found.tags["figure"] == found.tags["svg"] == 13
     for words in ("20.7 %", "12.1 %", "7.65 %", "8.71 %", "1.84", "1 min 23 s", "P 31 2 1"):
         assert words in found.text
     order = [found.text.index(operator) for operator in ("-h-k,k,-l", "h,k,l inverted")]
@@ -601,7 +601,7 @@ def test_smallest_problem(tmp_path):
         summary={},
     )
     found = Page(write_page(tmp_path / "small.html", problem, result))
-    assert "convergence" not in found.ids and found.tags["svg"] == 10
+    assert "convergence" not in found.ids and found.tags["svg"] == 11
     assert "Neither was tested" in found.text
 
 

@@ -170,7 +170,7 @@ def check_outputs(outputs: Mapping[str, str | None], inputs: Sequence[str] = ())
     """See, before the long work, that every output (parameter name: path) can be written.
 
     Raises InputError where one has no folder or no permission, is a folder, has an ending that
-    DIALS does not know, would overwrite an input, or has the same path as another.
+    DIALS or Jana does not know, would overwrite an input, or has the same path as another.
     """
     taken = {Path(path).resolve(): f"the input {path}" for path in inputs}
     for name, path in outputs.items():
@@ -183,6 +183,8 @@ def check_outputs(outputs: Mapping[str, str | None], inputs: Sequence[str] = ())
             raise InputError(f"{name}={path}: this is a folder; give the name of a file")
         if name.endswith("experiments") and path.suffix not in (".expt", ".json"):
             raise InputError(f"{name}={path}: the name must end in .expt or .json")
+        if name.endswith("pets") and path.suffix != ".cif_pets":
+            raise InputError(f"{name}={path}: the name must end in .cif_pets")
         if not os.access(path.parent, os.W_OK):
             raise InputError(f"{name}={path}: no permission to write in {path.parent.resolve()}")
         if path.resolve() in taken:

@@ -58,7 +58,7 @@ logger = logging.getLogger("dials.hybrid.command_line.hybrid_refine")
 
 phil_scope = libtbx.phil.parse(phil_text("hybrid_refine.phil"))
 
-OUTPUTS = ("experiments", "reflections", "structure", "mtz", "problem", "html", "json")
+OUTPUTS = ("experiments", "reflections", "structure", "mtz", "problem", "html", "json", "pets")
 STRUCTURES = (".cif", ".mmcif", ".res", ".ins", ".pdb", ".ent")
 MAX_THREADS = 8
 DEFAULTS = api.Options()
@@ -128,15 +128,20 @@ def write_problem(job: api.Job, path: str) -> None:
 
 def refine_job(job: api.Job, params) -> None:
     """Refine unless that is done, write the outputs and log what was found."""
+    cutting = api.Cutting(params.pets.frame_step, _given(params.pets.frame_width, None))
+    pets = api.pets_files(job, params.output.pets, cutting) if params.output.pets else []
+    if params.output.pets and not pets:
+        logger.warning("%s is not written: it needs the data files", params.output.pets)
     if job.result is not None:
         logger.info("The refinement is complete already: its results are written\n")
         outcome = api.finished(job)
     else:
         with Reporter(params.refinement.iterations) as reporter:
             outcome = api.refine(job, Progress(reporter.row, params.output.problem))
-    api.write(outcome, api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS}))
+    api.write(outcome, api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS}), cutting)
     log_outcome(outcome)
     written = [getattr(params.output, n) for n in OUTPUTS if getattr(params.output, n)]
+    written = [name for name in written if name != params.output.pets] + pets
     if not job.writes_back:
         skipped = (params.output.experiments, params.output.reflections)
         written = [name for name in written if name not in skipped]
@@ -335,6 +340,9 @@ def log_outcome(outcome: api.Outcome) -> None:
     _log_restraints(c["restraints"])
     _log_correlations(c)
     logger.info("Absolute structure: %s\n", c["absolute_structure"]["verdict"])
+    if c["checks"]:
+        points = "\n".join(f"  {check['severity']}: {check['text']}" for check in c["checks"])
+        logger.info("What to check:\n%s\n", points)
 
 
 def _log_valence(valence: dict) -> None:

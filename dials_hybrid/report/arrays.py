@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..data import Observations, Problem, Result, Scan
+from ..data import Observations, Problem, Result, Scan, Structure
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Arrays:
     tilt: np.ndarray  # (F, 2) degree, about the rotation axis and across axis and beam
     scale: np.ndarray  # (F,)
     history: tuple
+    structure: Structure  # refined
 
     @property
     def delta(self) -> np.ndarray:
@@ -71,6 +72,7 @@ def arrays(problem: Problem, result: Result) -> Arrays:
         tilt=np.degrees(_tilt_components(scan, result.orientation)),
         scale=as_numpy(result.block_scale),
         history=result.history,
+        structure=result.structure,
     )
 
 

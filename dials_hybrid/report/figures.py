@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from . import picture
 from .arrays import Arrays, r1_by
 
 # Told apart by the colour-blind and on a grey printer; readable on white and black, for
@@ -401,6 +402,7 @@ def _draw_residual(figure: Figure, data: Arrays) -> None:
 
 _PANEL, _SQUARE = (4.6, 3.1), (4.6, 4.6)
 _FIGURES = {
+    "structure": (picture.draw, _SQUARE),
     "scatter_kinematic": (_draw_scatter_kinematic, _SQUARE),
     "scatter_dynamical": (_draw_scatter_dynamical, _SQUARE),
     "shells": (_draw_shells, _PANEL),

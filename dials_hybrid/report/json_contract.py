@@ -14,6 +14,7 @@ import torch
 
 from .. import __version__
 from ..data import Problem, Result, Structure, replacing
+from . import checks
 from .arrays import as_numpy, metric
 
 PROGRAM = "dials.hybrid_refine"
@@ -39,6 +40,7 @@ _KEYS = {
     "settings_refined": [],
     "correlations": [],
     "condition": dict.fromkeys(("all", "structure", "undetermined", "strong_correlations")),
+    "checks": [],
     "warnings": [],
 }
 
@@ -64,7 +66,9 @@ def contract(problem: Problem, result: Result, **extra) -> dict:
         "sites": _sites(result),
         **extra,
     }
-    return _plain(_filled(_KEYS, found))
+    plain = _plain(_filled(_KEYS, found))
+    plain["checks"] = checks.find(problem, result, plain)
+    return plain
 
 
 def _filled(keys: Mapping, found: Mapping) -> dict:

@@ -1,0 +1,335 @@
+"""The list of what to check, the geometry behind it, and the picture of the unit cell."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("cctbx", reason="cctbx is not installed")
+
+import test_report
+import tiny
+
+from dials_hybrid import report
+from dials_hybrid.report import arrays, checks, contacts, picture
+from dials_hybrid.report.json_contract import equivalent_u
+
+ELEMENTS = ("C", "H")
+
+
+def f64(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def molecule(sites, cell=(9.0, 9.0, 9.0, 90.0, 90.0, 90.0), **changes):
+    """Return carbon atoms in P1 at Cartesian or fractional sites, U = 0.02 A^2."""
+    plain = tiny.triclinic(sites, [1.0] * len(sites), [5.0] * len(sites), cell)
+    kinds = {"elements": ELEMENTS, "type": torch.zeros(len(sites), dtype=torch.int64)}
+    two = {"ff_a": torch.ones(2, 1).double(), "ff_b": torch.ones(2, 1).double()}
+    return plain.replace(
+        u_iso=torch.full((len(sites),), 0.02).double(), **{**kinds, **two, **changes}
+    )
+
+
+# --- geometry -------------------------------------------------------------------------------
+
+
+def test_neighbours_in_quartz():
+    found = {(i, j): d for i, j, d in contacts.nearest(tiny.quartz(), 3.2)}
+    assert found[0, 1] == pytest.approx(1.60, abs=0.02)  # Si-O
+    assert found[1, 1] == pytest.approx(2.61, abs=0.05)  # O-O of a tetrahedron
+    assert found[0, 0] == pytest.approx(3.06, abs=0.05)  # Si-Si
+
+
+def test_neighbours_in_an_oblique_cell():
+    """Against all of a large box of cells."""
+    rng = np.random.default_rng(4)
+    sites = rng.random((4, 3))
+    structure = molecule(sites.tolist(), cell=(4.0, 6.0, 5.0, 65.0, 112.0, 60.0))
+    axes = contacts.axes(structure)
+    expected = {}
+    for i, j in itertools.combinations_with_replacement(range(4), 2):
+        shifts = np.array(list(itertools.product(range(-6, 7), repeat=3)))
+        d = np.linalg.norm((sites[j] - sites[i] + shifts) @ axes.T, axis=1)
+        expected[i, j] = d[d > 0.01].min()
+    found = {(i, j): d for i, j, d in contacts.nearest(structure, 3.5)}
+    assert found == pytest.approx({k: d for k, d in expected.items() if d < 3.5})
+
+
+def test_an_atom_beside_a_special_position_is_near_to_its_copy():
+    quartz = tiny.quartz()
+    away = quartz.site + f64([[0, 0.02, 0], [0, 0, 0]])
+    found = {(i, j): d for i, j, d in contacts.nearest(quartz.replace(site=away), 0.5)}
+    # the two-fold axis is along a: b sin(120 degrees) from it on either side
+    assert found == {(0, 0): pytest.approx(2 * 0.02 * 4.916 * math.sin(math.radians(120)))}
+    assert contacts.nearest(quartz, 0.5) == []
+
+
+def test_displacements_in_cartesian_coordinates():
+    tensor = contacts.cartesian_u(test_report.quartz())
+    assert np.allclose(tensor[0], 0.009 * np.eye(3))
+    assert np.allclose(tensor[1], 0.012 * np.eye(3), rtol=0, atol=1e-9)
+    tensor = contacts.cartesian_u(tiny.quartz())
+    trace = np.trace(tensor, axis1=1, axis2=2) / 3
+    assert np.allclose(trace, equivalent_u(tiny.quartz()))
+    assert np.allclose(tensor, tensor.transpose(0, 2, 1))
+
+
+# --- atoms ----------------------------------------------------------------------------------
+
+
+def kinds(found):
+    return [(check.kind, check.severity) for check in found]
+
+
+def site(u_iso, label="O1"):
+    return {"label": label, "u_iso": u_iso}
+
+
+@pytest.mark.parametrize(
+    ("u", "expected"),
+    [
+        (-0.002, [("negative_u", "alert")]),
+        (0.0004, [("small_u", "note")]),
+        (0.02, []),
+        (0.2, [("large_u", "note")]),
+    ],
+)
+def test_displacements(u, expected):
+    found = checks.displacements([site(0.01, "Si1"), site(u)])
+    assert kinds(found) == expected
+    assert all("O1" in check.text and "Si1" not in check.text for check in found)
+
+
+def test_many_atoms_are_counted():
+    (found,) = checks.displacements([site(-0.01, f"C{i}") for i in range(10)])
+    assert "C5" in found.text and "C6" not in found.text and "and 4 more" in found.text
+
+
+def test_tensors_that_are_not_positive_definite():
+    structure = molecule([[0, 0, 0], [0.5, 0.5, 0.5]])
+    # U11 U22 < U12^2 although all three diagonal terms are positive
+    u_star = f64([[0.01, 0.01, 0.01, 0.02, 0, 0], [0.01, 0.01, 0.01, 0.005, 0, 0]]) / 81
+    every = structure.replace(u_star=u_star, anisotropic=torch.tensor([True, True]))
+    (found,) = checks.indefinite(every)
+    assert found.severity == "alert" and "X0 (-0.0100" in found.text and "X1" not in found.text
+    assert checks.indefinite(every.replace(anisotropic=torch.tensor([False, True]))) == []
+
+
+@pytest.mark.parametrize(
+    ("distance", "occ", "kind", "short"),
+    [
+        (1.20, (1, 1), (0, 0), False),  # acetylene
+        (1.10, (1, 1), (0, 0), True),
+        (1.10, (0.6, 0.4), (0, 0), False),  # alternatives
+        (0.95, (1, 1), (0, 1), False),  # C-H
+        (0.70, (1, 1), (0, 1), True),
+    ],
+)
+def test_short_contacts(distance, occ, kind, short):
+    # over the face of the cell
+    sites = [[0.98, 0.5, 0.5], [(0.98 + distance / 9) % 1, 0.5, 0.5]]
+    structure = molecule(sites, occ=f64(occ), type=torch.tensor(kind))
+    found = checks.short_contacts(structure)
+    assert bool(found) == short
+    assert not short or f"X0–X1 {distance:.2f} Å" in found[0].text
+
+
+def test_occupancies():
+    structure = molecule([[0, 0, 0], [0.5, 0.5, 0.5]], occ=f64([1.0, 1.2]))
+    (found,) = checks.occupancies(structure)
+    assert "X1 (1.200)" in found.text and "X0" not in found.text
+
+
+def test_values_that_only_a_prior_holds():
+    found = {
+        "charge_sigma": 0.3,
+        "dipole_sigma": 0.2,
+        "charge": {"O": {"value": -1.2, "su": 0.1}, "Si": {"value": 0.6, "su": 0.1}},
+        "dipole": {"O1": {"value": [0.1, -0.7, 0], "su": [0.1] * 3}},
+    }
+    (check,) = checks.valence(found)
+    assert "charge of O (-1.20 e), dipole of O1" in check.text
+    assert checks.valence({"model": "none", "charge_sigma": 0.3, "dipole_sigma": 0.2}) == []
+
+
+# --- a whole result -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return test_report.make_problem(n=600, n_sweeps=1, n_blocks=12)
+
+
+@pytest.fixture(scope="module")
+def result(problem):
+    made = test_report.make_result(problem)
+    return made.replace(u_su=f64([0.0004, 0.0006]))
+
+
+def found_in(problem, result):
+    return {check["kind"]: check for check in report.contract(problem, result)["checks"]}
+
+
+def test_nothing_is_found_where_all_is_well(problem, result):
+    assert found_in(problem, result) == {}
+
+
+def with_summary(result, **changes):
+    return result.replace(summary={**result.summary, **changes})
+
+
+def turned(result, *steps):
+    """Return the result with turns about the axis, (block, degree), added from a block on."""
+    orientation = result.orientation.clone()
+    for block, degree in steps:
+        orientation[block:, 0] += math.radians(degree)
+    return result.replace(orientation=orientation)
+
+
+def worse_in_block(problem, result, block):
+    mine = problem.observations.link_block == block
+    return result.replace(calculated=torch.where(mine, 3.0, 1.0) * result.calculated)
+
+
+def in_depth(result, first, last):
+    p = torch.zeros_like(result.thickness)
+    p[:, first:last] = 1 / (last - first)
+    return result.replace(thickness=p)
+
+
+def final(result, r1):
+    return {**result.summary["final"], "r1_obs": r1}
+
+
+TROUBLES = {
+    "not_converged": (
+        lambda p, r: r.replace(converged=False, stop_reason="the limit"),
+        "did not converge: the limit",
+    ),
+    "no_better_than_kinematic": (
+        lambda p, r: with_summary(r, final=final(r, 0.21)),
+        "R1 21.0 %) is no better than the kinematic one (20.7 %)",
+    ),
+    "free_r": (
+        lambda p, r: with_summary(r, free={"r1_obs": 0.15, "n": 12}),
+        "12 held-out reflections, 15.0 %",
+    ),
+    "large_site_su": (
+        lambda p, r: r.replace(site_su=f64([[0.002] * 3, [0.002, 0.07, 0.002]])),
+        "O1 (0.070 Å)",
+    ),
+    "large_u_su": (lambda p, r: r.replace(u_su=f64([0.02, 0.001])), "larger than U itself: Si"),
+    "bad_frames": (lambda p, r: worse_in_block(p, r, 7), "7.5° ("),
+    "orientation_jump": (lambda p, r: turned(r, (5, 0.4)), "jumps at 5.5° (0."),
+    "large_turn": (lambda p, r: turned(r, (0, 1.5)), "turned by up to 1."),
+    "thickness_edge": (lambda p, r: in_depth(r, 20, 30), "ends at 1200 Å: raise depth.max"),
+    "thickness_thin": (lambda p, r: in_depth(r, 0, 15), "lie below 120 Å"),
+}
+
+
+@pytest.mark.parametrize("kind", TROUBLES)
+def test_troubles_are_found_alone(problem, result, kind):
+    spoil, words = TROUBLES[kind]
+    found = found_in(problem, spoil(problem, result))
+    assert list(found) == [kind] and words in found[kind]["text"]
+
+
+def test_few_free_reflections_say_nothing(problem, result):
+    few = with_summary(result, free={"r1_obs": 0.2, "n": 5})
+    assert found_in(problem, few) == {}
+
+
+def test_gaps_between_blocks_are_no_jumps(problem, result):
+    """After a gap of the scan, as when frames were left out, the crystal may stand elsewhere."""
+    scan = problem.scan
+    later = scan.angle + math.radians(30) * (torch.arange(12)[:, None] >= 5)
+    apart = problem.replace(scan=scan.replace(angle=later))
+    data = arrays.arrays(apart, turned(result, (5, 0.4)))
+    assert checks.orientations(data) == []
+
+
+def test_alerts_come_first_and_are_plain_values(problem, result):
+    spoilt = worse_in_block(problem, in_depth(result, 20, 30), 7)
+    found = report.contract(problem, spoilt)["checks"]
+    assert [check["severity"] for check in found] == ["alert", "note"]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_page_shows_them(problem, result, tmp_path):
+    spoilt = in_depth(result, 20, 30)
+    page = test_report.Page(test_report.write_page(tmp_path / "a.html", problem, spoilt))
+    assert page.ids["checks"] == 1 and "raise depth.max" in page.text
+    page = test_report.Page(test_report.write_page(tmp_path / "b.html", problem, result))
+    assert page.ids["checks"] == 1 and "found nothing unusual" in page.text
+
+
+# --- picture --------------------------------------------------------------------------------
+
+
+def test_the_cell_of_quartz_is_complete():
+    drawing = picture.compose(tiny.quartz())
+    vectors = drawing.place[drawing.bonds[:, 0]] - drawing.place[drawing.bonds[:, 1]]
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.61, abs=0.03)
+    fractional = drawing.place @ np.linalg.inv(drawing.view).T
+    inside = ((fractional > -0.02) & (fractional < 1.02)).all(1)
+    silicon = np.flatnonzero((drawing.atom == 0) & inside)
+    bonds = np.bincount(drawing.bonds.ravel(), minlength=len(drawing.atom))
+    assert (bonds[silicon] == 4).all()
+    # three Si, which lie on faces and are there twice
+    assert len(silicon) == 6 and (inside & (drawing.atom == 1)).sum() == 6
+
+
+def test_the_shortest_axis_points_to_the_eye():
+    drawing = picture.compose(molecule([[0.1, 0.2, 0.3]], cell=(9.0, 5.0, 8.0, 90.0, 110.0, 90.0)))
+    assert drawing.along == "b"
+    assert drawing.view[:, 1] == pytest.approx([0, 0, 5])
+    assert drawing.view[1, 2] == pytest.approx(0) and drawing.view[0, 2] > 0
+    assert np.linalg.det(drawing.view) > 0  # not its mirror image
+
+
+def test_ellipsoids_turn_with_the_atoms():
+    quartz = tiny.quartz()
+    drawing = picture.compose(quartz)
+    sizes = np.linalg.eigvalsh(drawing.tensor[drawing.atom == 1])
+    assert np.allclose(sizes, sizes[0], rtol=1e-9)
+    # the long axis makes the same angle with the bond to the nearest Si in every image
+    _, axes = np.linalg.eigh(drawing.tensor)
+    silicon = drawing.place[drawing.atom == 0]
+    angles = []
+    for k in np.flatnonzero(drawing.atom == 1):
+        apart = silicon - drawing.place[k]
+        distance = np.linalg.norm(apart, axis=1)
+        near = distance < 1.7
+        along = np.abs(apart[near] @ axes[k][:, 2] / distance[near])
+        if near.sum() == 2:
+            angles.append(sorted(along))
+    assert len(angles) >= 6 and np.allclose(angles, angles[0], rtol=0, atol=1e-6)
+
+
+def test_an_ellipsoid_holds_half_of_the_probability():
+    width, height, angle = picture.outline(np.diag([0.04, 0.01, 0.02]))
+    assert (width, height) == pytest.approx((0.2 * 1.5382, 0.4 * 1.5382))
+    assert abs(math.sin(math.radians(angle))) == pytest.approx(1)  # the narrow one is along y
+    points = torch.randn(200000, 3, generator=torch.Generator().manual_seed(0))
+    share = (points.norm(dim=1) < picture.HALF_PROBABILITY).double().mean()
+    assert float(share) == pytest.approx(0.5, abs=0.004)
+    assert picture.outline(np.diag([-0.01, -0.01, 0.02]))[:2] == (0, 0)
+
+
+def test_ionic_and_alternative_atoms_are_not_bonded():
+    sites = [[0.1, 0.1, 0.1], [0.1 + 2.0 / 9, 0.1, 0.1], [0.1 + 0.3 / 9, 0.1, 0.1]]
+    salt = molecule(sites, elements=("Na", "Cl"), type=torch.tensor([0, 1, 0]))
+    assert len(picture.compose(salt).bonds) == 0
+    covalent = dataclasses.replace(salt, elements=("Si", "Cl"))
+    assert sorted(map(tuple, picture.compose(covalent).bonds.tolist())) == [(0, 1), (1, 2)]
+
+
+def test_a_large_structure_shows_its_asymmetric_unit(monkeypatch):
+    monkeypatch.setattr(picture, "MOST", 5)
+    drawing = picture.compose(tiny.quartz())
+    assert set(drawing.atom) == {0, 1} and len(drawing.atom) < 12
