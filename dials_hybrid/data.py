@@ -57,13 +57,15 @@ class Record:
 
         Raises InputError when a field is missing.
         """
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in group]
+        given = [f for f in dataclasses.fields(cls) if f.name in group]
+        optional = [f for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING]
+        missing = [f.name for f in dataclasses.fields(cls) if f not in (*given, *optional)]
         if missing:
             raise InputError(
                 f"{group.file.filename}: {group.name} lacks {', '.join(missing)}; "
                 "the file is not complete, or another version of dials_hybrid wrote it"
             )
-        return cls(**{f.name: _read_value(group[f.name]) for f in dataclasses.fields(cls)})
+        return cls(**{f.name: _read_value(group[f.name]) for f in given})
 
     def _expect(self, name: str, *shape: int) -> None:
         value = getattr(self, name)
@@ -240,6 +242,20 @@ class Problem(Record):
 
 
 @dataclass(frozen=True)
+class Fourier(Record):
+    """M structure factors, both Friedel mates, and what the data say of them; see room fourier."""
+
+    hkl: Tensor  # (M, 3) int64
+    f_calc: Tensor  # (M,) complex, A, of the refined model with its charges and dipoles
+    gradient: Tensor  # (1 + P, M) complex, A^-1: of the residuals, then of P random signs
+
+    def __post_init__(self):
+        m = len(self.hkl)
+        self._expect("f_calc", m)
+        self._expect("gradient", len(self.gradient), m)
+
+
+@dataclass(frozen=True)
 class Result(Record):
     """What a refinement found. F blocks, D depths, R observations."""
 
@@ -261,6 +277,7 @@ class Result(Record):
     summary: dict  # scalars: R factors, counts, timings
     converged: bool
     stop_reason: str
+    fourier: Fourier | None = None  # for maps; files of earlier versions lack it
 
     def __post_init__(self):
         r, d, f = len(self.calculated), len(self.depth), len(self.orientation)
@@ -272,7 +289,7 @@ class Result(Record):
         self._expect("orientation", f, 3)
 
 
-_RECORDS = {c.__name__: c for c in (Structure, Scan, Observations, Problem, Result)}
+_RECORDS = {c.__name__: c for c in (Structure, Scan, Observations, Problem, Fourier, Result)}
 
 
 @contextlib.contextmanager

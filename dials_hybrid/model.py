@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, jacfwd
 
-from . import absorption, beams, crystal, electron
+from . import absorption, beams, crystal, electron, fourier
 from .absorption import Absorption, NoAbsorption
 from .curves import CurveBasis
 from .data import Problem, Record
@@ -319,6 +319,10 @@ class HybridModel(nn.Module):
         raw = per_link.new_zeros(len(observations.intensity))
         raw = raw.index_add(0, observations.link_observation, per_link)
         return raw * self.scale(self.scale_matrix)
+
+    def potential_gradients(self, weight: Tensor) -> Tensor:
+        """See `fourier.gradients`."""
+        return fourier.gradients(self, weight)
 
     def prior_residuals(self) -> Tensor:
         """Return the residuals of all priors; half their squared sum is the negative log."""
