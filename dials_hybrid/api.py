@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from dials.util.version import dials_version
 
-from . import io_cif_mtz, io_dials, io_pets, io_results, report
+from . import io_cif_mtz, io_dials, io_maps, io_pets, io_results, io_shelx, report
 from .checkpoint import Checkpoint, RefineSettings, State
 from .choices import choose_setting, hands, with_step
 from .data import InputError, Problem, Result
@@ -96,10 +96,14 @@ class Outputs:
     problem: str | None = None
     html: str | None = None
     json: str | None = None
+    map: str | None = None
+    shelx: str | None = None  # prefix of a .res and a .hkl
 
     def names(self) -> list[str]:
         """Return the names that are given."""
-        return [n for n in dataclasses.asdict(self).values() if n is not None]
+        named = {k: n for k, n in dataclasses.asdict(self).items() if n is not None}
+        prefix = named.pop("shelx", None)
+        return [*named.values(), *(io_shelx.names(prefix) if prefix else ())]
 
 
 def refine(job: Job, progress: Progress | None = None) -> Outcome:
@@ -176,6 +180,7 @@ def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
         space_group=str(structure.space_group_info()),
         warnings=[*job.messages, *messages],
         dials_version=dials_version(),
+        map_peaks=io_maps.map_summary(structure, result),
     )
     return Outcome(job, result, structure, contract, dataclasses.replace(checkpoint, result=result))
 
@@ -198,6 +203,10 @@ def write(outcome: Outcome, outputs: Outputs) -> None:
         )
     if outputs.mtz:
         io_cif_mtz.write_mtz(outputs.mtz, outcome.structure, problem, result)
+    if outputs.map and result.fourier is not None:
+        io_maps.write_map(outputs.map, outcome.structure, result)
+    if outputs.shelx:
+        io_shelx.write_shelx(outputs.shelx, outcome.structure, problem, result)
     if outputs.problem:
         outcome.checkpoint.save(outputs.problem)
     if outputs.json:

@@ -21,7 +21,7 @@ from .crystal import reciprocal_length_sq
 from .data import Fourier
 from .parallel import in_threads
 
-PROBES = 8  # random signs; the curvature is known to sqrt(1 / PROBES) of itself
+PROBES = 16  # random signs; the curvature is known to sqrt(1 / PROBES) of itself
 
 
 def seeds(observed: Tensor, calculated: Tensor, sigma: Tensor, work: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from .checkpoint import RefineSettings, State
 from .data import InputError, Problem, Result
 from .io_cctbx import to_structure
 from .io_dials import Sampling, Selection, format_table
+from .io_measurement import stated
 from .io_structures import read_structure
 from .model import ModelSettings
 
@@ -129,7 +130,8 @@ def load(files, structure, options: Options = Options()) -> Job:
     free = validation.choose_free(
         record, observations.hkl, options.free_fraction, options.refine.seed
     )
-    problem = Problem(record, scan, observations.replace(free=free), loaded.provenance(structure))
+    provenance = {**loaded.provenance(structure), **stated(structure)}
+    problem = Problem(record, scan, observations.replace(free=free), provenance)
     logger.info(
         "%d reflections (%d above 3 sigma, %d free), %d blocks of %d orientation samples",
         len(free),

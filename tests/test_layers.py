@@ -37,6 +37,7 @@ LEVELS = {
     "io_cctbx": 5,
     "io_structures": 5,
     "io_settings": 5,
+    "io_measurement": 5,
     "io_dials": 6,
     "io_geometry": 6,
     "io_reflections": 6,
