@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from cctbx import adptbx, miller
+from cctbx import adptbx, miller, sgtbx
 from cctbx.array_family import flex
 from cctbx.eltbx import covalent_radii, tiny_pse
 from scipy.optimize import least_squares
@@ -36,11 +37,10 @@ def write_shelx(prefix, xray_structure, problem: Problem, result: Result) -> Non
     """
     refined = update_xray_structure(xray_structure, result.structure)
     corrected = io_cif_mtz.miller_arrays(xray_structure, problem, result)["corrected"]
-    res, hkl = names(prefix)
-    with writing(hkl) as temporary:
-        temporary.write_text(hklf(corrected), encoding="ascii")
-    with writing(res) as temporary:
-        temporary.write_text(instructions(refined, problem, Path(prefix).name), encoding="ascii")
+    texts = (instructions(refined, problem, Path(prefix).name), hklf(corrected))
+    for path, text in zip(names(prefix), texts, strict=True):
+        with writing(path) as temporary:
+            temporary.write_text(text, encoding="ascii", errors="replace")
 
 
 def hklf(corrected) -> str:
@@ -56,9 +56,7 @@ def hklf(corrected) -> str:
 
 def instructions(refined, problem: Problem, title: str) -> str:
     """Return the text of a .res file of a cctbx structure."""
-    if refined.space_group().is_centric() and not refined.space_group().is_origin_centric():
-        info = refined.space_group_info()
-        refined = refined.change_basis(info.change_of_origin_realising_origin_centricity())
+    refined = _centre_at_origin(refined)
     content = _content(refined)
     lines = [
         f"TITL {title} in {refined.space_group_info()}",
@@ -81,6 +79,17 @@ def instructions(refined, problem: Problem, title: str) -> str:
         "END",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _centre_at_origin(refined):
+    """Move a centre of symmetry to the origin, where LATT wants it; intensities stay."""
+    group = refined.space_group()
+    if not group.is_centric() or group.is_origin_centric():
+        return refined
+    inversion = group(0, 1, 0).t()
+    half = [Fraction(n, 2 * inversion.den()) for n in inversion.num()]
+    shift = ",".join(f"{axis}-{x}" for axis, x in zip("xyz", half, strict=True))
+    return refined.change_basis(sgtbx.change_of_basis_op(shift))
 
 
 def _content(refined) -> dict:
