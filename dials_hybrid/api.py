@@ -203,7 +203,9 @@ def write(outcome: Outcome, outputs: Outputs) -> None:
         )
     if outputs.mtz:
         io_cif_mtz.write_mtz(outputs.mtz, outcome.structure, problem, result)
-    if outputs.map and result.fourier is not None:
+    if outputs.map and result.fourier is None:
+        logger.warning("%s: not written; this result is of a version without maps", outputs.map)
+    elif outputs.map:
         io_maps.write_map(outputs.map, outcome.structure, result)
     if outputs.shelx:
         io_shelx.write_shelx(outputs.shelx, outcome.structure, problem, result)

@@ -39,7 +39,8 @@ def seeds(observed: Tensor, calculated: Tensor, sigma: Tensor, work: Tensor) -> 
 def gradients(model, weight: Tensor) -> Tensor:
     """Return sum_i weight_i dI_i/dt of the entries t of the potential table, (K, M + 1).
 
-    `weight` is (K, R). A complex gradient is dI/dRe t + i dI/dIm t.
+    `weight` is (K, R). A complex gradient is dI/dRe t + i dI/dIm t. Several processes sum in
+    another order than one, so that the last digits may differ.
     """
     table, rotation = model.potential_table().detach(), model.orientation().detach()
     weight = weight.to(table.device, torch.float64)

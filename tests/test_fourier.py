@@ -5,6 +5,7 @@ import tiny
 import torch
 
 from dials_hybrid import fourier
+from dials_hybrid.data import Result, load_records, save_records
 from dials_hybrid.model import HybridModel
 
 
@@ -60,3 +61,12 @@ def test_structure_factors_reach_as_far_as_the_observations(model):
     assert measured <= kept and (0, 0, 0) not in kept
     assert kept == {(-h, -k, -m) for h, k, m in kept}
     assert torch.allclose(found.f_calc, model.crystal(found.hkl))
+
+
+def test_terms_travel_and_old_results_lack_them(tmp_path, model):
+    terms = fourier.fourier(model, torch.ones(3, len(model.couplings.hkl) + 1).cdouble())
+    save_records(tmp_path / "a.h5", terms=terms)
+    read = load_records(tmp_path / "a.h5")["terms"]
+    assert torch.equal(read.gradient, terms.gradient) and torch.equal(read.hkl, terms.hkl)
+    old = Result.__dataclass_fields__["fourier"]
+    assert old.default is None
