@@ -47,7 +47,8 @@ def gradients(model, weight: Tensor) -> Tensor:
     o = model.problem.observations
     per_link = (weight * model.scale(model.scale_matrix).detach())[:, o.link_observation]
     thickness = model.thickness().detach()[o.link_block]
-    found: list[Tensor | None] = [None] * len(model.batches)
+    total = table.new_zeros(len(weight), len(table))
+    found: dict[int, Tensor] = {}
 
     def propagate(i: int) -> None:
         links = model.batches[i].links
@@ -59,10 +60,12 @@ def gradients(model, weight: Tensor) -> Tensor:
             [torch.autograd.grad(profiles, own, row, retain_graph=True)[0] for row in rows]
         )
 
-    in_threads(propagate, range(len(found)), model.workers)
-    total = table.new_zeros(len(weight), len(table))
-    for part in found:  # in their order, so that every run sums alike
-        total += part
+    # one for each thread at a time, since all together would not fit
+    for start in range(0, len(model.batches), model.workers):
+        some = range(start, min(start + model.workers, len(model.batches)))
+        in_threads(propagate, some, model.workers)
+        for i in some:  # in their order, so that every run sums alike
+            total += found.pop(i)
     return torch.view_as_complex(model.share.collect(torch.view_as_real(total)))
 
 
