@@ -16,7 +16,7 @@ from libtbx.utils import format_float_with_standard_uncertainty
 from . import __version__, io_cif_items
 from .data import Problem, Result
 from .io_cctbx import update_xray_structure
-from .io_maps import map_coefficients
+from .io_maps import amplitude_su, map_coefficients
 from .io_results import writing
 from .io_structures import ELECTRON_TABLE, neutral
 
@@ -113,7 +113,8 @@ def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
         weights 1 / sigma^2 of the error model, so that they can be compared
     corrected -- merged kinematical amplitudes |F| with s.u., absolute scale: |Fc| times the
         square root of sum w Io Ic / sum w Ic^2, Ic the dynamical intensity with its scale. For
-        one reflection that is sqrt(Io) |Fc| / sqrt(Ic).
+        one reflection that is sqrt(Io) |Fc| / sqrt(Ic). The s.u. is at least what the curvature of
+        the data by |F| allows: other beams may have more to do with Io than this one.
     f_calc -- complex kinematical structure factors, electron form factors, in A, with the
         charges and dipoles of the model, so that they are no feature of a difference
     difference, sum -- coefficients of maps, see `io_maps.map_coefficients`; not there if the
@@ -144,14 +145,16 @@ def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
     present = flex.bool(total(calculated**2) > 0) & ~unique.sys_absent_flags().data()
     kept = np.flatnonzero(present.as_numpy_array())
     f_calc = kinematic_structure_factors(refined, unique.select(present))
+    least = np.zeros(f_calc.size())
     if result.fourier is not None:
         maps = map_coefficients(symmetry, result.fourier)
         f_calc = maps.pop("f_calc").common_set(f_calc)
+        least = amplitude_su(symmetry, result.fourier).common_set(f_calc).data().as_numpy_array()
         arrays |= maps
     power = np.abs(f_calc.data().as_numpy_array()) ** 2
     norm = total(calculated**2)[kept]
     intensity = power * total(observed * calculated)[kept] / norm
-    arrays["corrected"] = _amplitudes(f_calc, intensity, power / np.sqrt(norm))
+    arrays["corrected"] = _amplitudes(f_calc, intensity, power / np.sqrt(norm), least)
     arrays["f_calc"] = f_calc
     return arrays
 
@@ -170,11 +173,14 @@ def _intensities(miller_set, values, sigmas=None):
     return array.set_observation_type_xray_intensity()
 
 
-def _amplitudes(miller_set, intensity, sigma):
-    """Return |F| = sqrt(I) with s.u. sigma_I / (F + sqrt(I + sigma_I)), finite for I = 0."""
+def _amplitudes(miller_set, intensity, sigma, least):
+    """Return |F| = sqrt(I) with s.u. sigma_I / (F + sqrt(I + sigma_I)), finite for I = 0.
+
+    The s.u. is not below `least`.
+    """
     intensity = np.maximum(intensity, 0)
     amplitude = np.sqrt(intensity)
-    su = sigma / (amplitude + np.sqrt(intensity + sigma))
+    su = np.maximum(sigma / (amplitude + np.sqrt(intensity + sigma)), least)
     array = miller.array(miller_set, data=flex.double(amplitude), sigmas=flex.double(su))
     return array.set_observation_type_xray_amplitude()
 

@@ -42,6 +42,18 @@ def map_coefficients(symmetry, fourier: Fourier) -> dict:
     return {n: miller.array(unique, data=flex.complex_double(x.copy())) for n, x in named.items()}
 
 
+def amplitude_su(symmetry, fourier: Fourier):
+    """Return the s.u. of |F| in A that the data allow at best, as a merged miller array.
+
+    One over the root of the curvature along F: what is left of an amplitude on which the
+    intensities hardly depend.
+    """
+    unique, rows = _merged(symmetry, fourier)
+    along = (rows[2:].conj() * np.exp(1j * np.angle(rows[0]))).real
+    curvature = np.maximum((along**2).mean(0), 1e-30)
+    return miller.array(unique, data=flex.double(curvature**-0.5))
+
+
 def _step(change, gradient, probes) -> float:
     """Return how far to go along a change: its slope over its curvature."""
     along = (probes.conj() * change).real.sum(1)
