@@ -98,6 +98,12 @@ def test_heights_are_volts():
     assert values.max() == pytest.approx(peak, rel=1e-3)
 
 
+def test_a_perfect_model_leaves_an_empty_map():
+    full = synthetic.quartz_structure()
+    found = io_maps.map_summary(full, types.SimpleNamespace(fourier=kinematic(full, full)))
+    assert found["max"] == found["rms"] == 0 and found["peaks"] == []
+
+
 def test_nothing_is_made_of_a_result_without_gradients():
     assert io_maps.map_summary(None, types.SimpleNamespace(fourier=None)) is None
 

@@ -144,9 +144,10 @@ def refine_job(job: api.Job, params) -> None:
     else:
         with Reporter(params.refinement.iterations) as reporter:
             outcome = api.refine(job, Progress(reporter.row, params.output.problem))
-    api.write(outcome, api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS}))
+    outputs = api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS})
+    api.write(outcome, outputs)
     log_outcome(outcome)
-    written = [getattr(params.output, n) for n in OUTPUTS if getattr(params.output, n)]
+    written = outputs.names()
     if not job.writes_back:
         skipped = (params.output.experiments, params.output.reflections)
         written = [name for name in written if name not in skipped]
