@@ -20,7 +20,16 @@ from dataclasses import dataclass
 
 from dials.util.version import dials_version
 
-from . import io_cif_mtz, io_dials, io_pets, io_pets_write, io_results, report
+from . import (
+    io_cif_mtz,
+    io_dials,
+    io_maps,
+    io_pets,
+    io_pets_write,
+    io_results,
+    io_shelx_write,
+    report,
+)
 from .checkpoint import Checkpoint, RefineSettings, State
 from .choices import choose_setting, hands, with_step
 from .data import InputError, Problem, Result
@@ -108,10 +117,14 @@ class Outputs:
     html: str | None = None
     json: str | None = None
     pets: str | None = None  # with several sweeps or files, one each: see `pets_files`
+    map: str | None = None
+    shelx: str | None = None  # prefix of a .res and a .hkl
 
     def names(self) -> list[str]:
         """Return the names that are given."""
-        return [n for n in dataclasses.asdict(self).values() if n is not None]
+        named = {k: n for k, n in dataclasses.asdict(self).items() if n is not None}
+        prefix = named.pop("shelx", None)
+        return [*named.values(), *(io_shelx_write.names(prefix) if prefix else ())]
 
 
 def refine(job: Job, progress: Progress | None = None) -> Outcome:
@@ -188,14 +201,15 @@ def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
         "absolute_structure": {**hands(job), **result.summary.get("absolute_structure", {})},
     }
     result = result.replace(summary=summary)
-    experiments = job.loaded.experiments if job.writes_back else []
+    cell_su = (job.problem.provenance.get("measurement") or {}).get("cell_su")
     contract = report.contract(
         job.problem,
         result,
-        **bonds_and_angles(structure, result, cell_covariance(structure, experiments)),
+        **bonds_and_angles(structure, result, cell_covariance(structure, cell_su)),
         space_group=str(structure.space_group_info()),
         warnings=[*job.messages, *messages],
         dials_version=dials_version(),
+        map_peaks=io_maps.map_summary(structure, result),
     )
     return Outcome(job, result, structure, contract, dataclasses.replace(checkpoint, result=result))
 
@@ -253,6 +267,12 @@ def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> Non
         io_cif_mtz.write_mtz(outputs.mtz, outcome.structure, problem, result)
     if pets:
         _write_pets(outcome, pets, cutting)
+    if outputs.map and result.fourier is None:
+        logger.warning("%s: not written; this result is of a version without maps", outputs.map)
+    elif outputs.map:
+        io_maps.write_map(outputs.map, outcome.structure, result)
+    if outputs.shelx:
+        io_shelx_write.write_shelx(outputs.shelx, outcome.structure, problem, result)
     if outputs.problem:
         outcome.checkpoint.save(outputs.problem)
     if outputs.json:

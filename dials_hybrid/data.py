@@ -302,6 +302,20 @@ class Problem(Record):
 
 
 @dataclass(frozen=True)
+class Fourier(Record):
+    """M structure factors, both Friedel mates, and what the data say of them; see room fourier."""
+
+    hkl: Tensor  # (M, 3) int64
+    f_calc: Tensor  # (M,) complex, A, of the refined model with its charges and dipoles
+    gradient: Tensor  # (1 + P, M) complex, A^-1: of the residuals, then of P random signs
+
+    def __post_init__(self):
+        m = len(self.hkl)
+        self._expect("f_calc", m)
+        self._expect("gradient", len(self.gradient), m)
+
+
+@dataclass(frozen=True)
 class Result(Record):
     """What a refinement found. F blocks, D depths, R observations."""
 
@@ -327,6 +341,7 @@ class Result(Record):
     site_covariance: Tensor | None = None  # (A, 3, A, 3) of the fractional coordinates
     # (A, 6) A^2, s.u. of U11 U22 U33 U12 U13 U23 as the CIF defines them; zero where isotropic
     u_aniso_su: Tensor | None = None
+    fourier: Fourier | None = None  # for maps; files of earlier versions lack it
 
     def __post_init__(self):
         r, d, f = len(self.calculated), len(self.depth), len(self.orientation)
@@ -339,7 +354,8 @@ class Result(Record):
 
 
 _RECORDS = {
-    c.__name__: c for c in (Freedom, Structure, Scan, Observations, Restraints, Problem, Result)
+    c.__name__: c
+    for c in (Freedom, Structure, Scan, Observations, Restraints, Problem, Fourier, Result)
 }
 
 

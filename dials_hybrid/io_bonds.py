@@ -36,16 +36,15 @@ def neighbours(xray_structure) -> list[list[list[tuple]]]:
     return out
 
 
-def cell_covariance(xray_structure, experiments) -> np.ndarray | None:
+def cell_covariance(xray_structure, cell_su) -> np.ndarray | None:
     """Return the covariance (6, 6) of the cell in A and degree, None if its s.u. is not known.
 
-    `experiments` are those whose mean cell the structure has. Parameters that the space group
+    `cell_su` are the six s.u., or None. Parameters that the space group
     makes equal have a correlation of one, others of zero: files do not hold it.
     """
-    sd = [np.array(e.crystal.get_cell_parameter_sd()) for e in experiments]
-    if not sd or any(len(values) != 6 for values in sd):
+    if cell_su is None:
         return None
-    su = np.sqrt(np.square(sd).sum(0)) / len(sd)
+    su = np.array(cell_su)
     tied = _tied_parameters(xray_structure)
     free = tied.diagonal() > 0.01
     correlation = np.where(np.outer(free, free), tied, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 import re
 from pathlib import Path
@@ -14,11 +13,12 @@ from cctbx import adptbx, miller
 from cctbx.array_family import flex
 from libtbx.utils import format_float_with_standard_uncertainty
 
-from . import __version__, electron
+from . import __version__, io_cif_items
 from .data import Problem, Result
 from .io_cctbx import update_xray_structure
 from .io_cif_loops import add_geometry, add_restraints
-from .io_constraints import atom_flags, hydrogen_treatment
+from .io_constraints import atom_flags
+from .io_maps import amplitude_su, map_coefficients
 from .io_results import writing
 from .io_structures import ELECTRON_TABLE, neutral
 
@@ -38,18 +38,36 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     cell = refined.crystal_symmetry().as_cif_block(format="coreCIF", numeric_format="%.5f")
     for key in [key for key in cell.keys() if key.startswith("_cell_")]:
         block[key] = cell[key]
+    _add_cell_uncertainties(block, refined.unit_cell(), problem)
     _add_uncertainties(block, refined, result)
     _add_anisotropic_uncertainties(block, refined, result)
     _set_atom_types(block, refined)
-    items = _experiment_items(refined, problem) | _agreement_items(problem, contract)
+    items = {
+        **io_cif_items.audit_items(),
+        **io_cif_items.chemistry_items(_neutral(refined), problem),
+        **io_cif_items.measurement_items(refined, problem),
+        **io_cif_items.refinement_items(problem, result, contract),
+    }
     for key, value in items.items():
         block[key] = "?" if value is None else str(value)
     add_restraints(block, refined, problem.restraints, contract.get("restraints") or {})
     add_geometry(block, contract)
+    for loop in io_cif_items.loops(problem, result):
+        block.add_loop(loop)
     model = iotbx.cif.model.cif()
     model[re.sub(r"\W+", "_", Path(path).stem) or "refined"] = block
     with writing(path) as temporary:
         temporary.write_text(f"{model}\n", encoding="utf-8")
+
+
+def _add_cell_uncertainties(block, cell, problem: Problem) -> None:
+    """Rewrite the cell with the s.u. that the experiments tell, where symmetry leaves it free."""
+    measured = (problem.provenance.get("measurement") or {}).get("cell_su")
+    names = [f"_cell_{x}" for x in ("length_a", "length_b", "length_c")]
+    names += [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
+    for name, value, su in zip(names, cell.parameters(), measured or [], strict=False):
+        if su > 0:
+            block[name] = with_uncertainty(value, su)
 
 
 def _add_uncertainties(block, refined, result: Result) -> None:
@@ -70,7 +88,6 @@ def _add_uncertainties(block, refined, result: Result) -> None:
         loop["_atom_site_occupancy"] = flex.std_string(occ)
     for name, values in atom_flags(result.structure).items():
         loop[name] = flex.std_string(values)
-    block["_refine_ls_hydrogen_treatment"] = hydrogen_treatment(result.structure)
 
 
 def _add_anisotropic_uncertainties(block, refined, result: Result) -> None:
@@ -108,56 +125,6 @@ def with_uncertainty(value: float, su: float) -> str:
     return re.sub(r"^-(0\.?0*(\(|$))", r"\1", text)  # no negative zero
 
 
-def _experiment_items(refined, problem: Problem) -> dict:
-    program = f"dials_hybrid {__version__}"
-    wavelength = problem.scan.wavelength
-    d = refined.unit_cell().d(_indices(problem))
-    return {
-        "_audit_creation_method": program,
-        "_audit_creation_date": datetime.date.today().isoformat(),
-        "_computing_data_reduction": problem.provenance.get("dials_version"),
-        "_computing_structure_refinement": program,
-        "_diffrn_source": "transmission electron microscope",
-        "_diffrn_source_voltage": f"{electron.voltage(wavelength) / 1000:.1f}",
-        "_diffrn_radiation_type": "electron",
-        "_diffrn_radiation_probe": "electron",
-        "_diffrn_radiation_wavelength": f"{wavelength:.6f}",
-        "_reflns_d_resolution_high": f"{flex.min(d):.3f}",
-        "_reflns_d_resolution_low": f"{flex.max(d):.3f}",
-    }
-
-
-def _agreement_items(problem: Problem, contract: dict) -> dict:
-    final = contract.get("final") or {}
-
-    def factor(name: str):
-        return None if final.get(name) is None else f"{final[name]:.4f}"
-
-    return {
-        "_reflns_number_total": contract.get("n_all"),
-        "_reflns_number_gt": contract.get("n_obs"),
-        "_reflns_threshold_expression": "I>3\\s(I)",
-        "_refine_ls_structure_factor_coef": "Inet",
-        "_refine_ls_number_reflns": int((~problem.observations.free).sum()),
-        "_refine_ls_number_parameters": contract.get("n_parameters"),
-        "_refine_ls_R_factor_gt": factor("r1_obs"),
-        "_refine_ls_R_factor_all": factor("r1_all"),
-        "_refine_ls_wR_factor_ref": factor("wr2_all"),
-        "_refine_ls_goodness_of_fit_ref": factor("gof"),
-        "_refine_ls_abs_structure_details": _absolute_structure(contract),
-    }
-
-
-def _absolute_structure(contract: dict) -> str | None:
-    """The verdict and what it is by. The items for Flack's x are of anomalous scattering."""
-    found = contract.get("absolute_structure") or {}
-    if "verdict" not in found:
-        return None
-    how = "Dynamical refinement of both hands, Klar et al. (2023), doi:10.1038/s41557-023-01186-1."
-    sentence = found["verdict"]
-    return f"{sentence[0].upper()}{sentence[1:]}. {how if 'z_score' in found else ''}".strip()
-
-
 # --- miller arrays and MTZ ------------------------------------------------------------------
 
 
@@ -174,8 +141,12 @@ def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
         weights 1 / sigma^2 of the error model, so that they can be compared
     corrected -- merged kinematical amplitudes |F| with s.u., absolute scale: |Fc| times the
         square root of sum w Io Ic / sum w Ic^2, Ic the dynamical intensity with its scale. For
-        one reflection that is sqrt(Io) |Fc| / sqrt(Ic).
-    f_calc -- complex kinematical structure factors, electron form factors, in A
+        one reflection that is sqrt(Io) |Fc| / sqrt(Ic). The s.u. is at least what the curvature of
+        the data by |F| allows: other beams may have more to do with Io than this one.
+    f_calc -- complex kinematical structure factors, electron form factors, in A, with the
+        charges and dipoles of the model, so that they are no feature of a difference
+    difference, sum -- coefficients of maps, see `io_maps.map_coefficients`; not there if the
+        result is of an earlier version and has none
     """
     refined = update_xray_structure(xray_structure, result.structure)
     symmetry = refined.crystal_symmetry()
@@ -202,10 +173,16 @@ def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
     present = flex.bool(total(calculated**2) > 0) & ~unique.sys_absent_flags().data()
     kept = np.flatnonzero(present.as_numpy_array())
     f_calc = kinematic_structure_factors(refined, unique.select(present))
+    least = np.zeros(f_calc.size())
+    if result.fourier is not None:
+        maps = map_coefficients(symmetry, result.fourier)
+        f_calc = maps.pop("f_calc").common_set(f_calc)
+        least = amplitude_su(symmetry, result.fourier).common_set(f_calc).data().as_numpy_array()
+        arrays |= maps
     power = np.abs(f_calc.data().as_numpy_array()) ** 2
     norm = total(calculated**2)[kept]
     intensity = power * total(observed * calculated)[kept] / norm
-    arrays["corrected"] = _amplitudes(f_calc, intensity, power / np.sqrt(norm))
+    arrays["corrected"] = _amplitudes(f_calc, intensity, power / np.sqrt(norm), least)
     arrays["f_calc"] = f_calc
     return arrays
 
@@ -224,11 +201,14 @@ def _intensities(miller_set, values, sigmas=None):
     return array.set_observation_type_xray_intensity()
 
 
-def _amplitudes(miller_set, intensity, sigma):
-    """Return |F| = sqrt(I) with s.u. sigma_I / (F + sqrt(I + sigma_I)), finite for I = 0."""
+def _amplitudes(miller_set, intensity, sigma, least):
+    """Return |F| = sqrt(I) with s.u. sigma_I / (F + sqrt(I + sigma_I)), finite for I = 0.
+
+    The s.u. is not below `least`.
+    """
     intensity = np.maximum(intensity, 0)
     amplitude = np.sqrt(intensity)
-    su = sigma / (amplitude + np.sqrt(intensity + sigma))
+    su = np.maximum(sigma / (amplitude + np.sqrt(intensity + sigma)), least)
     array = miller.array(miller_set, data=flex.double(amplitude), sigmas=flex.double(su))
     return array.set_observation_type_xray_amplitude()
 
@@ -255,14 +235,15 @@ class _Labels(iotbx.mtz.label_decorator):
         return "SIGI" if root_label == "I-obs" else super().sigmas(root_label, anomalous_sign)
 
     def phases(self, root_label, anomalous_sign=None):
-        return "PHIC"
+        return "PHIC" if root_label == "FC" else f"PH{root_label}"
 
 
 def write_mtz(path, xray_structure, problem: Problem, result: Result) -> None:
     """Write merged intensities, kinematically corrected amplitudes and F_calc.
 
-    Columns I-obs SIGI I-calc FOBS_corr SIGFOBS_corr FC PHIC; see `miller_arrays`. Raises
-    InputError when the file cannot be written.
+    Columns I-obs SIGI I-calc FOBS_corr SIGFOBS_corr FC PHIC, and 2FOFCWT PH2FOFCWT FOFCWT
+    PHFOFCWT, by which Coot and Phenix know maps; see `miller_arrays`. Raises InputError when the
+    file cannot be written.
     """
     arrays = miller_arrays(xray_structure, problem, result)
     columns = {
@@ -270,10 +251,14 @@ def write_mtz(path, xray_structure, problem: Problem, result: Result) -> None:
         "I-calc": arrays["calculated_merged"],
         "FOBS_corr": arrays["corrected"],
         "FC": arrays["f_calc"],
+        "2FOFCWT": arrays.get("sum"),
+        "FOFCWT": arrays.get("difference"),
     }
     labels = _Labels()
     dataset = None
     for name, array in columns.items():
+        if array is None:
+            continue
         if dataset is None:
             dataset = array.as_mtz_dataset(
                 column_root_label=name,

@@ -18,6 +18,7 @@ from . import __version__
 from .data import InputError
 from .io_cctbx import CELL_ERROR, CELL_WARNING, cell_difference, format_cell, reconcile
 from .io_geometry import Sampling, rotation_axis, scan_from_experiments, settings_at
+from .io_measurement import measurement
 from .io_reflections import (
     Selection,
     format_table,
@@ -81,7 +82,11 @@ class Loaded:
     def provenance(self, structure_path) -> dict:
         """Return the files with their SHA-256 and the versions of the programs, for JSON."""
         files = origin(self.expt_files, self.refl_files, structure_path)
-        return {**files, "dials_version": dials_version()}
+        return {
+            **files,
+            "dials_version": dials_version(),
+            "measurement": measurement(self.experiments),
+        }
 
 
 def load(paths) -> Loaded:

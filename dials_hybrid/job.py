@@ -15,6 +15,7 @@ from .data import InputError, Problem, Result, Structure
 from .freedom import Constraints
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection, format_table
+from .io_measurement import stated
 from .io_restraints import RestraintOptions, count_kinds, in_basis, restraints_of
 from .io_structures import read_structure
 from .model import ModelSettings
@@ -167,11 +168,12 @@ def load(files, structure, options: Options = Options()) -> Job:
         len(free_parameters.occ),
         int((free_parameters.parent >= 0).sum()),
     )
+    provenance = {**loaded.provenance(structure), **stated(structure)}
     problem = Problem(
         record,
         scan,
         observations.replace(free=free),
-        loaded.provenance(structure),
+        provenance,
         restraints_of(xray_structure, options.restraints, structure),
     )
     if problem.restraints is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, jacfwd
 
-from . import absorption, beams, crystal, electron
+from . import absorption, beams, crystal, electron, fourier
 from .absorption import Absorption, NoAbsorption
 from .curves import CurveBasis
 from .data import Problem, Record
@@ -326,6 +326,10 @@ class HybridModel(nn.Module):
     def restrained(self) -> RestrainedCrystal:
         """The residuals of the restraints, none if there are none, by the crystal's parameters."""
         return RestrainedCrystal(self.crystal, self.restrainer)
+
+    def potential_gradients(self, weight: Tensor) -> Tensor:
+        """See `fourier.gradients`."""
+        return fourier.gradients(self, weight)
 
     def prior_residuals(self) -> Tensor:
         """Return the residuals of all priors; half their squared sum is the negative log."""

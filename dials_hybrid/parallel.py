@@ -162,6 +162,10 @@ class Leader:
         """See `HybridModel.tangents`."""
         return self._together("tangents", **choices)
 
+    def potential_gradients(self, weight: Tensor) -> Tensor:
+        """See `HybridModel.potential_gradients`."""
+        return self._together("potential_gradients", weight=weight.cpu())
+
     def _together(self, name: str, **choices):
         self.passing = True
         try:

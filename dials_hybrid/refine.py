@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import correlations, cross_validation, losses, restraints, uncertainty
+from . import correlations, cross_validation, fourier, losses, restraints, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .crystal import metric
-from .data import InputError, Problem, Result
+from .data import Fourier, InputError, Problem, Result
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
@@ -363,8 +363,15 @@ class Refinement:
                 },
                 converged=converged,
                 stop_reason=reason,
+                fourier=self._fourier(calculated, sigma_w),
             )
         return result.to("cpu")
+
+    def _fourier(self, calculated: Tensor, sigma_w: Tensor) -> Fourier:
+        """What the residuals of the work set say of every structure factor."""
+        o = self.problem.observations
+        weight = fourier.seeds(o.intensity, calculated, sigma_w, ~o.free)
+        return fourier.fourier(self.model, self.passes.potential_gradients(weight))
 
     def _summary(self, o, intensities, sigma_w: Tensor, errors) -> dict:
         kinematic, start, final = intensities

@@ -91,7 +91,16 @@ def test_all_outputs_are_written_and_can_be_read(crystal, here):
 
 
 def test_outputs_can_be_refined_again(crystal, here):
-    first = refine(crystal, "refinement.iterations=2")
+    more = ("output.map=difference.map", "output.shelx=start")
+    first = refine(crystal, "refinement.iterations=2", *more)
+    peaks = first["map_peaks"]
+    assert peaks["unit"] == "V" and peaks["peaks"][0]["height"] > 0 > peaks["holes"][0]["height"]
+    assert {"2FOFCWT", "PH2FOFCWT", "FOFCWT", "PHFOFCWT"} <= set(
+        iotbx.mtz.object("hybrid_refined.mtz").column_labels()
+    )
+    assert Path("difference.map").is_file() and Path("start.hkl").is_file()
+    assert read_structure("start.res").scatterers().size() == 2
+    assert "Difference map, r.m.s." in Path("dials.hybrid_refine.log").read_text()
     again = SimpleNamespace(expt="hybrid_refined.expt", refl="hybrid_refined.refl")
     second = refine(
         again,
@@ -362,6 +371,7 @@ def test_the_example_of_the_readme_runs(crystal, here, monkeypatch, capsys):
         (["thickness.model=cubic"], ["thickness.model"]),
         (["beams.g_max=3"], ["beams.g_max"]),
         (["output.html=missing_folder/x.html"], ["missing_folder"]),
+        (["output.shelx=missing_folder/x"], ["output.shelx (.res)", "missing_folder"]),
         (["selection.d_min=20"], ["no reflection is left", "selection"]),
     ],
 )

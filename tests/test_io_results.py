@@ -20,7 +20,7 @@ from dxtbx.model import ExperimentList
 
 from dials_hybrid import crystal as physics
 from dials_hybrid import io_cctbx, io_cif_mtz, io_dials, io_geometry, io_results
-from dials_hybrid.data import InputError
+from dials_hybrid.data import Fourier, InputError
 
 
 @pytest.fixture
@@ -411,6 +411,35 @@ def test_single_reflection_is_corrected_by_the_ratio(structure, problem, result)
         if io > 10 * float(result.sigma_weight[i]):
             su = arrays["corrected"].sigmas()[place[asu[i]]]
             assert su / found == pytest.approx(float(result.sigma_weight[i]) / (2 * io), rel=0.05)
+
+
+def fourier_terms(problem, result, curvature):
+    """Terms with gradients of zero, of the observed reflections and their mates."""
+    hkl = torch.unique(torch.cat([problem.observations.hkl, -problem.observations.hkl]), dim=0)
+    shuffled = hkl[torch.randperm(len(hkl), generator=torch.Generator().manual_seed(1))]
+    f_calc = torch.tensor(1.1 * structure_factors(problem, result, shuffled.tolist()))
+    probes = curvature**0.5 * f_calc / f_calc.abs().clamp(min=1e-9)
+    return Fourier(shuffled, f_calc, torch.stack([1e-6 * f_calc, probes, -probes]))
+
+
+def test_the_model_has_the_last_word_on_structure_factors(structure, problem, result):
+    """F of the refinement (here 1.1 F of neutral atoms), and the s.u. that its curvature allows."""
+    observations = problem.observations.replace(intensity=result.calculated)
+    met = problem.replace(observations=observations)
+    plain = io_cif_mtz.miller_arrays(structure, met, result)
+    terms = fourier_terms(problem, result, curvature=1e-4)
+    arrays = io_cif_mtz.miller_arrays(structure, met, result.replace(fourier=terms))
+    f_calc = arrays["f_calc"]
+    assert np.allclose(f_calc.data(), 1.1 * plain["f_calc"].data().as_numpy_array())
+    assert np.allclose(arrays["corrected"].data(), np.abs(f_calc.data()))
+    # equivalents and mates add up: as many as there are in the terms
+    count = {}
+    every = miller.set(structure.crystal_symmetry(), flex.miller_index(terms.hkl.tolist()), False)
+    for h in every.map_to_asu().indices():
+        count[h] = count.get(h, 0) + 1
+    least = [(1e-4**0.5 * count[h]) ** -1 for h in f_calc.indices()]
+    assert np.allclose(arrays["corrected"].sigmas(), np.maximum(least, 0))
+    assert (np.array(plain["corrected"].sigmas()) < least).all()
 
 
 def test_absent_reflections_are_not_corrected(structure, problem, result):

@@ -505,6 +505,29 @@ def test_unknown_uncertainty_shows_none(html):
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
 
 
+def test_peaks_of_the_difference_map_stand_in_the_order_of_their_height(problem, result, tmp_path):
+    def peak(height, atom):
+        return {
+            "xyz": [0.1, 0.2, 0.3],
+            "height": height,
+            "sigma": height / 2,
+            "atom": atom,
+            "distance": 1.05,
+        }
+
+    found = {
+        "unit": "V",
+        **{"rms": 2.0, "max": 9.0, "min": -12.0},
+        "peaks": [peak(9.0, "Xa1"), peak(4.0, "Xb1")],
+        "holes": [peak(-12.0, "Xc1")],
+    }
+    contract = report.contract(problem, result, map_peaks=found)
+    report.write_html(tmp_path / "a.html", problem, result, contract)
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<td>([+-][\d.]+)</td><td>([+-][\d.]+)</td><td[^>]*>(X\w+)</td>", page)
+    assert rows == [("-12.00", "-6.0", "Xc1"), ("+9.00", "+4.5", "Xa1"), ("+4.00", "+2.0", "Xb1")]
+
+
 def test_candidates_without_a_score_come_last():
     scores = [None, 0.3, None, 0.2]
     found = [{"operator": str(i), "hand": "as given", "r1_obs": r} for i, r in enumerate(scores)]

@@ -41,7 +41,7 @@ import libtbx.phil
 import torch
 from libtbx import Auto
 
-from .. import api
+from .. import api, io_shelx_write
 from ..checkpoint import RefineSettings
 from ..data import InputError
 from ..io_dials import Sampling, Selection
@@ -58,7 +58,10 @@ logger = logging.getLogger("dials.hybrid.command_line.hybrid_refine")
 
 phil_scope = libtbx.phil.parse(phil_text("hybrid_refine.phil"))
 
-OUTPUTS = ("experiments", "reflections", "structure", "mtz", "problem", "html", "json", "pets")
+OUTPUTS = (
+    *("experiments", "reflections", "structure", "mtz", "map", "shelx"),
+    *("problem", "html", "json", "pets"),
+)
 STRUCTURES = (".cif", ".mmcif", ".res", ".ins", ".pdb", ".ent")
 MAX_THREADS = 8
 DEFAULTS = api.Options()
@@ -85,6 +88,7 @@ def run(args: list[str] | None = None, phil: libtbx.phil.scope = phil_scope) -> 
     params, options, files = parser.parse(args)
     names = ("problem", "log") if params.output.problem_only else (*OUTPUTS, "log")
     outputs = {f"output.{n}": getattr(params.output, n) for n in names}
+    outputs |= _shelx_files(outputs.pop("output.shelx", None))
     continued = len(files) == 1 and files[0].endswith(".h5")
     common.check_outputs(outputs, [] if continued else files)
     _check_problem_only(params, continued)
@@ -102,6 +106,12 @@ def run(args: list[str] | None = None, phil: libtbx.phil.scope = phil_scope) -> 
             return
         refine_job(job, params)
         common.log_citations(CITATIONS)
+
+
+def _shelx_files(prefix: str | None) -> dict:
+    """Return the two files of output.shelx by what they are called in messages."""
+    files = () if prefix is None else io_shelx_write.names(prefix)
+    return {f"output.shelx ({Path(name).suffix})": name for name in files}
 
 
 def _check_problem_only(params, continued: bool) -> None:
@@ -138,10 +148,10 @@ def refine_job(job: api.Job, params) -> None:
     else:
         with Reporter(params.refinement.iterations) as reporter:
             outcome = api.refine(job, Progress(reporter.row, params.output.problem))
-    api.write(outcome, api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS}), cutting)
+    outputs = api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS})
+    api.write(outcome, outputs, cutting)
     log_outcome(outcome)
-    written = [getattr(params.output, n) for n in OUTPUTS if getattr(params.output, n)]
-    written = [name for name in written if name != params.output.pets] + pets
+    written = [name for name in outputs.names() if name != params.output.pets] + pets
     if not job.writes_back:
         skipped = (params.output.experiments, params.output.reflections)
         written = [name for name in written if name not in skipped]
@@ -340,9 +350,24 @@ def log_outcome(outcome: api.Outcome) -> None:
     _log_restraints(c["restraints"])
     _log_correlations(c)
     logger.info("Absolute structure: %s\n", c["absolute_structure"]["verdict"])
+    _log_peaks(c["map_peaks"])
     if c["checks"]:
         points = "\n".join(f"  {check['severity']}: {check['text']}" for check in c["checks"])
         logger.info("What to check:\n%s\n", points)
+
+
+def _log_peaks(found: dict | None) -> None:
+    """Log the highest peaks and deepest holes of the difference map."""
+    if found is None:
+        return
+    rows = [f"  {'x':>8} {'y':>8} {'z':>8} {'V':>8} {'sigma':>7}  nearest atom"]
+    for peak in [*found["peaks"][:3], *found["holes"][:2]]:
+        xyz = " ".join(f"{x:8.4f}" for x in peak["xyz"])
+        rows.append(
+            f"  {xyz} {peak['height']:8.2f} {peak['sigma']:7.1f}  {peak['atom']}, "
+            f"{peak['distance']:.2f} A"
+        )
+    logger.info("Difference map, r.m.s. %.2f V:\n%s\n", found["rms"], "\n".join(rows))
 
 
 def _log_valence(valence: dict) -> None:

@@ -41,6 +41,7 @@ _KEYS = {
     "correlations": [],
     "condition": dict.fromkeys(("all", "structure", "undetermined", "strong_correlations")),
     "checks": [],
+    "map_peaks": None,
     "warnings": [],
 }
 

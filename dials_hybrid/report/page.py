@@ -164,6 +164,22 @@ def _site_rows(contract: dict) -> list[dict]:
     ]
 
 
+def _peak_rows(contract: dict) -> list[dict]:
+    """Return the peaks and holes of the difference map, the largest first."""
+    found = contract["map_peaks"] or {"peaks": [], "holes": []}
+    both = sorted([*found["peaks"], *found["holes"]], key=lambda p: -abs(p["height"]))
+    return [
+        {
+            "xyz": [f"{x:.4f}" for x in peak["xyz"]],
+            "height": f"{peak['height']:+.2f}",
+            "sigma": f"{peak['sigma']:+.1f}",
+            "atom": peak["atom"],
+            "distance": f"{peak['distance']:.2f}",
+        }
+        for peak in both
+    ]
+
+
 def _candidates(contract: dict) -> list[dict]:
     """Return the tested indexings and hands, the best first."""
     found = (contract["indexing"] or {}).get("candidates") or []
@@ -280,6 +296,7 @@ def write_html(path, problem: Problem, result: Result, contract: dict) -> None:
         thickness=_thickness_rows(data),
         worst=_worst(data),
         sites=_site_rows(contract),
+        peaks=_peak_rows(contract),
         candidates=_candidates(contract),
         settings=_settings(contract),
         condition=_condition(contract),

@@ -1,0 +1,65 @@
+"""What is known of a measurement beside the intensities, for CIF: plain values that travel."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+_CIF_ITEMS = {
+    "temperature": ("_diffrn_ambient_temperature", "_cell_measurement_temperature"),
+    "formula_units": ("_cell_formula_units_Z",),
+}
+_SHELX_ZERO = 273.15  # K, of the degrees Celsius that TEMP gives
+
+
+def measurement(experiments) -> dict:
+    """Return facts of DIALS experiments as JSON values.
+
+    `cell_su` (A, degree; None where no crystal tells it), and `sweeps`, of each the `detector`
+    (its identifier), its `distance` and `pixel` (mm), and the rotation's `start`, `end` and
+    `width` of an image (degree).
+    """
+    return {"cell_su": _cell_su(experiments), "sweeps": [_sweep(e) for e in experiments]}
+
+
+def _cell_su(experiments) -> list[float] | None:
+    """The s.u. of the mean cell: variances of independent sweeps add up."""
+    found = [list(e.crystal.get_cell_parameter_sd()) for e in experiments]
+    if not all(len(su) == 6 and any(su) for su in found):
+        return None
+    return [math.sqrt(sum(x * x for x in su)) / len(found) for su in zip(*found, strict=True)]
+
+
+def _sweep(experiment) -> dict:
+    panel = experiment.detector[0]
+    start, end = experiment.scan.get_oscillation_range()
+    return {
+        "detector": panel.get_identifier() or None,
+        "distance": abs(panel.get_directed_distance()),
+        "pixel": list(panel.get_pixel_size()),
+        "start": start,
+        "end": end,
+        "width": experiment.scan.get_oscillation()[1],
+    }
+
+
+def stated(structure_path) -> dict:
+    """Return what a CIF or SHELX file says of `temperature` (K) and `formula_units`, as text.
+
+    What the file does not say is left out, as is all of a file that cannot be read.
+    """
+    path = Path(structure_path)
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix.lower() in (".res", ".ins"):
+        found = re.search(r"^TEMP\s+(-?\d+\.?\d*)", text, re.MULTILINE | re.IGNORECASE)
+        return {"temperature": f"{float(found.group(1)) + _SHELX_ZERO:g}"} if found else {}
+    items = {}
+    for name, keys in _CIF_ITEMS.items():
+        for key in keys:
+            found = re.search(rf"^{key}\s+'?(\d[\d.]*(\(\d+\))?)'?\s*$", text, re.MULTILINE)
+            if found and name not in items:
+                items[name] = found.group(1)
+    return items

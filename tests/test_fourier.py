@@ -1,0 +1,72 @@
+"""Gradients of the data by every structure factor, against differences of a calculation."""
+
+import pytest
+import tiny
+import torch
+
+from dials_hybrid import fourier
+from dials_hybrid.data import Result, load_records, save_records
+from dials_hybrid.model import HybridModel
+
+
+@pytest.fixture(scope="module")
+def model():
+    return HybridModel(tiny.problem(blocks=2), tiny.settings(thickness="single"))
+
+
+def intensities(model, table, monkeypatch):
+    monkeypatch.setattr(model, "potential_table", lambda: table)
+    with torch.no_grad():
+        return model.intensities(model.profiles())
+
+
+@pytest.mark.parametrize("direction", [1.0, 1j])
+def test_gradient_by_a_structure_factor_and_its_mate(model, monkeypatch, direction):
+    """A change of F(g), and of F(-g) to its conjugate, against central differences."""
+    table = model.potential_table().detach()
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(2, len(model.problem.observations.intensity), generator=generator).double()
+    found = model.potential_gradients(weight)
+    hkl = model.couplings.hkl
+    for row in (5, 40):
+        mate = int(torch.nonzero((hkl == -hkl[row]).all(1)))
+        step = torch.zeros_like(table)
+        step[row], step[mate] = direction, complex(direction).conjugate()
+        size = 1e-7
+        up, down = (intensities(model, table + s * size * step, monkeypatch) for s in (1, -1))
+        expected = weight @ (up - down) / (2 * size)
+        slope = (found.conj() @ step).real
+        assert slope == pytest.approx(expected, rel=1e-5, abs=1e-5 * float(expected.abs().max()))
+
+
+def test_probes_tell_the_curvature():
+    """Over many signs the mean square is the sum of squares; the residual is the first row."""
+    n = 6
+    sigma = torch.linspace(1, 2, n).double()
+    work = torch.tensor([True] * (n - 1) + [False])
+    observed, calculated = torch.arange(n).double(), torch.ones(n).double()
+    weight = fourier.seeds(observed, calculated, sigma, work)
+    assert weight.shape == (1 + fourier.PROBES, n)
+    assert torch.allclose(weight[0, :-1], ((observed - calculated) / sigma**2)[:-1])
+    assert torch.allclose(weight[1:, :-1].abs(), (1 / sigma)[:-1].expand(fourier.PROBES, -1))
+    assert (weight[:, -1] == 0).all()
+
+
+def test_structure_factors_reach_as_far_as_the_observations(model):
+    weight = torch.ones(3, len(model.problem.observations.intensity)).double()
+    found = fourier.fourier(model, model.potential_gradients(weight))
+    assert found.gradient.shape == (3, len(found.hkl))
+    measured = {tuple(h) for h in model.problem.observations.hkl.tolist()}
+    kept = {tuple(h) for h in found.hkl.tolist()}
+    assert measured <= kept and (0, 0, 0) not in kept
+    assert kept == {(-h, -k, -m) for h, k, m in kept}
+    assert torch.allclose(found.f_calc, model.crystal(found.hkl))
+
+
+def test_terms_travel_and_old_results_lack_them(tmp_path, model):
+    terms = fourier.fourier(model, torch.ones(3, len(model.couplings.hkl) + 1).cdouble())
+    save_records(tmp_path / "a.h5", terms=terms)
+    read = load_records(tmp_path / "a.h5")["terms"]
+    assert torch.equal(read.gradient, terms.gradient) and torch.equal(read.hkl, terms.hkl)
+    old = Result.__dataclass_fields__["fourier"]
+    assert old.default is None

@@ -1,0 +1,198 @@
+"""The CIF is complete, and every name in it stands in a dictionary."""
+
+import iotbx.cif
+import pytest
+
+pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
+
+import synthetic
+
+from dials_hybrid import io_cctbx, io_cif_items, io_cif_mtz, io_measurement
+
+# The items written here, as cif_core.dic 2.4.5 and cif_ed.dic 1.0.0 (those with a dot) have them.
+KNOWN = """
+_atom_site_calc_flag _atom_site_refinement_flags_adp _atom_site_refinement_flags_occupancy
+_atom_site_refinement_flags_posn _refine_ls_abs_structure_details _refine_ls_hydrogen_treatment
+_atom_site_U_iso_or_equiv _atom_site_adp_type _atom_site_fract_x _atom_site_fract_y
+_atom_site_fract_z _atom_site_label _atom_site_occupancy _atom_site_type_symbol
+_atom_site_aniso_U_11 _atom_site_aniso_U_12 _atom_site_aniso_U_13 _atom_site_aniso_U_22
+_atom_site_aniso_U_23 _atom_site_aniso_U_33 _atom_site_aniso_label _atom_type_scat_source
+_atom_type_symbol _audit_conform_dict_name _audit_conform_dict_version _audit_creation_date
+_audit_creation_method _cell_angle_alpha _cell_angle_beta _cell_angle_gamma
+_cell_formula_units_Z _cell_length_a _cell_length_b _cell_length_c
+_cell_measurement_temperature _cell_volume _chemical_formula_sum _chemical_formula_weight
+_computing_data_reduction _computing_structure_refinement _diffrn_ambient_temperature
+_diffrn_detector.distance_sample _diffrn_detector_area_resol_mean _diffrn_detector_type
+_diffrn_measurement.rotation_mode _diffrn_measurement_details _diffrn_measurement_device
+_diffrn_measurement_method _diffrn_radiation_probe _diffrn_radiation_type
+_diffrn_radiation_wavelength _diffrn_reflns_limit_h_max _diffrn_reflns_limit_h_min
+_diffrn_reflns_limit_k_max _diffrn_reflns_limit_k_min _diffrn_reflns_limit_l_max
+_diffrn_reflns_limit_l_min _diffrn_reflns_number _diffrn_reflns_theta_max
+_diffrn_reflns_theta_min _diffrn_source _diffrn_source_voltage _exptl_crystal_F_000
+_exptl_crystal_density_diffrn _refine.diffraction_theory _refine.diffraction_theory_details
+_refine_diff.potential_RMS _refine_diff.potential_max _refine_diff.potential_min
+_refine_ls.sample_shape_details _refine_ls.sample_thickness _refine_ls_R_factor_all
+_refine_ls_R_factor_gt _refine_ls_goodness_of_fit_ref _refine_ls_matrix_type
+_refine_ls_number_parameters _refine_ls_number_reflns _refine_ls_number_restraints
+_refine_ls_shift/su_max_lt _refine_ls_structure_factor_coef _refine_ls_wR_factor_ref
+_refine_ls_weighting_details _refine_ls_weighting_scheme _refln_include_status
+_refln_index_h _refln_index_k _refln_index_l _refln_intensity_calc _refln_intensity_meas
+_refln_intensity_sigma _refln_refinement_status _refln_scale_group_code
+_reflns_d_resolution_high _reflns_d_resolution_low _reflns_number_gt _reflns_number_total
+_reflns_scale_group_code _reflns_scale_meas_intensity _reflns_special_details
+_reflns_threshold_expression _space_group_IT_number _space_group_crystal_system
+_space_group_name_H-M_alt _space_group_name_Hall _space_group_symop_id
+_space_group_symop_operation_xyz _symmetry_Int_Tables_number _symmetry_space_group_name_H-M
+_symmetry_space_group_name_Hall
+"""
+CODES = {  # and the codes that the dictionary allows
+    "_refln_include_status": {"o", "<"},
+    "_refln_refinement_status": {"incl", "excl"},
+    "_refine_ls_weighting_scheme": {"calc"},
+    "_refine_ls_matrix_type": {"full"},
+    "_refine_ls_structure_factor_coef": {"Inet"},
+    "_refine.diffraction_theory": {"dynamical"},
+    "_diffrn_measurement.rotation_mode": {"rotation"},
+    "_diffrn_radiation_probe": {"electron"},
+}
+CONTRACT = {
+    "final": {"r1_obs": 0.07123, "r1_all": 0.0912, "wr2_all": 0.1501, "gof": 2.345},
+    "n_all": 1009,
+    "n_obs": 823,
+    "n_parameters": 37,
+    "error_model": {"k": 1.25, "p": 0.06, "freedom": 4.0},
+    "map_peaks": {"max": 28.7993, "min": -14.399645, "rms": 1.4399645},
+}
+
+
+@pytest.fixture
+def made(tmp_path, loaded):
+    """(path of a CIF, problem, result) of the made-up sweep, whose crystal knows its s.u."""
+    crystal = loaded.experiments[0].crystal
+    crystal.set_B_covariance(tuple(1e-9 * float(i % 10 == 0) for i in range(81)))
+    structure = io_cctbx.reconcile(
+        synthetic.quartz_structure(), loaded.experiments, "a.cif", "a.expt"
+    )
+    problem = synthetic.make_problem(loaded)
+    measured = io_measurement.measurement(loaded.experiments)
+    facts = {"measurement": measured, "temperature": "293(2)", "formula_units": "3"}
+    problem = problem.replace(provenance={**problem.provenance, **facts})
+    free = problem.observations.free.clone()
+    free[::10] = True
+    problem = problem.replace(observations=problem.observations.replace(free=free))
+    result = synthetic.make_result(problem, history=({"site_shift": 0.0004},))
+    path = tmp_path / "a.cif"
+    io_cif_mtz.write_cif(path, structure, problem, result, CONTRACT)
+    return path, problem, result
+
+
+@pytest.fixture
+def block(made):
+    (found,) = iotbx.cif.reader(file_path=str(made[0])).model().values()
+    return found
+
+
+def values(block, key):
+    return [block[key]] if isinstance(block[key], str) else list(block[key])
+
+
+def test_every_name_and_code_is_in_a_dictionary(block):
+    assert set(block.keys()) - set(KNOWN.split()) == set()
+    for key, allowed in CODES.items():
+        assert set(values(block, key)) <= allowed, key
+    assert list(block["_audit_conform_dict_name"]) == ["cif_core.dic", "cif_ed.dic"]
+
+
+def test_chemistry(block):
+    assert block["_chemical_formula_sum"] == "O2 Si"
+    assert float(block["_chemical_formula_weight"]) == pytest.approx(60.08, abs=0.01)
+    assert block["_cell_formula_units_Z"] == "3"
+    assert float(block["_exptl_crystal_density_diffrn"]) == pytest.approx(2.646, abs=2e-3)
+    # three Si of 5.83 A and six O of 1.98 A (Peng et al. 1996)
+    assert float(block["_exptl_crystal_F_000"]) == pytest.approx(29.4, abs=0.1)
+
+
+def test_measurement(block):
+    assert block["_diffrn_ambient_temperature"] == "293(2)"
+    assert block["_cell_length_a"].endswith(")") and block["_cell_angle_gamma"].startswith("120")
+    assert block["_diffrn_measurement_details"] == "Rotation -10 to 10 in 1 degree per frame."
+    assert float(block["_diffrn_detector.distance_sample"]) == pytest.approx(780)
+    assert float(block["_diffrn_detector_area_resol_mean"]) == pytest.approx(1 / 0.055, abs=1e-3)
+    assert int(block["_diffrn_reflns_limit_h_max"]) > 0 > int(block["_diffrn_reflns_limit_h_min"])
+
+
+def test_refinement(block):
+    assert "(1.250\\s(I))^2^+(0.0600P)^2^" in block["_refine_ls_weighting_details"]
+    # 0.0004 A over 0.002 A
+    assert float(block["_refine_ls_shift/su_max_lt"]) == pytest.approx(0.2, abs=2e-3)
+    # nm, and e/A, 14.4 V each
+    assert float(block["_refine_ls.sample_thickness"]) == pytest.approx(30)
+    found = [float(block[f"_refine_diff.potential_{x}"]) for x in ("max", "min", "RMS")]
+    assert found == pytest.approx([2, -1, 0.1], abs=1e-4)
+
+
+def test_reflections(made, block):
+    _, problem, result = made
+    o = problem.observations
+    hkl = [[int(h) for h in block[f"_refln_index_{x}"]] for x in "hkl"]
+    assert [list(h) for h in zip(*hkl, strict=True)] == o.hkl.tolist()
+    for name, expected in (("meas", o.intensity), ("calc", result.calculated), ("sigma", o.sigma)):
+        found = [float(x) for x in block[f"_refln_intensity_{name}"]]
+        assert found == pytest.approx(expected.tolist(), rel=1e-5)
+    excluded = [x == "excl" for x in block["_refln_refinement_status"]]
+    assert excluded == o.free.tolist() and 0 < sum(excluded) < len(excluded)
+    assert [x == "o" for x in block["_refln_include_status"]] == o.observed.tolist()
+    assert set(block["_refln_scale_group_code"]) == set(block["_reflns_scale_group_code"])
+
+
+def test_gemmi_reads_it(made):
+    gemmi = pytest.importorskip("gemmi")
+    block = gemmi.cif.read(str(made[0])).sole_block()
+    structure = gemmi.make_small_structure_from_block(block)
+    assert [site.label for site in structure.sites] == ["Si1", "O1"]
+    assert len(list(block.find_loop("_refln_intensity_meas"))) == len(made[1].observations.sigma)
+
+
+def test_nothing_is_made_up_about_pets_data(loaded):
+    """No .expt, no instrument."""
+    problem = synthetic.make_problem(loaded)
+    structure = io_cctbx.reconcile(synthetic.quartz_structure(), loaded.experiments, "a", "b")
+    found = io_cif_items.measurement_items(structure, problem)
+    assert "_diffrn_measurement_method" not in found
+    assert found["_diffrn_ambient_temperature"] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "stated", "z", "expected"),
+    [
+        ({"Si": 3.0, "O": 6.0}, None, 3, "O2 Si"),
+        ({"C": 32.0, "H": 36.0, "N": 4.0, "O": 8.0}, None, 4, "C8 H9 N O2"),
+        ({"C": 24.0, "H": 24.0}, "4", 4, "C6 H6"),
+        ({"Na": 1.5, "Cl": 4.0}, None, 1, "Cl4 Na1.5"),
+    ],
+)
+def test_formula(content, stated, z, expected):
+    assert io_cif_items.formula_units(content, stated) == z
+    assert io_cif_items.formula({e: n / z for e, n in content.items()}) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.cif", "_cell_measurement_temperature 120(1)\n", {"temperature": "120(1)"}),
+        (
+            "a.cif",
+            "_diffrn_ambient_temperature ?\n_cell_formula_units_Z 4\n",
+            {"formula_units": "4"},
+        ),
+        ("a.res", "TITL a\nTEMP -173.15\n", {"temperature": "100"}),
+        ("a.ins", "TITL a\n", {}),
+    ],
+)
+def test_what_the_structure_states(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    assert io_measurement.stated(tmp_path / name) == expected
+
+
+def test_a_structure_that_is_gone_states_nothing(tmp_path):
+    assert io_measurement.stated(tmp_path / "absent.cif") == {}

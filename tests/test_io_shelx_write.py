@@ -1,0 +1,107 @@
+"""A .res and .hkl for SHELXL-type programs, read back by cctbx."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
+
+import synthetic
+from cctbx import crystal, xray
+from iotbx import reflection_file_reader
+
+from dials_hybrid import io_cctbx, io_cif_mtz, io_shelx_write, io_structures
+from dials_hybrid.data import InputError
+
+
+@pytest.fixture
+def made(loaded):
+    """(structure, problem, result) of the made-up sweep."""
+    problem = synthetic.make_problem(loaded)
+    problem = problem.replace(provenance={"temperature": "100(2)"})
+    structure = io_cctbx.reconcile(
+        synthetic.quartz_structure(), loaded.experiments, "a.cif", "a.expt"
+    )
+    return structure, problem, synthetic.make_result(problem)
+
+
+def test_the_structure_is_read_back(tmp_path, made):
+    structure, problem, result = made
+    io_shelx_write.write_shelx(tmp_path / "a", structure, problem, result)
+    found = io_structures.read_structure(tmp_path / "a.res")
+    refined = io_cctbx.update_xray_structure(structure, result.structure)
+    assert found.space_group() == refined.space_group()
+    assert found.unit_cell().is_similar_to(refined.unit_cell(), 1e-4, 1e-3)
+    for mine, theirs in zip(refined.scatterers(), found.scatterers(), strict=True):
+        assert mine.scattering_type == theirs.scattering_type
+        assert theirs.site == pytest.approx(mine.site, abs=1e-5)
+        assert theirs.occupancy == pytest.approx(mine.occupancy, abs=1e-4)
+        cell = refined.unit_cell()
+        assert theirs.u_iso_or_equiv(cell) == pytest.approx(mine.u_iso_or_equiv(cell), abs=1e-4)
+    text = (tmp_path / "a.res").read_text()
+    assert "\nTEMP -173.1" in text and "\nZERR 3 " in text and "\nUNIT 6 3\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_data_are_read_back(tmp_path, made):
+    """The corrected intensities, with their s.u., but for one scale."""
+    structure, problem, result = made
+    io_shelx_write.write_shelx(tmp_path / "a", structure, problem, result)
+    reader = reflection_file_reader.any_reflection_file(f"{tmp_path / 'a.hkl'}=hklf4")
+    found = reader.as_miller_arrays(crystal_symmetry=structure.crystal_symmetry())[0]
+    wanted = io_cif_mtz.miller_arrays(structure, problem, result)["corrected"]
+    found, wanted = found.map_to_asu().common_sets(wanted)
+    assert found.size() == wanted.size() > 40
+    intensity = wanted.data().as_numpy_array() ** 2
+    ratio = found.data().as_numpy_array().sum() / intensity.sum()
+    assert np.allclose(found.data(), ratio * intensity, atol=0.02)
+    strong = intensity > 0.1 * intensity.max()
+    su = 2 * np.sqrt(intensity) * wanted.sigmas().as_numpy_array()  # to first order
+    assert np.allclose(found.sigmas().as_numpy_array()[strong], ratio * su[strong], rtol=0.1)
+
+
+@pytest.mark.parametrize("element", ["H", "C", "O", "Si", "Br", "Cs", "Pb"])
+def test_four_gaussians_follow_the_table(element):
+    numbers = io_shelx_write.four_gaussians(element)
+    a, b, c = numbers[:8:2], numbers[1:8:2], numbers[8]
+    gaussian = io_structures.form_factor_registry([element]).gaussian(element)
+    for s in np.linspace(0, 0.8, 17):
+        found = (a * np.exp(-b * s * s)).sum() + c
+        assert found == pytest.approx(gaussian.at_stol(s), rel=0.02)
+
+
+def test_a_centre_that_is_not_at_the_origin_is_moved_there(made):
+    symmetry = crystal.symmetry((6, 6, 9, 90, 90, 90), "P 4/n :1")
+    structure = xray.structure(crystal_symmetry=symmetry)
+    structure.add_scatterer(xray.scatterer("C1", site=(0.1, 0.2, 0.3), u=0.01))
+    text = io_shelx_write.instructions(structure, made[1], "a")
+    assert "\nLATT 1\n" in text
+    site = [float(x) for x in re.search(r"\nC1 +1 (\S+) (\S+) (\S+)", text).groups()]
+    assert site != pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_labels_are_short_and_differ():
+    taken = set()
+    labels = ["C1", "C1'", "C1A", "C123456", "", "c1"]
+    found = [io_shelx_write._short_label(label, "C", taken) for label in labels]
+    assert found[:3] == ["C1", "C2", "C1A"]
+    assert len({x.upper() for x in found}) == 6 and all(0 < len(x) <= 4 for x in found)
+
+
+def test_old_files_survive_a_failure(tmp_path, made, monkeypatch):
+    paths = [Path(name) for name in io_shelx_write.names(tmp_path / "a")]
+    for path in paths:
+        path.write_text("old")
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left"):
+        patch.setattr("dials_hybrid.data.os.replace", full)
+        io_shelx_write.write_shelx(tmp_path / "a", *made)
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    with pytest.raises(InputError, match="cannot be written"):
+        io_shelx_write.write_shelx(tmp_path / "absent" / "a", *made)
+
+
+def full(*_):
+    """A disk that is."""
+    raise OSError(28, "No space left on device")
