@@ -37,6 +37,7 @@ from .job import (
     remembering_warnings,
 )
 from .model import ModelSettings
+from .plan import format_plan
 from .refine import Progress, Refinement, out_of_memory_explained
 
 __all__ = [
@@ -66,7 +67,6 @@ logger = logging.getLogger("dials.hybrid.api")
 MEMORY_ADVICE = (
     "lower compute.memory, or use fewer beams (beams.s_max, beams.g_max) or a coarser sampling.step"
 )
-USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,10 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
         refinement = _make_refinement(job, progress)
         seconds, memory = refinement.estimate()
         logger.info(
-            "Estimated time: %.0f s (%.1f s per pass with derivatives, about %d of them); "
-            "memory: %.1f GB\n",
-            USUAL_PASSES * seconds,
+            "Estimated time: %.0f s; memory: %.1f GB%s\n",
             seconds,
-            USUAL_PASSES,
             memory / 1e9,
+            "" if len(refinement.plan) == 1 else "\n" + format_plan(refinement.plan),
         )
         result = refinement.run()
     return outcome_of(job, refinement.checkpoint(result), messages)

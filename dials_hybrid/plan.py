@@ -1,0 +1,137 @@
+"""The stages of a refinement: coarse first and fine last where a pass is too much work.
+
+A pass with derivatives carries one wave for each free parameter of the structure. Where that is
+too much work, a first stage refines with fewer beams, samples and steps, and the last one takes
+its intensities from the model that was asked for and only their derivatives from a coarser one.
+Errors of the derivatives change the way to the minimum, and the minimum itself by a small part
+of the standard uncertainties, as residuals are not in line with the error of the derivatives.
+Everything follows from the number of operations, not from measured times, so that a refinement
+takes the same way on every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .crystal import reciprocal_length_sq
+from .fidelity import Fidelity
+from .model import HybridModel
+from .propagation import Splitting
+
+TERA = 1e12
+FIRST_SHARE = 0.25  # of the work that a pass may cost, in the first stage
+# 1 / (|g| t) is the spacing (rad) of samples that integrates a rocking curve exactly: as
+# |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
+SPACINGS = (1.25, 2.0)
+STRIDES = (2, 3, 4, 6, 8)
+SERIES = 24  # products of matrices per direction in the series of an exponential's derivative
+USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: where its intensities and their derivatives come from; None is the full model.
+
+    `share` is the part of all iterations after which it ends at the latest, `updates` the number
+    of its iterations that begin with a new error model.
+    """
+
+    name: str
+    values: Fidelity | None
+    slopes: Fidelity | None
+    share: float
+    updates: int
+
+
+def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[Stage, ...]:
+    """Return the stages for a pass with derivatives of at most `limit` 10^12 operations.
+
+    None is no limit: then, as where the limit is kept by the full model, there is one stage.
+    `updates` is the number of new error models in the first stage.
+    """
+    whole = (Stage("joint", None, None, 1.0, updates),)
+    if limit is None or not isinstance(model.settings.propagator, Splitting):
+        return whole
+    if operations(model) <= limit * TERA:
+        return whole
+    rungs = ladder(model)
+    kept = [rung for rung in rungs if rung.stride == 1]
+    slopes = _first_within(model, kept, limit * TERA)
+    first = _first_within(model, rungs, FIRST_SHARE * limit * TERA)
+    return (
+        Stage("coarse", first, first, 0.6, updates),
+        Stage("joint", None, slopes, 1.0, 2),
+    )
+
+
+def _first_within(model: HybridModel, rungs: list[Fidelity], limit: float) -> Fidelity:
+    """Return the finest rung whose passes keep the limit, or the coarsest of all."""
+    for rung in rungs:
+        if operations(model.coarser(rung)) <= limit:
+            return rung
+    return rungs[-1]
+
+
+def ladder(model: HybridModel) -> list[Fidelity]:
+    """Return fidelities from fine to coarse.
+
+    First the steps and samples that hardly change intensities are left out, then beams beyond
+    the resolution of the data and those farther from the Ewald sphere, then blocks.
+    """
+    settings, o = model.settings, model.problem.observations
+    scan, cell = model.problem.scan, model.problem.structure.cell
+    reach = float(reciprocal_length_sq(cell, o.hkl).max().sqrt())
+    spacing = float(torch.diff(scan.angle, dim=1).abs().median()) if scan.angle.shape[1] > 1 else 1
+    fine, coarse = (max(1, int(c / (reach * settings.thickness_start * spacing))) for c in SPACINGS)
+    g_max, s_max = min(reach, settings.g_max), settings.s_max
+    least = Fidelity(g_max, s_max / 4, coarse)
+    return [
+        Fidelity(settings.g_max, s_max, fine),
+        Fidelity(g_max, s_max / 2, fine),
+        least,
+        *(Fidelity(g_max, s_max / 4, coarse, stride=stride) for stride in STRIDES),
+    ]
+
+
+def operations(model: HybridModel, derivatives: bool = True) -> float:
+    """Return the floating-point operations of a pass, about.
+
+    Products of complex matrices count: of the waves with the exponentials and their derivatives
+    in every stage, and those that the derivatives of the exponentials are made of.
+    """
+    directions = sum(p.numel() for p in model.crystal.parameters()) if derivatives else 0
+    settings, samples = model.settings, model.problem.scan.angle.shape[1]
+    stages = settings.propagator.waves_kept(0, settings.depth)
+    beams = model.beams.counts[model.blocks].double()
+    waves = beams**2 * samples * stages * (2 * directions + 3 if derivatives else 1)
+    return float(8 * (waves + SERIES * beams**3 * directions).sum())
+
+
+def expected_operations(model: HybridModel, plan: tuple[Stage, ...]) -> float:
+    """Return the operations of all passes of a usual refinement."""
+    total = USUAL_PASSES * operations(model.coarser(plan[0].slopes))
+    if len(plan) > 1:
+        total += operations(model.coarser(plan[1].slopes))
+        total += USUAL_PASSES * operations(model, derivatives=False)
+    return total
+
+
+def format_plan(plan: tuple[Stage, ...]) -> str:
+    """Return the stages as lines for the log."""
+    return "\n".join(
+        f"Stage {stage.name}: intensities from {_described(stage.values)}; their derivatives from "
+        f"{_described(stage.slopes)}"
+        for stage in plan
+    )
+
+
+def _described(fidelity: Fidelity | None) -> str:
+    if fidelity is None:
+        return "the full model"
+    part = "all blocks" if fidelity.stride == 1 else f"one block in {fidelity.stride}"
+    return (
+        f"{part}, g_max {fidelity.g_max:.3g}, s_max {fidelity.s_max:.3g}, one sample of "
+        f"{fidelity.thinning}"
+    )
