@@ -9,37 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from .data import Observations, Problem, Scan
-
-RUN = 4  # blocks that stay together when some are left out, so that windows over several stay whole
+from .data import Problem, Scan
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Cut-offs of the beams (A^-1) and what is thinned.
-
-    `thinning` samples of the rotation become one, `substeps` steps go from depth to depth, and
-    of the runs of RUN blocks one in `stride` is propagated.
-    """
+    """Cut-offs of the beams (A^-1), samples of the rotation that become one, steps per depth."""
 
     g_max: float
     s_max: float
     thinning: int = 1
     substeps: int = 1
-    stride: int = 1
-
-    def blocks(self, count: int) -> Tensor:
-        """Return which of `count` blocks are propagated, (F,) bool."""
-        return torch.arange(count) // RUN % self.stride == 0
-
-    def rows(self, observations: Observations, count: int) -> Tensor:
-        """Return the observations all of whose `count` blocks are propagated, (R,) bool."""
-        outside = ~self.blocks(count).to(observations.link_block.device)[observations.link_block]
-        out = torch.ones_like(observations.free)
-        out[observations.link_observation[outside]] = False
-        return out
 
 
 def thinned(problem: Problem, factor: int) -> Problem:

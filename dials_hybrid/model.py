@@ -164,7 +164,6 @@ class HybridModel(nn.Module):
         settings: ModelSettings,
         device: str = "cpu",
         share: Alone | Team = ALONE,
-        blocks: Tensor | None = None,  # that are propagated; None is all
     ):
         super().__init__()
         self.problem, self.settings = problem.to("cpu", torch.float64), settings
@@ -191,7 +190,6 @@ class HybridModel(nn.Module):
         self.register_buffer("scale_matrix", basis.matrix(observations.angle, observations.sweep))
         self.register_buffer("block_matrix", basis.matrix(scan.block_angle, scan.sweep))
         self.register_buffer("depth", depth)
-        self.blocks = torch.arange(len(scan.sweep)) if blocks is None else blocks
         self._prepare(device)
         self._move(device)
 
@@ -214,7 +212,7 @@ class HybridModel(nn.Module):
         # U / 2K in A^-1 from F in A; the crystallographic sign of F(g) asks for M_gh = U_(h-g)
         self.potential_factor = factor / (2 * float(self.wavenumber.mean()))
         self.workers = self._workers(device)
-        order = self.blocks[torch.argsort(self.beams.counts[self.blocks], descending=True)]
+        order = torch.argsort(self.beams.counts, descending=True)
         batches = order.split(self._batch_size())
         work = [len(blocks) * int(self.beams.counts[blocks].max()) ** 2 for blocks in batches]
         self.batches = [
@@ -225,8 +223,7 @@ class HybridModel(nn.Module):
     def coarser(self, fidelity: Fidelity | None) -> HybridModel:
         """Return a model of the same parameters that propagates more coarsely; None: this one.
 
-        Its profiles belong to the same links and depths; those of blocks that the fidelity
-        leaves out are zero.
+        Its profiles belong to the same links and depths.
         """
         if fidelity is None:
             return self
@@ -236,7 +233,6 @@ class HybridModel(nn.Module):
                 self.settings.coarser(fidelity),
                 str(self.depth.device),
                 self.share,
-                torch.nonzero(fidelity.blocks(len(self.block_matrix))).flatten(),
             )
             for name, module in self.named_children():
                 setattr(model, name, module)
@@ -339,9 +335,9 @@ class HybridModel(nn.Module):
         return self.depth.new_zeros(links, *extra, len(self.depth))
 
     @torch.no_grad()
-    def value_profiles(self) -> Tensor:
-        """Return `profiles` without the means to differentiate them."""
-        return self.profiles()
+    def value_profiles(self, fidelity: Fidelity | None = None) -> Tensor:
+        """Return `profiles` of `coarser(fidelity)` without the means to differentiate them."""
+        return self.coarser(fidelity).profiles()
 
     def intensities(self, profiles: Tensor) -> Tensor:
         """Return the calculated intensity of every observation, (R,)."""

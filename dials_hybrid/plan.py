@@ -1,12 +1,13 @@
-"""The stages of a refinement: coarse first and fine last where a pass is too much work.
+"""The stages of a refinement, where a pass with derivatives by everything is too much work.
 
-A pass with derivatives carries one wave for each free parameter of the structure. Where that is
-too much work, a first stage refines with fewer beams, samples and steps, and the last one takes
-its intensities from the model that was asked for and only their derivatives from a coarser one.
-Errors of the derivatives change the way to the minimum, and the minimum itself by a small part
-of the standard uncertainties, as residuals are not in line with the error of the derivatives.
-Everything follows from the number of operations, not from measured times, so that a refinement
-takes the same way on every machine.
+Such a pass carries one wave for each free parameter of the structure, in hundreds of beams. The
+intensities themselves are a hundredth of that work. Where it is too much, derivatives come from
+fewer beams, samples and steps, while the intensities are, to a few thousandths in the first
+stage and exactly in the last one, those of the model that was asked for. Errors of the derivatives
+lengthen the way to the minimum and move it by a part of the standard uncertainties, because
+residuals are not in line with the errors of the derivatives; intensities of fewer beams would
+bias the structure. Everything follows from the number of operations, not from measured times, so
+that a refinement takes the same way on every machine.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from .model import HybridModel
 from .propagation import Splitting
 
 TERA = 1e12
-FIRST_SHARE = 0.25  # of the work that a pass may cost, in the first stage
+LOOSE = 5.0  # the first stage need not converge as the last one does
+STALE = 5  # steps after which derivatives by the structure are formed anew
+STALE_IN_STAGES = 10  # the same where they are approximate at any age
 # 1 / (|g| t) is the spacing (rad) of samples that integrates a rocking curve exactly: as
 # |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
 SPACINGS = (1.25, 2.0)
-STRIDES = (2, 3, 4, 6, 8)
 SERIES = 24  # products of matrices per direction in the series of an exponential's derivative
 USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 
@@ -35,7 +37,9 @@ class Stage:
     """One stage: where its intensities and their derivatives come from; None is the full model.
 
     `share` is the part of all iterations after which it ends at the latest, `updates` the number
-    of its iterations that begin with a new error model.
+    of its iterations that begin with a new error model, `stale` the number of steps after which
+    derivatives by the structure are formed anew, `loose` multiplies the tolerances of
+    convergence.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Stage:
     slopes: Fidelity | None
     share: float
     updates: int
+    stale: int = STALE
+    loose: float = 1.0
 
 
 def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[Stage, ...]:
@@ -57,12 +63,10 @@ def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[St
     if operations(model) <= limit * TERA:
         return whole
     rungs = ladder(model)
-    kept = [rung for rung in rungs if rung.stride == 1]
-    slopes = _first_within(model, kept, limit * TERA)
-    first = _first_within(model, rungs, FIRST_SHARE * limit * TERA)
+    slopes = _first_within(model, rungs, limit * TERA)
     return (
-        Stage("coarse", first, first, 0.6, updates),
-        Stage("joint", None, slopes, 1.0, 2),
+        Stage("coarse", rungs[0], slopes, 0.6, updates, STALE_IN_STAGES, LOOSE),
+        Stage("joint", None, slopes, 1.0, 2, STALE_IN_STAGES),
     )
 
 
@@ -78,7 +82,7 @@ def ladder(model: HybridModel) -> list[Fidelity]:
     """Return fidelities from fine to coarse.
 
     First the steps and samples that hardly change intensities are left out, then beams beyond
-    the resolution of the data and those farther from the Ewald sphere, then blocks.
+    the resolution of the data and those farther from the Ewald sphere.
     """
     settings, o = model.settings, model.problem.observations
     scan, cell = model.problem.scan, model.problem.structure.cell
@@ -86,12 +90,10 @@ def ladder(model: HybridModel) -> list[Fidelity]:
     spacing = float(torch.diff(scan.angle, dim=1).abs().median()) if scan.angle.shape[1] > 1 else 1
     fine, coarse = (max(1, int(c / (reach * settings.thickness_start * spacing))) for c in SPACINGS)
     g_max, s_max = min(reach, settings.g_max), settings.s_max
-    least = Fidelity(g_max, s_max / 4, coarse)
     return [
         Fidelity(settings.g_max, s_max, fine),
         Fidelity(g_max, s_max / 2, fine),
-        least,
-        *(Fidelity(g_max, s_max / 4, coarse, stride=stride) for stride in STRIDES),
+        Fidelity(g_max, s_max / 4, coarse),
     ]
 
 
@@ -104,18 +106,18 @@ def operations(model: HybridModel, derivatives: bool = True) -> float:
     directions = sum(p.numel() for p in model.crystal.parameters()) if derivatives else 0
     settings, samples = model.settings, model.problem.scan.angle.shape[1]
     stages = settings.propagator.waves_kept(0, settings.depth)
-    beams = model.beams.counts[model.blocks].double()
+    beams = model.beams.counts.double()
     waves = beams**2 * samples * stages * (2 * directions + 3 if derivatives else 1)
     return float(8 * (waves + SERIES * beams**3 * directions).sum())
 
 
 def expected_operations(model: HybridModel, plan: tuple[Stage, ...]) -> float:
     """Return the operations of all passes of a usual refinement."""
-    total = USUAL_PASSES * operations(model.coarser(plan[0].slopes))
-    if len(plan) > 1:
-        total += operations(model.coarser(plan[1].slopes))
-        total += USUAL_PASSES * operations(model, derivatives=False)
-    return total
+    work = operations(model.coarser(plan[0].slopes))
+    if len(plan) == 1:
+        return USUAL_PASSES * work
+    first, last = (operations(model.coarser(s.values), derivatives=False) for s in plan)
+    return 2 * work + 8 * first + 5 * last
 
 
 def format_plan(plan: tuple[Stage, ...]) -> str:
@@ -130,8 +132,7 @@ def format_plan(plan: tuple[Stage, ...]) -> str:
 def _described(fidelity: Fidelity | None) -> str:
     if fidelity is None:
         return "the full model"
-    part = "all blocks" if fidelity.stride == 1 else f"one block in {fidelity.stride}"
     return (
-        f"{part}, g_max {fidelity.g_max:.3g}, s_max {fidelity.s_max:.3g}, one sample of "
+        f"g_max {fidelity.g_max:.3g}, s_max {fidelity.s_max:.3g}, one orientation sample of "
         f"{fidelity.thinning}"
     )

@@ -31,7 +31,6 @@ from .plan import Stage, expected_operations, make_plan, operations
 logger = logging.getLogger("dials.hybrid.refine")
 
 NOTHING = 1e-4  # part of the cost that is not worth another trial
-STALE = 5  # steps after which derivatives by the structure are formed anew
 
 
 HEADER = (
@@ -112,13 +111,6 @@ class Refinement:
         """The stage that the loop is in."""
         return self.plan[self.state.stage]
 
-    def _used(self) -> Tensor:
-        """Observations that the stage calculates, (R,) bool."""
-        o = self.problem.observations
-        if self.stage.values is None:
-            return torch.ones_like(o.free)
-        return self.stage.values.rows(o, len(self.problem.scan.sweep))
-
     def _restore(self) -> None:
         values = {k: torch.tensor(v, dtype=torch.float64) for k, v in self.state.parameters.items()}
         own = dict(self.model.named_parameters())
@@ -180,7 +172,7 @@ class Refinement:
         stage, fresh = self.stage, crystal is None
         profiles, slopes, orientation = self.passes.tangents(structure=fresh, fidelity=stage.slopes)
         if stage.values != stage.slopes:
-            profiles = self.passes.value_profiles()
+            profiles = self.passes.value_profiles(fidelity=stage.values)
         return Linearisation(profiles, slopes if fresh else crystal, orientation)
 
     def _values(self) -> CheapModel:
@@ -197,13 +189,9 @@ class Refinement:
         return cheap.evaluate(cheap.start(), jacobian=False)[0]
 
     def sigma_w(self, calculated: Tensor) -> Tensor:
-        """Return the standard deviations of the error model, outliers let go, (R,).
-
-        They are infinite where the stage calculates nothing.
-        """
+        """Return the standard deviations of the error model, outliers let go, (R,)."""
         o = self.problem.observations
-        sigma = self.state.error_model.robust_sigma(o.intensity, calculated, o.sigma)
-        return torch.where(self._used(), sigma, torch.inf)
+        return self.state.error_model.robust_sigma(o.intensity, calculated, o.sigma)
 
     def run(self) -> Result:
         """Refine until convergence, the iteration limit or an interrupt."""
@@ -213,7 +201,7 @@ class Refinement:
             while self.state.iteration < self.settings.iterations:
                 if self._stage_ends():
                     cheap = self._next_stage(cheap)
-                if self.age >= STALE:
+                if self.age >= self.stage.stale:
                     cheap = self.linearise()
                 cheap, shift, promise = self._iterate(cheap)
                 if not self._settled(shift, promise):
@@ -290,7 +278,7 @@ class Refinement:
 
     def _fit_error_model(self, cheap: CheapModel) -> None:
         o = self.problem.observations
-        work = ~o.free & self._used()
+        work = ~o.free
         calculated = self.intensities(cheap)
         self.state.error_model = losses.fit_error_model(
             o.intensity[work], calculated[work], o.sigma[work]
@@ -342,20 +330,21 @@ class Refinement:
         return float(torch.einsum("ai,ij,aj->a", moved, g, moved).max().sqrt())
 
     def _settled(self, shift: float, promise: float) -> bool:
+        settings, loose = self.settings, self.stage.loose
         if self.state.iteration - self.state.stage_began <= self.stage.updates:
             return False
-        return promise < self.settings.cost_tolerance and shift < self.settings.site_tolerance
+        return promise < loose * settings.cost_tolerance and shift < loose * settings.site_tolerance
 
     def _record(self, stage: str, problem: LeastSquares, shift: float) -> None:
-        o, used = self.problem.observations, self._used()
+        o = self.problem.observations
         calculated = self.intensities(problem.cheap)
         row = {
             "iteration": self.state.iteration,
             "stage": stage,
             "loss": problem.cost(problem.cheap.start()),
-            "r1_obs": losses.r1(o.intensity, calculated, o.observed & ~o.free & used),
-            "r1_all": losses.r1(o.intensity, calculated, ~o.free & used),
-            "r1_free": _number(losses.r1(o.intensity, calculated, o.observed & o.free & used)),
+            "r1_obs": losses.r1(o.intensity, calculated, o.observed & ~o.free),
+            "r1_all": losses.r1(o.intensity, calculated, ~o.free),
+            "r1_free": _number(losses.r1(o.intensity, calculated, o.observed & o.free)),
             "site_shift": shift,
             "proximity": self.state.proximity,
             "error_model": dataclasses.asdict(self.state.error_model),
