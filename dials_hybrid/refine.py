@@ -102,6 +102,7 @@ class Refinement:
         if self.state.parameters:
             self._restore()
         self.plan = make_plan(self.model, settings.large, settings.error_model_updates)
+        self.state.stage = min(self.state.stage, len(self.plan) - 1)
         self.context: dict = {}  # written with every checkpoint, for the one who continues
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
@@ -221,8 +222,10 @@ class Refinement:
     def _finish(self, cheap: CheapModel | None, converged: bool, reason: str) -> Result:
         """Return the result, which is that of the last stage; the loop stays where it is."""
         stage, self.state.stage = self.state.stage, len(self.plan) - 1
-        if cheap is None or stage != self.state.stage:
+        if cheap is None:
             cheap = self.linearise()
+        elif stage != self.state.stage:
+            cheap = self.follow(cheap)
         self._remember()
         result = self._result(cheap, converged, reason)
         self.state.stage = stage
@@ -230,7 +233,7 @@ class Refinement:
 
     def _begin(self) -> CheapModel:
         """Return the first linearisation, after the start if that was not there yet."""
-        if self.state.iteration > 0:
+        if self.state.start:
             return self.linearise()
         if len(self.plan) == 1:
             cheap = self.linearise()
@@ -241,6 +244,7 @@ class Refinement:
             self._start(self._values())
         finally:
             self.state.stage = 0
+        self._checkpoint()
         return self.linearise()
 
     def _stage_ends(self) -> bool:
@@ -250,10 +254,9 @@ class Refinement:
 
     def _next_stage(self, cheap: CheapModel) -> CheapModel:
         """Go on to the next stage of the plan at the present parameters."""
-        before = self.stage
         self.state.stage += 1
         self.state.stage_began = self.state.iteration
-        return self.follow(cheap) if before.slopes == self.stage.slopes else self.linearise()
+        return self.follow(cheap)  # all stages have the same derivatives
 
     def _start(self, cheap: CheapModel) -> None:
         """Fit thickness and scale alone, atoms and orientations fixed."""
