@@ -28,7 +28,7 @@ STALE_IN_STAGES = 10  # the same where they are approximate at any age
 # 1 / (|g| t) is the spacing (rad) of samples that integrates a rocking curve exactly: as
 # |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
 SPACINGS = (1.25, 2.0)
-SERIES = 24  # products of matrices per direction in the series of an exponential's derivative
+SERIES = 24  # products in the series of an exponential's derivative, twice those of its own
 USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 
 
@@ -101,14 +101,14 @@ def operations(model: HybridModel, derivatives: bool = True) -> float:
     """Return the floating-point operations of a pass, about.
 
     Products of complex matrices count: of the waves with the exponentials and their derivatives
-    in every stage, and those that the derivatives of the exponentials are made of.
+    in every stage, and those that the exponentials and their derivatives are made of.
     """
     directions = sum(p.numel() for p in model.crystal.parameters()) if derivatives else 0
     settings, samples = model.settings, model.problem.scan.angle.shape[1]
     stages = settings.propagator.waves_kept(0, settings.depth)
     beams = model.beams.counts.double()
     waves = beams**2 * samples * stages * (2 * directions + 3 if derivatives else 1)
-    return float(8 * (waves + SERIES * beams**3 * directions).sum())
+    return float(8 * (waves + SERIES * beams**3 * (directions + 0.5)).sum())
 
 
 def expected_operations(model: HybridModel, plan: tuple[Stage, ...]) -> float:
