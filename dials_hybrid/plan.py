@@ -66,7 +66,7 @@ def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[St
     slopes = _first_within(model, rungs, limit * TERA)
     return (
         Stage("coarse", rungs[0], slopes, 0.6, updates, STALE_IN_STAGES, LOOSE),
-        Stage("joint", None, slopes, 1.0, 2, STALE_IN_STAGES),
+        Stage("joint", None, slopes, 1.0, 1, STALE_IN_STAGES),
     )
 
 
