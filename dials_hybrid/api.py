@@ -52,6 +52,7 @@ from .job import (
 )
 from .model import ModelSettings
 from .other_settings import Refined, decide
+from .plan import format_plan
 from .refine import Progress, Refinement, out_of_memory_explained
 
 __all__ = [
@@ -86,7 +87,6 @@ MEMORY_ADVICE = (
     "lower compute.memory, or use fewer beams (beams.s_max, beams.g_max) or a coarser sampling.step"
 )
 CUTTING = Cutting()
-USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,10 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
         refinement = _make_refinement(job, progress)
         seconds, memory = refinement.estimate()
         logger.info(
-            "Estimated time: %.0f s (%.1f s per pass with derivatives, about %d of them); "
-            "memory: %.1f GB\n",
-            USUAL_PASSES * seconds,
+            "Estimated time: %.0f s; memory: %.1f GB%s\n",
             seconds,
-            USUAL_PASSES,
             memory / 1e9,
+            "" if len(refinement.plan) == 1 else "\n" + format_plan(refinement.plan),
         )
         result = refinement.run()
         progress = progress or Progress()

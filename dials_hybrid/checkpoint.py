@@ -21,6 +21,7 @@ class RefineSettings:
     seed: int = 0
     checkpoint_seconds: float = 20.0
     device: str = "cpu"
+    large: float | None = 20.0  # 10^12 operations of a pass, see `plan.make_plan`
 
 
 DEFAULTS = RefineSettings()
@@ -31,6 +32,8 @@ class State:
     """Where the loop stands; everything that a checkpoint needs beside the problem."""
 
     iteration: int = 0
+    stage: int = 0  # of the plan
+    stage_began: int = 0  # iteration
     proximity: float = 10.0
     error_model: losses.ErrorModel = losses.ErrorModel(3.0, 0.2)
     parameters: dict = field(default_factory=dict)

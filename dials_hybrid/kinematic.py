@@ -43,9 +43,7 @@ def _fitted(o, raw: Tensor, s_sq: Tensor) -> Tensor:
 
 def _crossing_rates(o, scan, wavenumber: Tensor) -> Tensor:
     """|dS/dphi| in A^-1 per rad at the sample nearest to each centroid, (R,)."""
-    flat_angle, blocks = scan.angle.flatten(), scan.sweep.repeat_interleave(scan.angle.shape[1])
-    distance = (o.angle[:, None] - flat_angle).abs() + 1e3 * (o.sweep[:, None] != blocks)
-    nearest = distance.argmin(1)
+    nearest = _nearest_samples(o, scan)
     block = nearest // scan.angle.shape[1]
     setting = scan.setting.flatten(0, 1)[nearest]
     g = torch.einsum("rij,rj->ri", setting, o.hkl.double())
@@ -53,3 +51,19 @@ def _crossing_rates(o, scan, wavenumber: Tensor) -> Tensor:
     s0 = scan.s0[block] + 0.0
     rate = ((s0 + g) * velocity).sum(-1) / s0.norm(dim=-1)
     return rate.abs()
+
+
+def _nearest_samples(o, scan) -> Tensor:
+    """Index into the flattened samples (F T) of the one nearest to each centroid, (R,)."""
+    angle, sweep = scan.angle.flatten(), scan.sweep.repeat_interleave(scan.angle.shape[1])
+    out = torch.zeros_like(o.sweep)
+    for index in torch.unique(o.sweep):
+        rows = torch.nonzero(o.sweep == index).flatten()
+        mine = torch.nonzero(sweep == index).flatten()
+        mine = mine[torch.argsort(angle[mine], stable=True)]
+        there, wanted = angle[mine], o.angle[rows]
+        above = torch.searchsorted(there, wanted).clamp(max=len(mine) - 1)
+        below = (above - 1).clamp(min=0)
+        nearer = (wanted - there[below]).abs() <= (there[above] - wanted).abs()
+        out[rows] = mine[torch.where(nearer, below, above)]
+    return out

@@ -15,6 +15,7 @@ from . import absorption, beams, crystal, electron, fourier
 from .absorption import Absorption, NoAbsorption
 from .curves import CurveBasis
 from .data import Problem, Record
+from .fidelity import Fidelity, thinned
 from .losses import SmoothScale
 from .parallel import ALONE, Alone, Team, in_threads
 from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
@@ -54,6 +55,13 @@ class ModelSettings:
     def dtype(self) -> torch.dtype:
         """Complex dtype of the waves."""
         return {"single": torch.complex64, "double": torch.complex128}[self.precision]
+
+    def coarser(self, fidelity: Fidelity) -> ModelSettings:
+        """Return the settings of passes at that fidelity."""
+        propagator = dataclasses.replace(self.propagator, substeps=fidelity.substeps)
+        return dataclasses.replace(
+            self, g_max=fidelity.g_max, s_max=fidelity.s_max, propagator=propagator
+        )
 
     def to_dict(self) -> dict:
         """Return nested dicts of plain numbers, for files."""
@@ -161,6 +169,7 @@ class HybridModel(nn.Module):
         super().__init__()
         self.problem, self.settings = problem.to("cpu", torch.float64), settings
         self.share = share  # `batches` are those of this process alone
+        self._coarser: dict[Fidelity, HybridModel] = {}
         problem = self.problem
         scan, observations = problem.scan, problem.observations
         self.beams = beams.choose_beams(
@@ -212,6 +221,25 @@ class HybridModel(nn.Module):
             make_batch(self.problem, self.beams, blocks, self.wavenumber)
             for blocks in self.share.mine(batches, work)
         ]
+
+    def coarser(self, fidelity: Fidelity | None) -> HybridModel:
+        """Return a model of the same parameters that propagates more coarsely; None: this one.
+
+        Its profiles belong to the same links and depths.
+        """
+        if fidelity is None:
+            return self
+        if fidelity not in self._coarser:
+            model = HybridModel(
+                thinned(self.problem.to("cpu"), fidelity.thinning),
+                self.settings.coarser(fidelity),
+                str(self.depth.device),
+                self.share,
+            )
+            for name, module in self.named_children():
+                setattr(model, name, module)
+            self._coarser[fidelity] = model
+        return self._coarser[fidelity]
 
     def _workers(self, device: str) -> int:
         """Batches that are worked on at the same time: one per core, as far as they fit."""
@@ -309,9 +337,9 @@ class HybridModel(nn.Module):
         return self.depth.new_zeros(links, *extra, len(self.depth))
 
     @torch.no_grad()
-    def value_profiles(self) -> Tensor:
-        """Return `profiles` without the means to differentiate them."""
-        return self.profiles()
+    def value_profiles(self, fidelity: Fidelity | None = None) -> Tensor:
+        """Return `profiles` of `coarser(fidelity)` without the means to differentiate them."""
+        return self.coarser(fidelity).profiles()
 
     def intensities(self, profiles: Tensor) -> Tensor:
         """Return the calculated intensity of every observation, (R,)."""
@@ -345,13 +373,17 @@ class HybridModel(nn.Module):
         )
 
     @torch.no_grad()
-    def tangents(self, structure: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def tangents(
+        self, structure: bool = True, fidelity: Fidelity | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return profiles (L, D) and their derivatives by structure and orientation.
 
         (L, P, D) per unit of each free parameter of the structure, none of them unless
         `structure`, and (L, 2, D) per local rotation of one prior sigma about the two directions
-        across the beam.
+        across the beam. All are those of `coarser(fidelity)`.
         """
+        if fidelity is not None:
+            return self.coarser(fidelity).tangents(structure)
         table = self.potential_table()
         moved = self.potential_moves() if structure else table.new_zeros(0, len(table))
         rotation = self.orientation()

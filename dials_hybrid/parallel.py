@@ -154,9 +154,9 @@ class Leader:
             raise KeyboardInterrupt
         self.pending = True
 
-    def value_profiles(self) -> Tensor:
+    def value_profiles(self, **choices) -> Tensor:
         """See `HybridModel.value_profiles`."""
-        return self._together("value_profiles")
+        return self._together("value_profiles", **choices)
 
     def tangents(self, **choices) -> tuple[Tensor, Tensor, Tensor]:
         """See `HybridModel.tangents`."""

@@ -26,11 +26,11 @@ from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
 from .parallel import ALONE, Alone, Team, in_threads
+from .plan import Stage, expected_operations, make_plan, operations
 
 logger = logging.getLogger("dials.hybrid.refine")
 
 NOTHING = 1e-4  # part of the cost that is not worth another trial
-STALE = 5  # steps after which derivatives by the structure are formed anew
 
 
 HEADER = (
@@ -101,10 +101,17 @@ class Refinement:
         self.state = state or State()
         if self.state.parameters:
             self._restore()
+        self.plan = make_plan(self.model, settings.large, settings.error_model_updates)
+        self.state.stage = min(self.state.stage, len(self.plan) - 1)
         self.context: dict = {}  # written with every checkpoint, for the one who continues
         self.curvature: uncertainty.Curvature | None = None  # known once `run` has ended
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that the loop is in."""
+        return self.plan[self.state.stage]
 
     def _restore(self) -> None:
         values = {k: torch.tensor(v, dtype=torch.float64) for k, v in self.state.parameters.items()}
@@ -115,8 +122,8 @@ class Refinement:
                     parameter.copy_(values[name].view_as(parameter))
 
     def estimate(self) -> tuple[float, float]:
-        """Return (seconds of one pass with derivatives, from one measured batch, bytes in all)."""
-        model = self.model
+        """Return (seconds of all passes, from one measured batch; bytes in all)."""
+        model = self.model.coarser(self.plan[0].slopes)
         batch = model.batches[len(model.batches) // 2]
         table, moved = model.potential_table().detach(), model.potential_moves()
         rotation = model.orientation().detach()
@@ -128,7 +135,9 @@ class Refinement:
         seconds = (time.perf_counter() - start) / len(together)
         work = [len(b.blocks) * b.hkl.shape[1] ** 2 for b in model.batches]
         share = len(batch.blocks) * batch.hkl.shape[1] ** 2 / sum(work)
-        return seconds / share, 8 * self._numbers_held(len(moved)) + model.working_bytes()
+        per_operation = seconds / share / operations(model)
+        memory = 8 * self._numbers_held(len(moved)) + self.model.working_bytes()
+        return per_operation * expected_operations(self.model, self.plan), memory
 
     def _numbers_held(self, structure: int) -> float:
         """Double-precision numbers that stay while blocks come and go: an upper estimate."""
@@ -152,7 +161,7 @@ class Refinement:
     def linearise(self) -> CheapModel:
         """Propagate once, with derivatives, at the model's present parameters."""
         self.age = 0
-        return CheapModel(self.model, Linearisation(*self.passes.tangents()))
+        return CheapModel(self.model, self._passed())
 
     def follow(self, cheap: CheapModel) -> CheapModel:
         """Propagate at the present parameters, but keep the structure's derivatives of `cheap`.
@@ -160,8 +169,24 @@ class Refinement:
         Those by orientation cost a fraction of theirs, and change most.
         """
         self.age += 1
-        profiles, _, orientation = self.passes.tangents(structure=False)
-        return CheapModel(self.model, Linearisation(profiles, cheap.lin.crystal, orientation))
+        return CheapModel(self.model, self._passed(cheap.lin.crystal))
+
+    def _passed(self, crystal: Tensor | None = None) -> Linearisation:
+        """Return profiles and slopes as the stage asks, those by the structure unless given."""
+        stage, fresh = self.stage, crystal is None
+        profiles, slopes, orientation = self.passes.tangents(structure=fresh, fidelity=stage.slopes)
+        if stage.values != stage.slopes:
+            profiles = self.passes.value_profiles(fidelity=stage.values)
+        return Linearisation(profiles, slopes if fresh else crystal, orientation)
+
+    def _values(self) -> CheapModel:
+        """Propagate at the present parameters, without derivatives: they are zero."""
+        profiles = self.passes.value_profiles()
+        links, depths = profiles.shape
+        count = sum(p.numel() for p in self.model.crystal.parameters())
+        none = profiles.new_zeros(1, 1, 1)
+        slopes = (none.expand(links, n, depths) for n in (count, 2))
+        return CheapModel(self.model, Linearisation(profiles, *slopes))
 
     def intensities(self, cheap: CheapModel) -> Tensor:
         """Return the calculated intensities at the point of linearisation."""
@@ -175,26 +200,66 @@ class Refinement:
     def run(self) -> Result:
         """Refine until convergence, the iteration limit or an interrupt."""
         reason, converged = "the iteration limit was reached", False
-        cheap = self.linearise()
         try:
-            if self.state.iteration == 0:
-                self._start(cheap)
+            cheap = self._begin()
             while self.state.iteration < self.settings.iterations:
-                if self.age >= STALE:
+                if self._stage_ends():
+                    cheap = self._next_stage(cheap)
+                if self.age >= self.stage.stale:
                     cheap = self.linearise()
                 cheap, shift, promise = self._iterate(cheap)
-                if self._settled(shift, promise):
+                if not self._settled(shift, promise):
+                    continue
+                if self.stage is self.plan[-1]:
                     reason, converged = "the last shifts are small against the errors", True
                     break
+                cheap = self._next_stage(cheap)
         except KeyboardInterrupt:
             if not self.state.parameters:
                 raise  # nothing is refined yet
             logger.warning("Interrupted: writing the results of iteration %d", self.state.iteration)
-            reason = "interrupted by the user"
+            reason, cheap = "interrupted by the user", None
             self._restore()
+        return self._finish(cheap, converged, reason)
+
+    def _finish(self, cheap: CheapModel | None, converged: bool, reason: str) -> Result:
+        """Return the result, which is that of the last stage; the loop stays where it is."""
+        stage, self.state.stage = self.state.stage, len(self.plan) - 1
+        if cheap is None:
             cheap = self.linearise()
+        elif stage != self.state.stage:
+            cheap = self.follow(cheap)
         self._remember()
-        return self._result(cheap, converged, reason)
+        result = self._result(cheap, converged, reason)
+        self.state.stage = stage
+        return result
+
+    def _begin(self) -> CheapModel:
+        """Return the first linearisation, after the start if that was not there yet."""
+        if self.state.start:
+            return self.linearise()
+        if len(self.plan) == 1:
+            cheap = self.linearise()
+            self._start(cheap)
+            return cheap
+        self.state.stage = len(self.plan) - 1  # the start that is reported is the full model's
+        try:
+            self._start(self._values())
+        finally:
+            self.state.stage = 0
+        self._checkpoint()
+        return self.linearise()
+
+    def _stage_ends(self) -> bool:
+        """Whether the iterations of a stage that is not the last are used up."""
+        limit = int(self.stage.share * self.settings.iterations)
+        return self.stage is not self.plan[-1] and self.state.iteration >= limit
+
+    def _next_stage(self, cheap: CheapModel) -> CheapModel:
+        """Go on to the next stage of the plan at the present parameters."""
+        self.state.stage += 1
+        self.state.stage_began = self.state.iteration
+        return self.follow(cheap)  # all stages have the same derivatives
 
     def _start(self, cheap: CheapModel) -> None:
         """Fit thickness and scale alone, atoms and orientations fixed."""
@@ -238,7 +303,7 @@ class Refinement:
         the step had promised to gain.
         """
         state = self.state
-        if state.iteration < self.settings.error_model_updates:
+        if state.iteration - state.stage_began < self.stage.updates:
             self._fit_error_model(cheap)
         sigma_w = self.sigma_w(self.intensities(cheap))
         before = LeastSquares(cheap, sigma_w, 0).cost(cheap.start())
@@ -265,7 +330,7 @@ class Refinement:
         state.iteration += 1
         self._remember()
         shift = self._site_shift(sites)
-        self._record("joint", trial, shift)
+        self._record(self.stage.name, trial, shift)
         self._checkpoint()
         return fresh, shift, predicted / before
 
@@ -277,9 +342,10 @@ class Refinement:
         return float(torch.einsum("ai,ij,aj->a", moved, g, moved).max().sqrt())
 
     def _settled(self, shift: float, promise: float) -> bool:
-        if self.state.iteration <= self.settings.error_model_updates:
+        settings, loose = self.settings, self.stage.loose
+        if self.state.iteration - self.state.stage_began <= self.stage.updates:
             return False
-        return promise < self.settings.cost_tolerance and shift < self.settings.site_tolerance
+        return promise < loose * settings.cost_tolerance and shift < loose * settings.site_tolerance
 
     def _record(self, stage: str, problem: LeastSquares, shift: float) -> None:
         o = self.problem.observations
@@ -385,6 +451,7 @@ class Refinement:
             "wall_time_s": time.monotonic() - self.began,
             "seed": self.settings.seed,
             "iterations": self.state.iteration,
+            "stages": [dataclasses.asdict(stage) for stage in self.plan],
             "kinematic": {"r1_obs": losses.r1(o.intensity, kinematic, work & o.observed)},
             "start": self._agreement(start, sigma_w),
             "final": {

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from dials_hybrid import plan as plan_room
 from dials_hybrid import refine as refine_room
 from dials_hybrid import validation
 from dials_hybrid.crystal import metric
@@ -17,10 +18,10 @@ NOISE = 0.01  # relative error of the intensities
 SETTINGS = tiny.settings(g_max=0.8, thickness="distribution", thickness_start=140.0)
 
 
-def make_truth() -> tuple[Problem, torch.Tensor]:
+def make_truth(settings=SETTINGS) -> tuple[Problem, torch.Tensor]:
     """Return a problem whose intensities a displaced structure made, and its true sites."""
     problem = tiny.problem(blocks=16, width=3.0, samples=8, g_limit=0.9)
-    model = build_model(problem, SETTINGS, seed=0)
+    model = build_model(problem, settings, seed=0)
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
         model.crystal.site_shift += 3 * torch.randn(4, generator=generator).double().sign()
@@ -166,7 +167,8 @@ def continued(path, iterations) -> Refinement:
 
 def test_a_saved_state_continues_the_same_way(truth, tmp_path, monkeypatch):
     # derivatives are not saved: both sides must make them anew in every iteration
-    monkeypatch.setattr(refine_room, "STALE", 1)
+    whole_plan = plan_room.Stage("joint", None, None, 1.0, 5, stale=1)
+    monkeypatch.setattr(refine_room, "make_plan", lambda *_: (whole_plan,))
     whole = refinement(truth[0], 4).run()
     part = refinement(truth[0], 2)
     part.run()

@@ -205,6 +205,7 @@ def refine_options(params) -> api.Options:
         refine=RefineSettings(
             iterations=refinement.iterations,
             seed=refinement.seed,
+            large=refinement.large,
             checkpoint_seconds=refinement.checkpoint_seconds,
             device=_device(params.compute.device),
         ),

@@ -1,0 +1,51 @@
+"""How coarsely a pass is calculated, and the problem that a coarser pass works on.
+
+A coarser pass takes fewer beams, fewer orientation samples and longer steps; blocks, links and
+depths stay the same, so that its profiles and their derivatives stand in for those of a finer one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .data import Problem, Scan
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Cut-offs of the beams (A^-1), samples of the rotation that become one, steps per depth."""
+
+    g_max: float
+    s_max: float
+    thinning: int = 1
+    substeps: int = 1
+
+
+def thinned(problem: Problem, factor: int) -> Problem:
+    """Return the problem with each `factor` neighbouring orientation samples as one.
+
+    The middle one stands for the rotation of all. Blocks and links keep their numbers; the ends
+    of a link move to the nearest sample, so that windows keep their width to one new sample.
+    """
+    if factor == 1:
+        return problem
+    scan, o = problem.scan, problem.observations
+    samples = scan.angle.shape[1]
+    groups = torch.arange(samples).split(factor)
+    middle = torch.tensor([int(group[len(group) // 2]) for group in groups])
+    width = torch.stack([scan.sample_width[:, group].sum(1) for group in groups], 1)
+    fewer = Scan(
+        setting=scan.setting[:, middle],
+        angle=scan.angle[:, middle],
+        sample_width=width,
+        s0=scan.s0,
+        normal=scan.normal,
+        sweep=scan.sweep,
+        axis=scan.axis,
+    )
+    first = ((o.link_first + factor // 2) // factor).clamp(max=len(groups) - 1)
+    last = torch.maximum((o.link_last + 1 + factor // 2) // factor - 1, first)
+    last = torch.where(o.link_last == samples - 1, len(groups) - 1, last)
+    return problem.replace(scan=fewer, observations=o.replace(link_first=first, link_last=last))

@@ -1,0 +1,138 @@
+"""The stages of a refinement, where a pass with derivatives by everything is too much work.
+
+Such a pass carries one wave for each free parameter of the structure, in hundreds of beams. The
+intensities themselves are a hundredth of that work. Where it is too much, derivatives come from
+fewer beams, samples and steps, while the intensities are, to a few thousandths in the first
+stage and exactly in the last one, those of the model that was asked for. Errors of the derivatives
+lengthen the way to the minimum and move it by a part of the standard uncertainties, because
+residuals are not in line with the errors of the derivatives; intensities of fewer beams would
+bias the structure. Everything follows from the number of operations, not from measured times, so
+that a refinement takes the same way on every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .crystal import reciprocal_length_sq
+from .fidelity import Fidelity
+from .model import HybridModel
+from .propagation import Splitting
+
+TERA = 1e12
+LOOSE = 5.0  # the first stage need not converge as the last one does
+STALE = 5  # steps after which derivatives by the structure are formed anew
+STALE_IN_STAGES = 10  # the same where they are approximate at any age
+# 1 / (|g| t) is the spacing (rad) of samples that integrates a rocking curve exactly: as
+# |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
+SPACINGS = (1.25, 2.0)
+SERIES = 24  # products in the series of an exponential's derivative, twice those of its own
+USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: where its intensities and their derivatives come from; None is the full model.
+
+    `share` is the part of all iterations after which it ends at the latest, `updates` the number
+    of its iterations that begin with a new error model, `stale` the number of steps after which
+    derivatives by the structure are formed anew, `loose` multiplies the tolerances of
+    convergence.
+    """
+
+    name: str
+    values: Fidelity | None
+    slopes: Fidelity | None
+    share: float
+    updates: int
+    stale: int = STALE
+    loose: float = 1.0
+
+
+def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[Stage, ...]:
+    """Return the stages for a pass with derivatives of at most `limit` 10^12 operations.
+
+    None is no limit: then, as where the limit is kept by the full model, there is one stage.
+    `updates` is the number of new error models in the first stage.
+    """
+    whole = (Stage("joint", None, None, 1.0, updates),)
+    if limit is None or not isinstance(model.settings.propagator, Splitting):
+        return whole
+    if operations(model) <= limit * TERA:
+        return whole
+    rungs = ladder(model)
+    slopes = _first_within(model, rungs, limit * TERA)
+    return (
+        Stage("coarse", rungs[0], slopes, 0.6, updates, STALE_IN_STAGES, LOOSE),
+        Stage("joint", None, slopes, 1.0, 1, STALE_IN_STAGES),
+    )
+
+
+def _first_within(model: HybridModel, rungs: list[Fidelity], limit: float) -> Fidelity:
+    """Return the finest rung whose passes keep the limit, or the coarsest of all."""
+    for rung in rungs:
+        if operations(model.coarser(rung)) <= limit:
+            return rung
+    return rungs[-1]
+
+
+def ladder(model: HybridModel) -> list[Fidelity]:
+    """Return fidelities from fine to coarse.
+
+    First the steps and samples that hardly change intensities are left out, then beams beyond
+    the resolution of the data and those farther from the Ewald sphere.
+    """
+    settings, o = model.settings, model.problem.observations
+    scan, cell = model.problem.scan, model.problem.structure.cell
+    reach = float(reciprocal_length_sq(cell, o.hkl).max().sqrt())
+    spacing = float(torch.diff(scan.angle, dim=1).abs().median()) if scan.angle.shape[1] > 1 else 1
+    fine, coarse = (max(1, int(c / (reach * settings.thickness_start * spacing))) for c in SPACINGS)
+    g_max, s_max = min(reach, settings.g_max), settings.s_max
+    return [
+        Fidelity(settings.g_max, s_max, fine),
+        Fidelity(g_max, s_max / 2, fine),
+        Fidelity(g_max, s_max / 4, coarse),
+    ]
+
+
+def operations(model: HybridModel, derivatives: bool = True) -> float:
+    """Return the floating-point operations of a pass, about.
+
+    Products of complex matrices count: of the waves with the exponentials and their derivatives
+    in every stage, and those that the exponentials and their derivatives are made of.
+    """
+    directions = sum(p.numel() for p in model.crystal.parameters()) if derivatives else 0
+    settings, samples = model.settings, model.problem.scan.angle.shape[1]
+    stages = settings.propagator.waves_kept(0, settings.depth)
+    beams = model.beams.counts.double()
+    waves = beams**2 * samples * stages * (2 * directions + 3 if derivatives else 1)
+    return float(8 * (waves + SERIES * beams**3 * (directions + 0.5)).sum())
+
+
+def expected_operations(model: HybridModel, plan: tuple[Stage, ...]) -> float:
+    """Return the operations of all passes of a usual refinement."""
+    work = operations(model.coarser(plan[0].slopes))
+    if len(plan) == 1:
+        return USUAL_PASSES * work
+    first, last = (operations(model.coarser(s.values), derivatives=False) for s in plan)
+    return 2 * work + 8 * first + 5 * last
+
+
+def format_plan(plan: tuple[Stage, ...]) -> str:
+    """Return the stages as lines for the log."""
+    return "\n".join(
+        f"Stage {stage.name}: intensities from {_described(stage.values)}; their derivatives from "
+        f"{_described(stage.slopes)}"
+        for stage in plan
+    )
+
+
+def _described(fidelity: Fidelity | None) -> str:
+    if fidelity is None:
+        return "the full model"
+    return (
+        f"g_max {fidelity.g_max:.3g}, s_max {fidelity.s_max:.3g}, one orientation sample of "
+        f"{fidelity.thinning}"
+    )
