@@ -180,8 +180,11 @@ class Refinement:
         return Linearisation(profiles, slopes if fresh else crystal, orientation)
 
     def _values(self) -> CheapModel:
-        """Propagate at the present parameters, without derivatives: they are zero."""
-        profiles = self.passes.value_profiles()
+        """Propagate at the present parameters, without derivatives."""
+        return self._held(self.passes.value_profiles())
+
+    def _held(self, profiles: Tensor) -> CheapModel:
+        """Return the model in which atoms and orientations stay: their derivatives are zero."""
         links, depths = profiles.shape
         count = sum(p.numel() for p in self.model.crystal.parameters())
         none = profiles.new_zeros(1, 1, 1)
@@ -240,7 +243,7 @@ class Refinement:
             return self.linearise()
         if len(self.plan) == 1:
             cheap = self.linearise()
-            self._start(cheap)
+            self._start(self._held(cheap.lin.profiles))
             return cheap
         self.state.stage = len(self.plan) - 1  # the start that is reported is the full model's
         try:

@@ -234,7 +234,8 @@ def test_the_gradient_of_two_processes_is_that_of_one(problem, together):
         gradient, batches = torch.load(together / f"gradient{rank}.pt")
         held += batches
         for found, p in zip(gradient, model.parameters(), strict=True):
-            assert (found - p.grad).abs().max() <= 1e-10 * p.grad.abs().max()
+            # no occupancy is free: that parameter is empty
+            assert torch.allclose(found, p.grad, rtol=0, atol=1e-10 * float(p.grad.norm()))
     assert held == len(model.batches) >= 4
 
 
