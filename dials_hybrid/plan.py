@@ -38,8 +38,8 @@ class Stage:
 
     `share` is the part of all iterations after which it ends at the latest, `updates` the number
     of its iterations that begin with a new error model, `stale` the number of steps after which
-    derivatives by the structure are formed anew, `loose` multiplies the tolerances of
-    convergence.
+    derivatives by the structure are formed anew, `trusted` the same where a step failed, `loose`
+    multiplies the tolerances of convergence.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Stage:
     share: float
     updates: int
     stale: int = STALE
+    trusted: int = 1
     loose: float = 1.0
 
 
@@ -65,8 +66,8 @@ def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[St
     rungs = ladder(model)
     slopes = _first_within(model, rungs, limit * TERA)
     return (
-        Stage("coarse", rungs[0], slopes, 0.6, updates, STALE_IN_STAGES, LOOSE),
-        Stage("joint", None, slopes, 1.0, 1, STALE_IN_STAGES),
+        Stage("coarse", rungs[0], slopes, 0.6, updates, STALE_IN_STAGES, STALE, LOOSE),
+        Stage("joint", None, slopes, 1.0, 1, STALE_IN_STAGES, STALE),
     )
 
 

@@ -326,7 +326,10 @@ class Refinement:
             if gain > 0 or predicted < NOTHING * before:
                 break
             self._restore()
-            if self.age > 1:
+            if self._at_end(predicted / before):
+                fresh, trial = cheap, LeastSquares(cheap, sigma_w, 0)
+                break
+            if self.age > self.stage.trusted:
                 cheap = self.linearise()
         else:
             fresh, trial = cheap, LeastSquares(cheap, sigma_w, 0)
@@ -336,6 +339,11 @@ class Refinement:
         self._record(self.stage.name, trial, shift)
         self._checkpoint()
         return fresh, shift, predicted / before
+
+    def _at_end(self, promise: float) -> bool:
+        """Whether a promise that was not kept is within the errors of approximate derivatives."""
+        approximate = self.stage.values != self.stage.slopes
+        return approximate and promise < self.stage.loose * self.settings.cost_tolerance
 
     @torch.no_grad()
     def _site_shift(self, before: Tensor) -> float:
