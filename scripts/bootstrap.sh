@@ -53,7 +53,7 @@ up_to_date() {
 import importlib.util as u
 import libtbx.load_env
 names = """dials dxtbx iotbx cctbx numpy torch h5py tqdm jinja2 matplotlib pytest
-hypothesis dials_hybrid"""
+xdist hypothesis dials_hybrid"""
 raise SystemExit(any(u.find_spec(n) is None for n in names.split()))
 PY
 }
@@ -231,7 +231,8 @@ import importlib.util, re
 from importlib.metadata import requires
 for line in requires("dials_hybrid"):
     spec, _, marker = line.partition(";")
-    module = re.match(r"\w+", spec)[0]
+    name = re.match(r"[\w-]+", spec)[0]
+    module = {"pytest-xdist": "xdist"}.get(name, name)
     if "lint" not in marker and importlib.util.find_spec(module) is None:
         print(spec.strip())
 PY

@@ -13,7 +13,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 root=${DIALS_HYBRID_CHROOT:-${XDG_CACHE_HOME:-$HOME/.cache}/dials_hybrid/debian-sid}
 packages=(
   python3-dials python3-torch python3-h5py python3-tqdm python3-jinja2
-  python3-pytest python3-hypothesis python3-pip python3-setuptools
+  python3-pytest python3-pytest-xdist python3-hypothesis python3-pip python3-setuptools
   python3-wheel python3-venv make git
 )
 
@@ -131,7 +131,7 @@ copy_checkout
 mount -t proc proc "$root/proc" 2>/dev/null || true
 mount -t tmpfs tmpfs "$root/dev/shm" 2>/dev/null || true
 
-command=(.venv/bin/python -m pytest tests -q "$@")
+command=(.venv/bin/python -m pytest tests -q --numprocesses auto --dist loadfile "$@")
 if [[ ${1-} == --exec ]]; then command=("${@:2}"); fi
 # shellcheck disable=SC2016  # expanded by the shell inside
 inside "$root" bash -c 'cd /src/dials_hybrid && make --no-print-directory env && exec "$@"' \

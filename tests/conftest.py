@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# tests that run beside each other have one thread each
+together = "PYTEST_XDIST_WORKER" in os.environ
+torch.set_num_threads(1 if together else min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")
