@@ -1,10 +1,11 @@
 """Run every benchmark and print its table."""
 
-from . import integrators, propagation, quartz, simulated, uncertainties
+from . import integrators, pets, propagation, quartz, simulated, uncertainties
 
 if __name__ == "__main__":
     propagation.main()
     integrators.main()
     quartz.main()
+    pets.main()
     simulated.main()
     uncertainties.main()

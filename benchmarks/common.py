@@ -8,7 +8,10 @@ import platform
 from pathlib import Path
 
 import numpy as np
+from cctbx import euclidean_model_matching as emma
+from cctbx import sgtbx
 from iotbx.cif.model import cif as cif_file
+from scitbx import matrix
 
 from dials_hybrid.io_structures import read_structure
 
@@ -49,11 +52,23 @@ def write_structure(structure, out: Path) -> None:
 
 
 def distances(path, reference: Path = MODEL) -> dict[str, float]:
-    """Return the distance (A) of every atom of a refined CIF to the reference."""
-    refined, true = read_structure(path), read_structure(reference)
-    cell = refined.unit_cell()
-    sites = {sc.label: sc.site for sc in true.scatterers()}
-    return {sc.label: cell.distance(sc.site, sites[sc.label]) for sc in refined.scatterers()}
+    """Return the distance (A) of every atom of a refined CIF to the reference.
+
+    Axes and origin may be others that describe the same structure; the reference's atoms name
+    the distances. Raises ValueError when an atom has no partner within 0.5 A.
+    """
+    refined, true = (read_structure(p).as_emma_model() for p in (path, reference))
+    found = emma.model_matches(true, refined, tolerance=0.5).refined_matches
+    if not found or len(found[0].pairs) < len(true.positions()):
+        raise ValueError(f"{path} is not the structure of {reference}")
+    best, symmetry = found[0], read_structure(reference)
+    out = {}
+    for i, j in best.pairs:
+        place = best.ref_model1[i]
+        images = sgtbx.sym_equiv_sites(symmetry.site_symmetry(place.site))
+        moved = tuple(best.rt * matrix.col(best.ref_model2[j].site))
+        out[place.label] = sgtbx.min_sym_equiv_distance_info(images, moved).dist()
+    return out
 
 
 def machine() -> str:

@@ -1,0 +1,76 @@
+"""Real PETS2 data: the command with its defaults, beside what other programs got.
+
+python -m benchmarks.pets [quartz] [cspbbr3] [paracetamol] [albite]: quartz alone by default, since
+the others take an hour or more on two cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from dials_hybrid.command_line import hybrid_refine
+
+from . import common
+
+# R1(obs): Jana2020 as published (Malik et al. 2026, doi:10.1038/s41467-026-71673-9), elastic;
+# diffBloch 0.2.0, mean over frames; Jana2006 for albite
+SETS = {
+    "quartz": ("quartz_pets", 0.0412, 0.0506),
+    "cspbbr3": ("cspbbr3_pets", 0.0640, 0.0654),
+    "paracetamol": ("paracetamol_pets", None, None),
+    "albite": ("albite_jana", 0.1003, None),
+}
+
+
+def refine(name: str, folder: Path) -> dict:
+    """Run the command on one set and return the row of the table."""
+    source, jana, diffbloch = SETS[name]
+    data = common.data_folder() / source
+    (frames,), (model, *_) = sorted(data.glob("*.cif_pets"))[:1], sorted(data.glob("*.cif"))
+    began = time.monotonic()
+    with contextlib.chdir(folder):
+        hybrid_refine.run([str(frames), str(model)])
+    seconds = time.monotonic() - began
+    found = json.loads((folder / "dials.hybrid_refine.json").read_text())
+    row = {
+        "set": name,
+        "observed": found["n_obs"],
+        "R1 kinematic": found["kinematic"]["r1_obs"],
+        "R1 start": found["start"]["r1_obs"],
+        "R1": found["final"]["r1_obs"],
+        "R1 frame mean": found["final"]["r1_obs_frame_mean"],
+        "R1 merged": found["merged"]["r1_obs"],
+        "R1 each left out": found["cross_validated"]["r1_obs"],
+        "R1 free": found["free"]["r1_obs"],
+        "Jana R1": jana,
+        "diffBloch frame mean": diffbloch,
+        "converged": found["converged"],
+        "time / s": round(seconds),
+    }
+    if name == "quartz":
+        for label, distance in common.distances(folder / "hybrid_refined.cif").items():
+            row[f"{label} to X-ray / A"] = distance
+    return row
+
+
+def main() -> None:
+    """Print the table and write benchmarks/results/pets_SET.json of each set."""
+    rows = []
+    for name in sys.argv[1:] or ["quartz"]:
+        if not (common.data_folder() / SETS[name][0]).is_dir():
+            print(f"{name}: no data in {common.data_folder()}; set DIALS_HYBRID_DATA")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(refine(name, Path(folder)))
+        common.save(f"pets_{name}", rows[-1:])
+    if rows:
+        common.print_table("PETS2 data", rows)
+
+
+if __name__ == "__main__":
+    main()
