@@ -15,7 +15,7 @@ demo: env ## refine an example
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" scripts/demo.sh $(ARGS)
 
 test: env lint ## run the checks and tests (ARGS="-k name" for some of them)
-	@$(PYTHON) -m pytest tests -q --numprocesses auto --dist loadfile $(ARGS)
+	@$(PYTHON) -m pytest tests -q --numprocesses auto --dist worksteal $(ARGS)
 
 lint: .venv/bin/ruff ## check the style of the code
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --check .

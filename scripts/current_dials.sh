@@ -131,7 +131,7 @@ copy_checkout
 mount -t proc proc "$root/proc" 2>/dev/null || true
 mount -t tmpfs tmpfs "$root/dev/shm" 2>/dev/null || true
 
-command=(.venv/bin/python -m pytest tests -q --numprocesses auto --dist loadfile "$@")
+command=(.venv/bin/python -m pytest tests -q --numprocesses auto --dist worksteal "$@")
 if [[ ${1-} == --exec ]]; then command=("${@:2}"); fi
 # shellcheck disable=SC2016  # expanded by the shell inside
 inside "$root" bash -c 'cd /src/dials_hybrid && make --no-print-directory env && exec "$@"' \

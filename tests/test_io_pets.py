@@ -18,6 +18,7 @@ import tiny
 
 from dials_hybrid import beams, io_pets, job, validation
 from dials_hybrid.data import InputError
+from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_geometry import Sampling
 from dials_hybrid.io_reflections import Selection, format_table
 from dials_hybrid.model import HybridModel, ModelSettings
@@ -309,7 +310,7 @@ def test_real_quartz_is_dynamical_and_of_its_hand(data_folder):
     settings = ModelSettings(g_max=1.6, s_max=0.01, depth=DepthGrid(40.0, 26))
     right, thickness = validation.quick_r1(part, settings)
     mirror = loaded.xray_structure.change_hand()
-    wrong, _ = validation.quick_r1(part.replace(structure=job.to_structure(mirror)), settings)
+    wrong, _ = validation.quick_r1(part.replace(structure=to_structure(mirror)), settings)
     assert right < 0.11 and 400 < thickness < 1040
     assert wrong > right + 0.004
 
