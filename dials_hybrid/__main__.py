@@ -197,7 +197,7 @@ def refine(stored: Checkpoint, output: str, share) -> None:
         f"{stored.settings.device}\n\n{HEADER}",
         flush=True,
     )
-    result = refinement.run()
+    result = refinement.with_fourier(refinement.run())
     refinement.save(output, result)
     share.dismiss(refinement.model)
     final = result.summary["final"]

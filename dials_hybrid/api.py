@@ -148,8 +148,8 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
             refinement.save(progress.checkpoint, result)
         end = decide(Refined(job, refinement, result), progress)
         end.refinement.context = _context(end.job)
-    checkpoint = end.refinement.checkpoint(end.result)
-    return outcome_of(end.job, checkpoint, messages)
+        result = end.refinement.with_fourier(end.result)
+    return outcome_of(end.job, end.refinement.checkpoint(result), messages)
 
 
 def finished(job: Job) -> Outcome:

@@ -21,8 +21,9 @@ def unique_groups(structure: Structure, hkl: Tensor) -> Tensor:
 
     Symmetry operators act on the indices hkl (R, 3) as h R.
     """
-    rotations = structure.sym_rot.round().to(torch.int64)
-    every = torch.einsum("ri,sij->rsj", hkl, rotations)
+    # in double precision, since devices multiply no matrices of integers
+    every = torch.einsum("ri,sij->rsj", hkl.to(structure.sym_rot), structure.sym_rot)
+    every = every.round().to(torch.int64)
     every = torch.cat([every, -every], 1)
     reach = int(every.abs().max()) + 1
     base = 2 * reach + 1

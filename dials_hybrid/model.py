@@ -355,9 +355,9 @@ class HybridModel(nn.Module):
         """The residuals of the restraints, none if there are none, by the crystal's parameters."""
         return RestrainedCrystal(self.crystal, self.restrainer)
 
-    def potential_gradients(self, weight: Tensor) -> Tensor:
-        """See `fourier.gradients`."""
-        return fourier.gradients(self, weight)
+    def potential_gradients(self, weight: Tensor, fidelity: Fidelity | None = None) -> Tensor:
+        """Return what `fourier.gradients` does, of the passes at a fidelity; None: this model's."""
+        return fourier.gradients(self.coarser(fidelity), weight)
 
     def prior_residuals(self) -> Tensor:
         """Return the residuals of all priors; half their squared sum is the negative log."""

@@ -162,9 +162,9 @@ class Leader:
         """See `HybridModel.tangents`."""
         return self._together("tangents", **choices)
 
-    def potential_gradients(self, weight: Tensor) -> Tensor:
+    def potential_gradients(self, weight: Tensor, **choices) -> Tensor:
         """See `HybridModel.potential_gradients`."""
-        return self._together("potential_gradients", weight=weight.cpu())
+        return self._together("potential_gradients", weight=weight.cpu(), **choices)
 
     def _together(self, name: str, **choices):
         self.passing = True

@@ -18,6 +18,7 @@ import torch
 
 from .crystal import reciprocal_length_sq
 from .fidelity import Fidelity
+from .fourier import PROBES
 from .model import HybridModel
 from .propagation import Splitting
 
@@ -114,7 +115,9 @@ def operations(model: HybridModel, derivatives: bool = True) -> float:
 
 def expected_operations(model: HybridModel, plan: tuple[Stage, ...]) -> float:
     """Return the operations of all passes of a usual refinement."""
-    work = operations(model.coarser(plan[0].slopes))
+    slopes = model.coarser(plan[0].slopes)
+    # an adjoint sweep takes twice the operations of a value
+    work = operations(slopes) + 2 * (1 + PROBES) / USUAL_PASSES * operations(slopes, False)
     if len(plan) == 1:
         return USUAL_PASSES * work
     first, last = (operations(model.coarser(s.values), derivatives=False) for s in plan)

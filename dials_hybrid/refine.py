@@ -21,7 +21,7 @@ from torch import Tensor
 from . import correlations, cross_validation, fourier, losses, restraints, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .crystal import metric
-from .data import Fourier, InputError, Problem, Result
+from .data import InputError, Problem, Result
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
@@ -440,15 +440,25 @@ class Refinement:
                 },
                 converged=converged,
                 stop_reason=reason,
-                fourier=self._fourier(calculated, sigma_w),
             )
         return result.to("cpu")
 
-    def _fourier(self, calculated: Tensor, sigma_w: Tensor) -> Fourier:
-        """What the residuals of the work set say of every structure factor."""
-        o = self.problem.observations
+    def with_fourier(self, result: Result) -> Result:
+        """Return the result of `run` with what its residuals say of every structure factor.
+
+        That is of the work set, and as accurate as the derivatives of the last stage. After an
+        interrupt the result returns as it is.
+        """
+        o, slopes = self.problem.observations, self.plan[-1].slopes
+        calculated, sigma_w = (x.to(o.intensity) for x in (result.calculated, result.sigma_weight))
         weight = fourier.seeds(o.intensity, calculated, sigma_w, ~o.free)
-        return fourier.fourier(self.model, self.passes.potential_gradients(weight))
+        try:
+            gradients = self.passes.potential_gradients(weight, fidelity=slopes)
+        except KeyboardInterrupt:
+            logger.warning("Interrupted: no difference map is made")
+            return result
+        terms = fourier.fourier(self.model.coarser(slopes), gradients)
+        return result.replace(fourier=terms.to("cpu"))
 
     def _summary(self, o, intensities, sigma_w: Tensor, errors) -> dict:
         kinematic, start, final = intensities
