@@ -21,7 +21,7 @@ class RefineSettings:
     seed: int = 0
     checkpoint_seconds: float = 20.0
     device: str = "cpu"
-    large: float | None = 20.0  # 10^12 operations of a pass, see `plan.make_plan`
+    large: float | None = 3.0  # 10^12 operations of a pass, see `plan.make_plan`
 
 
 DEFAULTS = RefineSettings()
