@@ -45,7 +45,9 @@ from .job import (
     Job,
     Numerics,
     Options,
+    cif_text,
     collected_warnings,
+    context,
     load,
     read,
     remembering_warnings,
@@ -147,7 +149,7 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
         if progress.checkpoint is not None:  # a long comparison may be cut off
             refinement.save(progress.checkpoint, result)
         end = decide(Refined(job, refinement, result), progress)
-        end.refinement.context = _context(end.job)
+        end.refinement.context = context(end.job)
     checkpoint = end.refinement.checkpoint(end.result)
     return outcome_of(end.job, checkpoint, messages)
 
@@ -169,14 +171,14 @@ def _checkpoint(job: Job) -> Checkpoint:
         job.options.model,
         job.options.refine,
         job.state or State(),
-        _context(job),
+        context(job),
         job.result,
     )
 
 
 def _make_refinement(job: Job, progress: Progress | None) -> Refinement:
     refinement = Refinement(job.problem, job.options.model, job.options.refine, progress, job.state)
-    refinement.context = _context(job)
+    refinement.context = context(job)
     counts = refinement.model.beams.counts
     logger.info(
         "Beams per block: %.0f on average, %d at most; depths %g to %g A",
@@ -281,26 +283,6 @@ def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> Non
             report.write_html(outputs.html, problem, result, outcome.contract)
 
 
-def _context(job: Job) -> dict:
-    """What a continuation needs beside the numbers."""
-    return {
-        "structure_cif": cif_text(job.xray_structure),
-        "indexing": job.indexing,
-        "messages": list(job.messages),
-        "numerics": job.numerics,
-        "constraints": job.constraints.to_dict(),
-    }
-
-
-def cif_text(xray_structure) -> str:
-    """Return a CIF of a cctbx structure, data block start."""
-    import iotbx.cif.model
-
-    model = iotbx.cif.model.cif()
-    model["start"] = xray_structure.as_cif_block(format="coreCIF")
-    return str(model)
-
-
 @remembering_warnings
 def resume(path, options: Options | None = None) -> Job:
     """Return the job of a saved problem or checkpoint, to be refined on.
@@ -311,8 +293,8 @@ def resume(path, options: Options | None = None) -> Job:
     InputError when the file is not of this kind.
     """
     stored = Checkpoint.load(path)
-    context, settings, model = stored.context, stored.settings, stored.model_settings
-    if "structure_cif" not in context:
+    held, settings, model = stored.context, stored.settings, stored.model_settings
+    if "structure_cif" not in held:
         raise InputError(
             f"{path}: holds no structure for DIALS; only problems that dials.hybrid_refine "
             "prepared can be continued here"
@@ -330,15 +312,15 @@ def resume(path, options: Options | None = None) -> Job:
     finished = dataclasses.replace(stored, settings=settings).finished
     return Job(
         stored.problem,
-        _structure_from_cif(context["structure_cif"]),
+        _structure_from_cif(held["structure_cif"]),
         _reload(stored.problem, path),
         dataclasses.replace(options, model=model, refine=settings),
-        context["indexing"],
+        held["indexing"],
         stored.state,
-        tuple(context["messages"]),
-        context.get("numerics", {}),
+        tuple(held["messages"]),
+        held.get("numerics", {}),
         result=stored.result if finished else None,
-        constraints=Constraints.from_dict(context.get("constraints", {})),
+        constraints=Constraints.from_dict(held.get("constraints", {})),
     )
 
 

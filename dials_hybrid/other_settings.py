@@ -17,7 +17,7 @@ from . import absolute_structure, io_settings
 from .checkpoint import State
 from .data import Problem, Result
 from .io_cctbx import other_hand, to_structure, update_xray_structure
-from .job import Job, in_setting
+from .job import Job, context, in_setting
 from .refine import Progress, Refinement
 
 logger = logging.getLogger("dials.hybrid.other_settings")
@@ -213,7 +213,7 @@ def _to_the_end(first: Refined, better: Alternative, progress: Progress) -> Refi
     refinement = better.end.refinement
     refinement.settings = first.refinement.settings
     refinement.progress = progress
-    refinement.context = first.refinement.context
+    refinement.context = context(better.end.job)
     return dataclasses.replace(better.end, result=refinement.run())
 
 
