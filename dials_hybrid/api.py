@@ -246,18 +246,21 @@ def _write_pets(outcome: Outcome, names: list[str], cutting: Cutting) -> None:
         io_pets_write.write(name, frames)
 
 
-def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> None:
-    """Write the chosen files, each complete or not at all; `cutting` is for virtual frames.
+def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> list[str]:
+    """Write the chosen files, each complete or not at all; return the names of those written.
 
+    Files for which the outcome holds nothing are left out; `cutting` is for virtual frames.
     Raises InputError, before anything is written, when one cannot be.
     """
     job, result = outcome.job, outcome.result
     problem = job.problem
     pets = pets_files(job, outputs.pets, cutting) if outputs.pets else []
-    io_results.check_writable([*outputs.names(), *pets])
-    if job.writes_back and outputs.experiments:
+    outputs = _possible(outcome, outputs)
+    written = [*outputs.names(), *pets]
+    io_results.check_writable(written)
+    if outputs.experiments:
         io_results.write_experiments(outputs.experiments, job.loaded.experiments, problem, result)
-    if job.writes_back and outputs.reflections:
+    if outputs.reflections:
         io_results.write_reflections(outputs.reflections, job.loaded.reflections, problem, result)
     if outputs.structure:
         io_cif_mtz.write_cif(
@@ -267,9 +270,7 @@ def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> Non
         io_cif_mtz.write_mtz(outputs.mtz, outcome.structure, problem, result)
     if pets:
         _write_pets(outcome, pets, cutting)
-    if outputs.map and result.fourier is None:
-        logger.warning("%s: not written; this result is of a version without maps", outputs.map)
-    elif outputs.map:
+    if outputs.map:
         io_maps.write_map(outputs.map, outcome.structure, result)
     if outputs.shelx:
         io_shelx_write.write_shelx(outputs.shelx, outcome.structure, problem, result)
@@ -281,6 +282,18 @@ def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> Non
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # font remarks of matplotlib mean nothing to users
             report.write_html(outputs.html, problem, result, outcome.contract)
+    return written
+
+
+def _possible(outcome: Outcome, outputs: Outputs) -> Outputs:
+    """Return the outputs, less .cif_pets, without those that the outcome holds nothing for."""
+    without = {"pets": None}
+    if not outcome.job.writes_back:
+        without |= {"experiments": None, "reflections": None}
+    if outputs.map and outcome.result.fourier is None:
+        logger.warning("%s: not written; this result is of a version without maps", outputs.map)
+        without |= {"map": None}
+    return dataclasses.replace(outputs, **without)
 
 
 @remembering_warnings

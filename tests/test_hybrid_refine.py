@@ -272,6 +272,25 @@ def test_a_stopped_refinement_continues_where_it_was(crystal, here):
     assert continued["final"]["r1_obs"] == pytest.approx(whole["final"]["r1_obs"], abs=2e-3)
 
 
+def stored_without(*names, **changes):
+    """Rewrite hybrid_refined.h5 with a result that lacks parts of its summary."""
+    stored = Checkpoint.load("hybrid_refined.h5")
+    summary = {k: v for k, v in stored.result.summary.items() if k not in names}
+    result = stored.result.replace(summary=summary, **changes)
+    dataclasses.replace(stored, result=result).save("hybrid_refined.h5")
+
+
+def test_a_result_of_an_earlier_version_is_written(crystal, here):
+    refine(crystal, "refinement.iterations=1", "hand_and_indexing.test=False")
+    stored_without("condition", "correlations", "valence", "restraints", fourier=None, occ_su=None)
+    hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=1", "output.map=x.map"])
+    log = Path("dials.hybrid_refine.log").read_text()
+    written = re.search(r"^Written: (.*)$", log, re.MULTILINE).group(1).split(", ")
+    assert sorted(written) == sorted(set(OUTPUTS) - {"dials.hybrid_refine.log"})
+    assert "x.map: not written" in log and not Path("x.map").exists()
+    assert "Condition of the normal matrix" not in log
+
+
 @pytest.mark.parametrize(
     "arguments, expected",
     [

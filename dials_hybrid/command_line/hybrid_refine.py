@@ -149,12 +149,9 @@ def refine_job(job: api.Job, params) -> None:
         with Reporter(params.refinement.iterations) as reporter:
             outcome = api.refine(job, Progress(reporter.row, params.output.problem))
     outputs = api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS})
-    api.write(outcome, outputs, cutting)
+    written = api.write(outcome, outputs, cutting)
     log_outcome(outcome)
-    written = [name for name in outputs.names() if name != params.output.pets] + pets
     if not job.writes_back:
-        skipped = (params.output.experiments, params.output.reflections)
-        written = [name for name in written if name not in skipped]
         logger.info("No .expt and .refl: there are no DIALS files to write back to")
     logger.info("Written: %s\n", ", ".join(written))
 
@@ -347,7 +344,7 @@ def log_outcome(outcome: api.Outcome) -> None:
         u = _with_su(site["u_iso"], site["u_iso_su"])
         rows.append(f"  {site['label']:<6} {xyz[0]:>12} {xyz[1]:>12} {xyz[2]:>12} {u:>12}")
     logger.info("%s %s\n%s\n", "Refined structure,", c["space_group"], "\n".join(rows))
-    _log_valence(c["valence"])
+    _log_valence(c["valence"] or {})
     _log_restraints(c["restraints"])
     _log_correlations(c)
     logger.info("Absolute structure: %s\n", c["absolute_structure"]["verdict"])
@@ -405,6 +402,8 @@ def _log_restraints(restraints: dict) -> None:
 def _log_correlations(contract: dict) -> None:
     """Log the condition of the normal matrix and the strongest correlations."""
     condition, pairs = contract["condition"], contract["correlations"][:10]
+    if condition["strong_correlations"] is None:  # a result of an earlier version
+        return
     rows = [f"  {p['first']:<22} {p['second']:<22} {p['r']:6.2f}" for p in pairs]
     logger.info(
         "Condition of the normal matrix: structure %s, all %s; %d correlations above 0.5%s",
