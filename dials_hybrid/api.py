@@ -53,7 +53,7 @@ from .job import (
     remembering_warnings,
 )
 from .model import ModelSettings
-from .other_settings import Refined, decide
+from .other_settings import Refined, compared, decide
 from .plan import format_plan
 from .refine import Progress, Refinement, out_of_memory_explained
 
@@ -149,14 +149,26 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
         if progress.checkpoint is not None:  # a long comparison may be cut off
             refinement.save(progress.checkpoint, result)
         end = decide(Refined(job, refinement, result), progress)
-        end.refinement.context = context(end.job)
-    checkpoint = end.refinement.checkpoint(end.result)
-    return outcome_of(end.job, checkpoint, messages)
+    return _ended(end, messages)
 
 
-def finished(job: Job) -> Outcome:
-    """Return the outcome of a continued job whose file holds the final result."""
-    return outcome_of(job, _checkpoint(job), [])
+def finished(job: Job, progress: Progress | None = None) -> Outcome:
+    """Return the outcome of a continued job whose file holds the final result.
+
+    The comparison with the other hand or settings, if it is wanted and the result lacks it, is
+    made: a machine without DIALS cannot, and a run may have been killed meanwhile. Raises
+    InputError when memory runs out.
+    """
+    with collected_warnings() as messages, out_of_memory_explained(MEMORY_ADVICE):
+        end = compared(job, progress or Progress())
+    if end is None:
+        return outcome_of(job, _checkpoint(job), messages)
+    return _ended(end, messages)
+
+
+def _ended(end: Refined, messages) -> Outcome:
+    end.refinement.context = context(end.job)
+    return outcome_of(end.job, end.refinement.checkpoint(end.result), messages)
 
 
 def write_problem(job: Job, path) -> None:

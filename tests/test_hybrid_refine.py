@@ -241,6 +241,15 @@ def test_both_hands_are_refined_and_the_absolute_structure_is_known(crystal, her
     hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=4"])
     again = json.loads(Path("dials.hybrid_refine.json").read_text())
     assert again["absolute_structure"] == hands
+    # one that lacks the comparison, as after python -m dials_hybrid, makes it
+    stored_without("settings_refined", "absolute_structure")
+    hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=4"])
+    made = json.loads(Path("dials.hybrid_refine.json").read_text())["absolute_structure"]
+    same = ("z_score", "reflections", "r1_obs", "r1_obs_other_hand")
+    assert [made[name] for name in same] == [hands[name] for name in same]
+    assert made["refined"]["r1_obs_other_hand"] == refined["r1_obs_other_hand"]
+    assert made["twin_fraction_su"] == pytest.approx(hands["twin_fraction_su"], rel=0.02)
+    assert "settings_refined" in Checkpoint.load("hybrid_refined.h5").result.summary
 
 
 def test_a_wrong_hand_that_looked_right_before_is_left(crystal, here, monkeypatch):
@@ -289,6 +298,7 @@ def test_a_result_of_an_earlier_version_is_written(crystal, here):
     assert sorted(written) == sorted(set(OUTPUTS) - {"dials.hybrid_refine.log"})
     assert "x.map: not written" in log and not Path("x.map").exists()
     assert "Condition of the normal matrix" not in log
+    assert "other hand and settings are not tried" in log
 
 
 @pytest.mark.parametrize(
@@ -326,7 +336,8 @@ def test_a_problem_travels_to_a_machine_without_dials_and_back(crystal, here, mo
     assert process.returncode == 0, errors
 
     monkeypatch.delattr(Refinement, "__init__")  # nothing is refined again
-    hybrid_refine.run(["result.h5", "refinement.iterations=2"])
+    no_more = ("refinement.iterations=2", "hand_and_indexing.refine=none")
+    hybrid_refine.run(["result.h5", *no_more])
     assert all((here / name).is_file() for name in OUTPUTS)
     found = json.loads(Path("dials.hybrid_refine.json").read_text())
     result = load_records("result.h5")["result"]

@@ -142,12 +142,13 @@ def refine_job(job: api.Job, params) -> None:
     pets = api.pets_files(job, params.output.pets, cutting) if params.output.pets else []
     if params.output.pets and not pets:
         logger.warning("%s is not written: it needs the data files", params.output.pets)
-    if job.result is not None:
-        logger.info("The refinement is complete already: its results are written\n")
-        outcome = api.finished(job)
-    else:
-        with Reporter(params.refinement.iterations) as reporter:
-            outcome = api.refine(job, Progress(reporter.row, params.output.problem))
+    with Reporter(params.refinement.iterations) as reporter:
+        progress = Progress(reporter.row, params.output.problem)
+        if job.result is not None:
+            logger.info("The refinement is complete already: its results are written\n")
+            outcome = api.finished(job, progress)
+        else:
+            outcome = api.refine(job, progress)
     outputs = api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS})
     written = api.write(outcome, outputs, cutting)
     log_outcome(outcome)
