@@ -26,6 +26,7 @@ logger = logging.getLogger("dials.hybrid.other_settings")
 
 ITERATIONS = 5
 INTERRUPTED = "interrupted"
+NOT_COMPARED = "Interrupted: the other hand and settings are not compared"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def decide(first: Refined, progress: Progress) -> Refined:
         second = _to_the_end(first, better, progress)
         return _reported(second, _compare(second, progress))
     except KeyboardInterrupt:
-        logger.warning("Interrupted: the other hand and settings are not compared")
+        logger.warning(NOT_COMPARED)
         return first
 
 
@@ -100,7 +101,15 @@ def compared(job: Job, progress: Progress) -> Refined | None:
     if job.result.fourier is None:
         logger.warning("A result of an earlier version: the other hand and settings are not tried")
         return None
-    return decide(restored(job), progress)
+    logger.info(
+        "The result lacks the comparison of hands and settings, which is made now; "
+        "hand_and_indexing.refine=none leaves it out"
+    )
+    try:
+        return decide(restored(job), progress)
+    except KeyboardInterrupt:
+        logger.warning(NOT_COMPARED)
+        return None
 
 
 def restored(job: Job) -> Refined:

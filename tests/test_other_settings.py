@@ -100,3 +100,14 @@ def test_checkpoints_of_the_hand_that_is_left_for_hold_its_own_structure():
     other_settings._to_the_end(SimpleNamespace(refinement=first), better, Progress())
     assert seen["indexing"] == job.indexing
     assert "P 43" in seen["structure_cif"] and "P 41" not in seen["structure_cif"]
+
+
+def test_a_comparison_that_is_interrupted_at_once_leaves_the_result(monkeypatch, caplog):
+    def interrupted(job):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(other_settings, "restored", interrupted)
+    result = SimpleNamespace(summary={}, fourier=object())
+    job = Job(None, structure_in("P 41"), None, Options(), result=result)
+    assert other_settings.compared(job, Progress()) is None
+    assert caplog.messages[-1] == other_settings.NOT_COMPARED

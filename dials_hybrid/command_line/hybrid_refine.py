@@ -171,7 +171,7 @@ def refine_job(job: api.Job, params) -> None:
     with Reporter(params.refinement.iterations) as reporter:
         progress = Progress(reporter.row, params.output.problem)
         if job.result is not None:
-            logger.info("The refinement is complete already: its results are written\n")
+            logger.info("The refinement is complete already\n")
             outcome = api.finished(job, progress)
         else:
             outcome = api.refine(job, progress)
