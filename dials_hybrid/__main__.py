@@ -23,6 +23,7 @@ import torch
 from . import parallel
 from .checkpoint import Checkpoint
 from .data import InputError
+from .plan import format_plan
 from .refine import (
     HEADER,
     Progress,
@@ -191,6 +192,8 @@ def refine(stored: Checkpoint, output: str, share) -> None:
     )
     refinement.context = stored.context
     counts = refinement.model.beams.counts
+    if len(refinement.plan) > 1:
+        print(format_plan(refinement.plan), end="\n\n")
     print(
         f"{len(stored.problem.observations.intensity)} reflections, {len(counts)} blocks, "
         f"{int(counts.max())} beams at most; {share.size} process(es) on "

@@ -45,13 +45,15 @@ from .job import (
     Job,
     Numerics,
     Options,
+    cif_text,
     collected_warnings,
+    context,
     load,
     read,
     remembering_warnings,
 )
 from .model import ModelSettings
-from .other_settings import Refined, decide
+from .other_settings import Refined, compared, decide
 from .plan import format_plan
 from .refine import Progress, Refinement, out_of_memory_explained
 
@@ -147,14 +149,30 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
         if progress.checkpoint is not None:  # a long comparison may be cut off
             refinement.save(progress.checkpoint, result)
         end = decide(Refined(job, refinement, result), progress)
-        end.refinement.context = _context(end.job)
-        result = end.refinement.with_fourier(end.result)
-    return outcome_of(end.job, end.refinement.checkpoint(result), messages)
+        return _ended(end, messages)
 
 
-def finished(job: Job) -> Outcome:
-    """Return the outcome of a continued job whose file holds the final result."""
-    return outcome_of(job, _checkpoint(job), [])
+def finished(job: Job, progress: Progress | None = None) -> Outcome:
+    """Return the outcome of a continued job whose file holds the final result.
+
+    The comparison with the other hand or settings, if it is wanted and the result lacks it, is
+    made: a machine without DIALS cannot, and a run may have been killed meanwhile. Raises
+    InputError when memory runs out.
+    """
+    with collected_warnings() as messages, out_of_memory_explained(MEMORY_ADVICE):
+        end = compared(job, progress or Progress())
+        if end is None:
+            return outcome_of(job, _checkpoint(job), messages)
+        return _ended(end, messages)
+
+
+def _ended(end: Refined, messages) -> Outcome:
+    """Return the outcome of a refinement that has been compared, with its difference map."""
+    refinement, result = end.refinement, end.result
+    if result.fourier is None:
+        result = refinement.with_fourier(result)
+    refinement.context = context(end.job)
+    return outcome_of(end.job, refinement.checkpoint(result), messages)
 
 
 def write_problem(job: Job, path) -> None:
@@ -169,14 +187,14 @@ def _checkpoint(job: Job) -> Checkpoint:
         job.options.model,
         job.options.refine,
         job.state or State(),
-        _context(job),
+        context(job),
         job.result,
     )
 
 
 def _make_refinement(job: Job, progress: Progress | None) -> Refinement:
     refinement = Refinement(job.problem, job.options.model, job.options.refine, progress, job.state)
-    refinement.context = _context(job)
+    refinement.context = context(job)
     counts = refinement.model.beams.counts
     logger.info(
         "Beams per block: %.0f on average, %d at most; depths %g to %g A",
@@ -244,18 +262,21 @@ def _write_pets(outcome: Outcome, names: list[str], cutting: Cutting) -> None:
         io_pets_write.write(name, frames)
 
 
-def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> None:
-    """Write the chosen files, each complete or not at all; `cutting` is for virtual frames.
+def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> list[str]:
+    """Write the chosen files, each complete or not at all; return the names of those written.
 
+    Files for which the outcome holds nothing are left out; `cutting` is for virtual frames.
     Raises InputError, before anything is written, when one cannot be.
     """
     job, result = outcome.job, outcome.result
     problem = job.problem
     pets = pets_files(job, outputs.pets, cutting) if outputs.pets else []
-    io_results.check_writable([*outputs.names(), *pets])
-    if job.writes_back and outputs.experiments:
+    outputs = _possible(outcome, outputs)
+    written = [*outputs.names(), *pets]
+    io_results.check_writable(written)
+    if outputs.experiments:
         io_results.write_experiments(outputs.experiments, job.loaded.experiments, problem, result)
-    if job.writes_back and outputs.reflections:
+    if outputs.reflections:
         io_results.write_reflections(outputs.reflections, job.loaded.reflections, problem, result)
     if outputs.structure:
         io_cif_mtz.write_cif(
@@ -265,9 +286,7 @@ def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> Non
         io_cif_mtz.write_mtz(outputs.mtz, outcome.structure, problem, result)
     if pets:
         _write_pets(outcome, pets, cutting)
-    if outputs.map and result.fourier is None:
-        logger.warning("%s: not written; this result is of a version without maps", outputs.map)
-    elif outputs.map:
+    if outputs.map:
         io_maps.write_map(outputs.map, outcome.structure, result)
     if outputs.shelx:
         io_shelx_write.write_shelx(outputs.shelx, outcome.structure, problem, result)
@@ -279,26 +298,18 @@ def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> Non
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # font remarks of matplotlib mean nothing to users
             report.write_html(outputs.html, problem, result, outcome.contract)
+    return written
 
 
-def _context(job: Job) -> dict:
-    """What a continuation needs beside the numbers."""
-    return {
-        "structure_cif": cif_text(job.xray_structure),
-        "indexing": job.indexing,
-        "messages": list(job.messages),
-        "numerics": job.numerics,
-        "constraints": job.constraints.to_dict(),
-    }
-
-
-def cif_text(xray_structure) -> str:
-    """Return a CIF of a cctbx structure, data block start."""
-    import iotbx.cif.model
-
-    model = iotbx.cif.model.cif()
-    model["start"] = xray_structure.as_cif_block(format="coreCIF")
-    return str(model)
+def _possible(outcome: Outcome, outputs: Outputs) -> Outputs:
+    """Return the outputs, less .cif_pets, without those that the outcome holds nothing for."""
+    without = {"pets": None}
+    if not outcome.job.writes_back:
+        without |= {"experiments": None, "reflections": None}
+    if outputs.map and outcome.result.fourier is None:
+        logger.warning("%s: not written; this result is of a version without maps", outputs.map)
+        without |= {"map": None}
+    return dataclasses.replace(outputs, **without)
 
 
 @remembering_warnings
@@ -311,8 +322,8 @@ def resume(path, options: Options | None = None) -> Job:
     InputError when the file is not of this kind.
     """
     stored = Checkpoint.load(path)
-    context, settings, model = stored.context, stored.settings, stored.model_settings
-    if "structure_cif" not in context:
+    held, settings, model = stored.context, stored.settings, stored.model_settings
+    if "structure_cif" not in held:
         raise InputError(
             f"{path}: holds no structure for DIALS; only problems that dials.hybrid_refine "
             "prepared can be continued here"
@@ -330,15 +341,15 @@ def resume(path, options: Options | None = None) -> Job:
     finished = dataclasses.replace(stored, settings=settings).finished
     return Job(
         stored.problem,
-        _structure_from_cif(context["structure_cif"]),
+        _structure_from_cif(held["structure_cif"]),
         _reload(stored.problem, path),
         dataclasses.replace(options, model=model, refine=settings),
-        context["indexing"],
+        held["indexing"],
         stored.state,
-        tuple(context["messages"]),
-        context.get("numerics", {}),
+        tuple(held["messages"]),
+        held.get("numerics", {}),
         result=stored.result if finished else None,
-        constraints=Constraints.from_dict(context.get("constraints", {})),
+        constraints=Constraints.from_dict(held.get("constraints", {})),
     )
 
 

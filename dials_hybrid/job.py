@@ -100,6 +100,26 @@ def in_setting(job: Job, structure: Structure, operator: str, hand: str) -> Prob
     )
 
 
+def context(job: Job) -> dict:
+    """Return what a continuation of the job needs beside the numbers, for its checkpoints."""
+    return {
+        "structure_cif": cif_text(job.xray_structure),
+        "indexing": job.indexing,
+        "messages": list(job.messages),
+        "numerics": job.numerics,
+        "constraints": job.constraints.to_dict(),
+    }
+
+
+def cif_text(xray_structure) -> str:
+    """Return a CIF of a cctbx structure, data block start."""
+    import iotbx.cif.model
+
+    model = iotbx.cif.model.cif()
+    model["start"] = xray_structure.as_cif_block(format="coreCIF")
+    return str(model)
+
+
 def remembering_warnings(function):
     """Make a function that returns a Job add the warnings logged meanwhile to the job."""
 

@@ -6,6 +6,7 @@ so that a few iterations are enough.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from . import absolute_structure, io_settings
 from .checkpoint import State
 from .data import Problem, Result
 from .io_cctbx import other_hand, to_structure, update_xray_structure
-from .job import Job, in_setting
+from .job import Job, context, in_setting
 from .refine import Progress, Refinement
+from .uncertainty import curvature_of
 
 logger = logging.getLogger("dials.hybrid.other_settings")
 
 ITERATIONS = 5
 INTERRUPTED = "interrupted"
+NOT_COMPARED = "Interrupted: the other hand and settings are not compared"
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,44 @@ def decide(first: Refined, progress: Progress) -> Refined:
         second = _to_the_end(first, better, progress)
         return _reported(second, _compare(second, progress))
     except KeyboardInterrupt:
-        logger.warning("Interrupted: the other hand and settings are not compared")
+        logger.warning(NOT_COMPARED)
         return first
+
+
+def compared(job: Job, progress: Progress) -> Refined | None:
+    """Make the comparison that the final result of a continued job lacks, as `decide` does.
+
+    None where it was made already or is not wanted, and, with a warning, for results of earlier
+    versions, whose state may be of other parameters.
+    """
+    if "settings_refined" in job.result.summary or not _wanted(job):
+        return None
+    if job.result.fourier is None:
+        logger.warning("A result of an earlier version: the other hand and settings are not tried")
+        return None
+    logger.info(
+        "The result lacks the comparison of hands and settings, which is made now; "
+        "hand_and_indexing.refine=none leaves it out"
+    )
+    try:
+        return decide(restored(job), progress)
+    except KeyboardInterrupt:
+        logger.warning(NOT_COMPARED)
+        return None
+
+
+def restored(job: Job) -> Refined:
+    """Return a job whose file holds the final result as it was when its refinement ended.
+
+    One linearisation there gives the curvature, which files do not hold.
+    """
+    refinement = Refinement(
+        job.problem, job.options.model, job.options.refine, state=copy.copy(job.state)
+    )
+    refinement.state.stage = len(refinement.plan) - 1
+    refinement.curvature = curvature_of(refinement.linearise(), refinement.state.error_model)
+    refinement.state.stage = job.state.stage
+    return Refined(job, refinement, job.result)
 
 
 def _wanted(job: Job) -> bool:
@@ -213,7 +252,7 @@ def _to_the_end(first: Refined, better: Alternative, progress: Progress) -> Refi
     refinement = better.end.refinement
     refinement.settings = first.refinement.settings
     refinement.progress = progress
-    refinement.context = first.refinement.context
+    refinement.context = context(better.end.job)
     return dataclasses.replace(better.end, result=refinement.run())
 
 

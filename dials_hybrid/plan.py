@@ -125,12 +125,15 @@ def expected_operations(model: HybridModel, plan: tuple[Stage, ...]) -> float:
 
 
 def format_plan(plan: tuple[Stage, ...]) -> str:
-    """Return the stages as lines for the log."""
-    return "\n".join(
+    """Return the stages as lines for the log, and where standard uncertainties come from."""
+    lines = [
         f"Stage {stage.name}: intensities from {_described(stage.values)}; their derivatives from "
         f"{_described(stage.slopes)}"
         for stage in plan
-    )
+    ]
+    if plan[-1].slopes is not None:
+        lines.append("Standard uncertainties come from these coarser derivatives")
+    return "\n".join(lines)
 
 
 def _described(fidelity: Fidelity | None) -> str:

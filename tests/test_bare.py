@@ -71,6 +71,17 @@ def test_more_iterations_go_on(refined, tmp_path, monkeypatch):
     assert stored.model_settings.memory == 1e9 and stored.settings.iterations == 4
 
 
+def test_the_stages_of_a_large_problem_are_printed(tmp_path, monkeypatch, capsys):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Refinement, "run", interrupted)
+    path = tmp_path / "large.h5"
+    Checkpoint(make_truth()[0], SMALL_BATCHES, RefineSettings(1, large=1e-6)).save(path)
+    assert command.main([str(path), "--output", str(tmp_path / "out.h5")]) == 1
+    assert "Stage coarse: intensities from g_max" in capsys.readouterr().out
+
+
 def other_hdf5(path):
     with h5py.File(path, "w") as handle:
         handle["x"] = 1

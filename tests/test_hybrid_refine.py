@@ -25,6 +25,7 @@ from dials_hybrid.command_line import hybrid_refine, hybrid_simulate
 from dials_hybrid.data import load_records
 from dials_hybrid.io_structures import read_structure
 from dials_hybrid.refine import Checkpoint, Refinement
+from dials_hybrid.report.page import with_su
 
 ROOT = Path(__file__).resolve().parents[1]
 # few beams and depths: these tests look at the command, not at the physics
@@ -132,6 +133,12 @@ def test_parameters_are_fixed_and_freed_as_asked(crystal, here):
     assert block["_atom_site_occupancy"][0] == "1.000000"
     assert "(" in block["_atom_site_occupancy"][1]
     assert list(block["_atom_site_refinement_flags_occupancy"]) == [".", "P"]
+    occupancy = with_su(oxygen["occupancy"], oxygen["occupancy_su"])
+    page = Path("dials.hybrid_refine.html").read_text()
+    assert f"<td>{occupancy}</td>" in page and "<td>1</td>" in page
+    log = Path("dials.hybrid_refine.log").read_text()
+    assert re.search(r"atom +x +y +z +U +occupancy\n", log)
+    assert re.search(r"\n  O1 .*" + re.escape(occupancy) + r"\n", log)
     # resumed: one more iteration of the same parameters
     hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=2"])
     again = json.loads(Path("dials.hybrid_refine.json").read_text())["sites"]
@@ -241,6 +248,15 @@ def test_both_hands_are_refined_and_the_absolute_structure_is_known(crystal, her
     hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=4"])
     again = json.loads(Path("dials.hybrid_refine.json").read_text())
     assert again["absolute_structure"] == hands
+    # one that lacks the comparison, as after python -m dials_hybrid, makes it
+    stored_without("settings_refined", "absolute_structure")
+    hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=4"])
+    made = json.loads(Path("dials.hybrid_refine.json").read_text())["absolute_structure"]
+    same = ("z_score", "reflections", "r1_obs", "r1_obs_other_hand")
+    assert [made[name] for name in same] == [hands[name] for name in same]
+    assert made["refined"]["r1_obs_other_hand"] == refined["r1_obs_other_hand"]
+    assert made["twin_fraction_su"] == pytest.approx(hands["twin_fraction_su"], rel=0.02)
+    assert "settings_refined" in Checkpoint.load("hybrid_refined.h5").result.summary
 
 
 def test_a_wrong_hand_that_looked_right_before_is_left(crystal, here, monkeypatch):
@@ -270,6 +286,46 @@ def test_a_stopped_refinement_continues_where_it_was(crystal, here):
     assert continued["propagation"] == stopped["propagation"]
     assert continued["final"]["r1_obs"] < stopped["final"]["r1_obs"]
     assert continued["final"]["r1_obs"] == pytest.approx(whole["final"]["r1_obs"], abs=2e-3)
+
+
+def test_parameters_that_mean_nothing_to_a_continued_problem_are_named(caplog):
+    given = (
+        *("parameters.fix=site Si1", "parameters.fix=u Si1", "thickness.prior.dip=1"),
+        *("compute.memory=1", "refinement.iterations=3", "free.fraction=0.04", "pets.frame_step=1"),
+        *("compute.precision=double", "hand_and_indexing.refine=none", "output.map=x.map"),
+    )
+    interpreter = hybrid_refine.phil_scope.command_line_argument_interpreter()
+    sources = [interpreter.process(argument) for argument in given]
+    changed = hybrid_refine.phil_scope.fetch_diff(sources=sources)
+    hybrid_refine.warn_of_ignored(changed)
+    (said,) = caplog.messages
+    names = said.split(": ")[1].split(";")[0].split(", ")
+    assert sorted(names) == ["compute.precision", "parameters.fix", "thickness.prior.dip"]
+    caplog.clear()
+    hybrid_refine.warn_of_ignored(hybrid_refine.phil_scope.fetch_diff(sources=sources[-2:]))
+    assert not caplog.messages
+
+
+def stored_without(*names, **changes):
+    """Rewrite hybrid_refined.h5 with a result that lacks parts of its summary."""
+    stored = Checkpoint.load("hybrid_refined.h5")
+    summary = {k: v for k, v in stored.result.summary.items() if k not in names}
+    result = stored.result.replace(summary=summary, **changes)
+    dataclasses.replace(stored, result=result).save("hybrid_refined.h5")
+
+
+def test_a_result_of_an_earlier_version_is_written(crystal, here):
+    refine(crystal, "refinement.iterations=1", "hand_and_indexing.test=False")
+    stored_without("condition", "correlations", "valence", "restraints", fourier=None, occ_su=None)
+    more = ("refinement.iterations=1", "output.map=x.map", "free.fraction=0.1")
+    hybrid_refine.run(["hybrid_refined.h5", *more])
+    log = Path("dials.hybrid_refine.log").read_text()
+    assert "No effect on a continued problem, whose file holds these choices: free.fraction;" in log
+    written = re.search(r"^Written: (.*)$", log, re.MULTILINE).group(1).split(", ")
+    assert sorted(written) == sorted(set(OUTPUTS) - {"dials.hybrid_refine.log"})
+    assert "x.map: not written" in log and not Path("x.map").exists()
+    assert "Condition of the normal matrix" not in log
+    assert "other hand and settings are not tried" in log
 
 
 @pytest.mark.parametrize(
@@ -307,7 +363,8 @@ def test_a_problem_travels_to_a_machine_without_dials_and_back(crystal, here, mo
     assert process.returncode == 0, errors
 
     monkeypatch.delattr(Refinement, "__init__")  # nothing is refined again
-    hybrid_refine.run(["result.h5", "refinement.iterations=2"])
+    no_more = ("refinement.iterations=2", "hand_and_indexing.refine=none")
+    hybrid_refine.run(["result.h5", *no_more])
     assert all((here / name).is_file() for name in OUTPUTS)
     found = json.loads(Path("dials.hybrid_refine.json").read_text())
     result = load_records("result.h5")["result"]

@@ -16,7 +16,7 @@ from cctbx.array_family import flex
 from dials_hybrid import other_settings
 from dials_hybrid.crystal import CrystalModel
 from dials_hybrid.io_cctbx import other_hand, to_structure
-from dials_hybrid.job import Job, Options
+from dials_hybrid.job import Job, Options, context
 from dials_hybrid.refine import Progress, Refinement, RefineSettings
 from dials_hybrid.valence import ValenceSettings
 
@@ -88,3 +88,26 @@ def test_moves_after_moves_are_recorded():
     assert found["operator"] == "-k,l,h" and not found["inverted"]
     assert other_settings.moved_indexing(chosen, "h,k,l", "given")["operator"] == "k,l,h"
     assert other_settings.moved_indexing({}, "h,k,l", "given") == {}
+
+
+def test_checkpoints_of_the_hand_that_is_left_for_hold_its_own_structure():
+    given, moved = structure_in("P 41"), structure_in("P 43")
+    seen = {}
+    refinement = SimpleNamespace(run=lambda: seen.update(refinement.context))
+    first = SimpleNamespace(settings=None, context=context(Job(None, given, None, Options())))
+    job = Job(None, moved, None, Options(), {"operator": "h,k,l", "inverted": True})
+    better = SimpleNamespace(end=other_settings.Refined(job, refinement, None))
+    other_settings._to_the_end(SimpleNamespace(refinement=first), better, Progress())
+    assert seen["indexing"] == job.indexing
+    assert "P 43" in seen["structure_cif"] and "P 41" not in seen["structure_cif"]
+
+
+def test_a_comparison_that_is_interrupted_at_once_leaves_the_result(monkeypatch, caplog):
+    def interrupted(job):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(other_settings, "restored", interrupted)
+    result = SimpleNamespace(summary={}, fourier=object())
+    job = Job(None, structure_in("P 41"), None, Options(), result=result)
+    assert other_settings.compared(job, Progress()) is None
+    assert caplog.messages[-1] == other_settings.NOT_COMPARED

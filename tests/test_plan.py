@@ -10,7 +10,7 @@ from test_refine import continued, distances, make_truth
 
 from dials_hybrid.fidelity import Fidelity, thinned
 from dials_hybrid.kinematic import _nearest_samples
-from dials_hybrid.plan import TERA, ladder, make_plan, operations
+from dials_hybrid.plan import TERA, format_plan, ladder, make_plan, operations
 from dials_hybrid.refine import Progress, Refinement, RefineSettings, build_model
 
 
@@ -108,6 +108,12 @@ def test_a_small_problem_has_one_stage(model):
     for limit in (None, enough):
         (stage,) = make_plan(model, limit, 5)
         assert stage.values is None and stage.slopes is None and stage.updates == 5
+
+
+def test_the_log_says_where_standard_uncertainties_come_from(model):
+    said = "Standard uncertainties come from these coarser derivatives"
+    assert format_plan(make_plan(model, 1e-6, 5)).endswith(said)
+    assert "Standard" not in format_plan(make_plan(model, None, 5))
 
 
 @pytest.mark.parametrize("share", [0.9, 0.2, 1e-6])

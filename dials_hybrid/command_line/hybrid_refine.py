@@ -6,13 +6,17 @@ Atoms, displacement parameters, the crystal's orientation, a smooth scale and th
 distribution of the crystal's thickness are refined together. A small neural network learns
 how the thickness changes over the rotation. The results are the refined structure (.cif),
 corrected data (.mtz), the refined orientations (.expt), the reflections with calculated
-intensities (.refl), a report (.html) and its figures (.json).
+intensities (.refl), a report (.html) and its figures (.json). If asked, also: the difference
+potential in CCP4 format (output.map), virtual frames with refined orientations for Jana2020
+(.cif_pets, output.pets), and the start of a kinematical refinement (.res and .hkl,
+output.shelx).
 
 The data are of DIALS (.expt and .refl) or virtual frames of PETS2 (.cif_pets), which have no .expt
 and .refl to write back to.
 
 The structure may be a CIF, a SHELX .res or .ins file or a PDB file. A refinement that was
-stopped continues from its checkpoint.
+stopped continues from its checkpoint; a finished one whose two hands were not compared yet is
+compared then.
 
 Examples::
 
@@ -65,6 +69,12 @@ OUTPUTS = (
 STRUCTURES = (".cif", ".mmcif", ".res", ".ins", ".pdb", ".ent")
 MAX_THREADS = 8
 DEFAULTS = api.Options()
+# what of the parameters holds for a continued problem; its file has all others
+ON_CONTINUING = (
+    *("output.", "pets.", "hand_and_indexing."),
+    *("refinement.iterations", "refinement.checkpoint_seconds"),
+    *("compute.device", "compute.threads", "compute.memory"),
+)
 CITATIONS = (
     "DIALS: G. Winter et al. (2018) Acta Cryst. D74, 85-97. "
     "https://doi.org/10.1107/S2059798317017235",
@@ -97,6 +107,7 @@ def run(args: list[str] | None = None, phil: libtbx.phil.scope = phil_scope) -> 
         common.log_parameters(parser)
         chosen = refine_options(params)
         if continued:
+            warn_of_ignored(parser.diff_phil)
             job = api.resume(files[0], chosen)
         else:
             data, structure = sort_files(files)
@@ -123,6 +134,21 @@ def _check_problem_only(params, continued: bool) -> None:
         raise InputError("output.problem_only=True needs a name in output.problem")
 
 
+def warn_of_ignored(changed: libtbx.phil.scope) -> None:
+    """Warn of parameters that differ from their defaults and mean nothing to a continued problem.
+
+    `changed` has the parameters that differ.
+    """
+    paths = dict.fromkeys(definition.path for definition in changed.all_definitions())
+    ignored = [path for path in paths if not path.startswith(ON_CONTINUING)]
+    if ignored:
+        logger.warning(
+            "No effect on a continued problem, whose file holds these choices: %s; start from the "
+            "data files to change them",
+            ", ".join(ignored),
+        )
+
+
 def write_problem(job: api.Job, path: str) -> None:
     """Write the problem, not refined, and log how to go on."""
     api.write_problem(job, path)
@@ -142,19 +168,17 @@ def refine_job(job: api.Job, params) -> None:
     pets = api.pets_files(job, params.output.pets, cutting) if params.output.pets else []
     if params.output.pets and not pets:
         logger.warning("%s is not written: it needs the data files", params.output.pets)
-    if job.result is not None:
-        logger.info("The refinement is complete already: its results are written\n")
-        outcome = api.finished(job)
-    else:
-        with Reporter(params.refinement.iterations) as reporter:
-            outcome = api.refine(job, Progress(reporter.row, params.output.problem))
+    with Reporter(params.refinement.iterations) as reporter:
+        progress = Progress(reporter.row, params.output.problem)
+        if job.result is not None:
+            logger.info("The refinement is complete already\n")
+            outcome = api.finished(job, progress)
+        else:
+            outcome = api.refine(job, progress)
     outputs = api.Outputs(**{n: getattr(params.output, n) for n in OUTPUTS})
-    api.write(outcome, outputs, cutting)
+    written = api.write(outcome, outputs, cutting)
     log_outcome(outcome)
-    written = [name for name in outputs.names() if name != params.output.pets] + pets
     if not job.writes_back:
-        skipped = (params.output.experiments, params.output.reflections)
-        written = [name for name in written if name not in skipped]
         logger.info("No .expt and .refl: there are no DIALS files to write back to")
     logger.info("Written: %s\n", ", ".join(written))
 
@@ -341,13 +365,9 @@ def log_outcome(outcome: api.Outcome) -> None:
     )
     mean = c["thickness"]["mean"]
     logger.info("Mean thickness over the rotation: %.0f to %.0f A\n", min(mean), max(mean))
-    rows = [f"  {'atom':<6} {'x':>12} {'y':>12} {'z':>12} {'U':>12}"]
-    for site in c["sites"]:
-        xyz = [_with_su(v, s) for v, s in zip(site["xyz"], site["xyz_su"], strict=True)]
-        u = _with_su(site["u_iso"], site["u_iso_su"])
-        rows.append(f"  {site['label']:<6} {xyz[0]:>12} {xyz[1]:>12} {xyz[2]:>12} {u:>12}")
-    logger.info("%s %s\n%s\n", "Refined structure,", c["space_group"], "\n".join(rows))
-    _log_valence(c["valence"])
+    rows = "\n".join(_atom_rows(c["sites"]))
+    logger.info("Refined structure, %s\n%s\n", c["space_group"], rows)
+    _log_valence(c["valence"] or {})
     _log_restraints(c["restraints"])
     _log_correlations(c)
     logger.info("Absolute structure: %s\n", c["absolute_structure"]["verdict"])
@@ -355,6 +375,20 @@ def log_outcome(outcome: api.Outcome) -> None:
     if c["checks"]:
         points = "\n".join(f"  {check['severity']}: {check['text']}" for check in c["checks"])
         logger.info("What to check:\n%s\n", points)
+
+
+def _atom_rows(sites: list[dict]) -> list[str]:
+    """Return a table of the atoms, with occupancies if any is refined."""
+    occupied = any(site["occupancy_su"] for site in sites)
+    head = ["x", "y", "z", "U", *(["occupancy"] if occupied else [])]
+    rows = [("atom", head)]
+    for site in sites:
+        numbers = [*zip(site["xyz"], site["xyz_su"], strict=True)]
+        numbers.append((site["u_iso"], site["u_iso_su"]))
+        if occupied:
+            numbers.append((site["occupancy"], site["occupancy_su"]))
+        rows.append((site["label"], [_with_su(value, su) for value, su in numbers]))
+    return [f"  {label:<6} " + " ".join(f"{text:>12}" for text in row) for label, row in rows]
 
 
 def _log_peaks(found: dict | None) -> None:
@@ -405,6 +439,8 @@ def _log_restraints(restraints: dict) -> None:
 def _log_correlations(contract: dict) -> None:
     """Log the condition of the normal matrix and the strongest correlations."""
     condition, pairs = contract["condition"], contract["correlations"][:10]
+    if condition["strong_correlations"] is None:  # a result of an earlier version
+        return
     rows = [f"  {p['first']:<22} {p['second']:<22} {p['r']:6.2f}" for p in pairs]
     logger.info(
         "Condition of the normal matrix: structure %s, all %s; %d correlations above 0.5%s",

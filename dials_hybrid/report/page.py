@@ -158,10 +158,14 @@ def _site_rows(contract: dict) -> list[dict]:
             **site,
             "xyz": [with_su(x, su) for x, su in zip(site["xyz"], site["xyz_su"], strict=True)],
             "u_iso": with_su(site["u_iso"], site["u_iso_su"], digits=4),
-            "occupancy": f"{site['occupancy']:.4g}",
+            "occupancy": _occupancy(site["occupancy"], site["occupancy_su"]),
         }
         for site in contract["sites"]
     ]
+
+
+def _occupancy(value: float, su: float | None) -> str:
+    return with_su(value, su) if su else f"{value:.4g}"
 
 
 def _peak_rows(contract: dict) -> list[dict]:
