@@ -168,7 +168,7 @@ def load(files, structure, options: Options = Options()) -> Job:
         len(free_parameters.occ),
         int((free_parameters.parent >= 0).sum()),
     )
-    provenance = {**loaded.provenance(structure), **stated(structure)}
+    provenance = {**loaded.provenance(structure), **stated(structure, options.block)}
     problem = Problem(
         record,
         scan,
