@@ -147,6 +147,10 @@ def test_reflections(made, block):
         assert found == pytest.approx(expected.tolist(), rel=1e-5)
     excluded = [x == "excl" for x in block["_refln_refinement_status"]]
     assert excluded == o.free.tolist() and 0 < sum(excluded) < len(excluded)
+    # of the list, which holds the free ones too
+    assert int(block["_reflns_number_total"]) == len(hkl[0])
+    assert int(block["_reflns_number_gt"]) == list(block["_refln_include_status"]).count("o")
+    assert int(block["_refine_ls_number_reflns"]) == excluded.count(False)
     assert [x == "o" for x in block["_refln_include_status"]] == o.observed.tolist()
     assert set(block["_refln_scale_group_code"]) == set(block["_reflns_scale_group_code"])
 
