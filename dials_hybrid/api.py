@@ -205,7 +205,7 @@ def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
         result,
         **bonds_and_angles(structure, result, cell_covariance(structure, cell_su)),
         space_group=str(structure.space_group_info()),
-        warnings=[*job.messages, *messages],
+        warnings=list(dict.fromkeys([*job.messages, *messages])),
         dials_version=dials_version(),
         map_peaks=io_maps.map_summary(structure, result),
     )

@@ -101,13 +101,13 @@ def in_setting(job: Job, structure: Structure, operator: str, hand: str) -> Prob
 
 
 def remembering_warnings(function):
-    """Make a function that returns a Job add the warnings logged meanwhile to the job."""
+    """Make a function that returns a Job add the warnings logged meanwhile to the job, once."""
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         with collected_warnings() as messages:
             job = function(*args, **kwargs)
-        return dataclasses.replace(job, messages=(*job.messages, *messages))
+        return dataclasses.replace(job, messages=tuple(dict.fromkeys([*job.messages, *messages])))
 
     return wrapped
 

@@ -15,7 +15,7 @@ from cctbx import geometry_restraints as geometry
 from cctbx.array_family import flex
 from iotbx.shelx import parse_smtbx_refinement_model
 
-from dials_hybrid import io_bonds, io_restraint_entries, io_restraints, io_settings
+from dials_hybrid import io_bonds, io_restraint_entries, io_restraints, io_settings, io_shelx
 from dials_hybrid.data import InputError
 from dials_hybrid.io_bonds import UNIT, bonds_and_angles, cell_covariance, neighbours
 from dials_hybrid.io_cctbx import to_structure
@@ -346,6 +346,13 @@ def test_what_is_not_used_is_told(tmp_path, warnings_logged, line):
     path, structure = ins(tmp_path, "DFIX 1.4 C1 C2", line)
     assert len(restraints_of(structure, RestraintOptions(), path).kind) == 1
     assert any(line in message for message in warnings_logged())
+
+
+def test_what_constraints_tell_of_is_not_told_again(tmp_path, warnings_logged):
+    path, structure = ins(tmp_path, "DFIX 1.4 C1 C2", "SUMP 1 0.01 1 2")
+    io_shelx.read_instructions(path)
+    assert len(restraints_of(structure, RestraintOptions(), path).kind) == 1
+    assert sum("SUMP" in message for message in warnings_logged()) == 1
 
 
 @pytest.mark.parametrize("line", ["DFIX C1 C2", "DFIX 1.4 C1", "FLAT C1 C2 C3", "SADI C1 C2 C3"])
