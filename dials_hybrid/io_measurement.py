@@ -6,7 +6,7 @@ import math
 import re
 from pathlib import Path
 
-from .data import InputError
+from .data import InputError, Problem
 from .io_structures import cif_items
 
 _CIF_ITEMS = {
@@ -25,6 +25,11 @@ def measurement(experiments) -> dict:
     `width` of an image (degree).
     """
     return {"cell_su": _cell_su(experiments), "sweeps": [_sweep(e) for e in experiments]}
+
+
+def cell_su(problem: Problem) -> list[float] | None:
+    """Return the s.u. of the cell (A, degree) that the data files told; None if they did not."""
+    return (problem.provenance.get("measurement") or {}).get("cell_su")
 
 
 def _cell_su(experiments) -> list[float] | None:

@@ -169,6 +169,7 @@ def test_nothing_is_made_up_about_pets_data(loaded):
     structure = io_cctbx.reconcile(synthetic.quartz_structure(), loaded.experiments, "a", "b")
     found = io_cif_items.measurement_items(structure, problem)
     assert "_diffrn_measurement_method" not in found
+    assert io_measurement.cell_su(problem) is None
     assert found["_diffrn_ambient_temperature"] is None
 
 
