@@ -43,8 +43,9 @@ import torch
 from torch import Tensor, nn
 
 from . import electron
-from .crystal import CrystalModel, metric, reciprocal_length_sq
+from .crystal import CrystalModel, reciprocal_length_sq
 from .data import InputError, Structure
+from .freedom import equivalent_weights
 
 _CHUNK_ELEMENTS = 2_000_000  # reflections x operators x atoms summed at once, bounds the memory
 
@@ -177,9 +178,7 @@ def _along_and_across(cell: Tensor, h_rot: Tensor, s_sq: Tensor, u_star: Tensor)
     products = torch.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], dim=-1)
     zero = s_sq == 0
     unit = 2 * math.pi**2 / torch.where(zero, torch.ones_like(s_sq), s_sq)
-    g = metric(cell).to(u_star)
-    trace = torch.stack([g[0, 0], g[1, 1], g[2, 2], 2 * g[0, 1], 2 * g[0, 2], 2 * g[1, 2]])
-    mean = 8 * math.pi**2 * (u_star @ trace) / 3
+    mean = 8 * math.pi**2 * (u_star @ equivalent_weights(cell).to(u_star))
     along = unit * torch.einsum("msk,ak->msa", products, u_star)
     along = torch.where(zero, mean.expand_as(along), along)
     return along.clamp(min=0), ((3 * mean - along) / 2).clamp(min=0)

@@ -38,6 +38,7 @@ from .io_bonds import bonds_and_angles, cell_covariance
 from .io_cctbx import update_xray_structure
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection
+from .io_measurement import cell_su
 from .io_pets_write import Cutting
 from .io_restraints import RestraintOptions
 from .io_structures import read_structure
@@ -217,13 +218,13 @@ def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
         "absolute_structure": {**hands(job), **result.summary.get("absolute_structure", {})},
     }
     result = result.replace(summary=summary)
-    cell_su = (job.problem.provenance.get("measurement") or {}).get("cell_su")
+    cell_cov = cell_covariance(structure, cell_su(job.problem))
     contract = report.contract(
         job.problem,
         result,
-        **bonds_and_angles(structure, result, cell_covariance(structure, cell_su)),
+        **bonds_and_angles(structure, result, cell_cov),
         space_group=str(structure.space_group_info()),
-        warnings=[*job.messages, *messages],
+        warnings=list(dict.fromkeys([*job.messages, *messages])),
         dials_version=dials_version(),
         map_peaks=io_maps.map_summary(structure, result),
     )

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jacfwd
 
+from .freedom import star_lengths
 from .linear import CheapModel
-from .uncertainty import star_lengths
 
 STRONG = 0.5  # |r| that is reported
 MOST = 40  # pairs that are reported

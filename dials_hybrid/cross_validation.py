@@ -15,6 +15,8 @@ from . import losses
 from .data import Observations, Scan, Structure
 from .linear import LeastSquares
 
+_NO_FREEDOM = 1e-8  # 1 - leverage that rounding alone leaves
+
 
 def unique_groups(structure: Structure, hkl: Tensor) -> Tensor:
     """Return (R,) int: the same number for reflections that are equivalent, or mates of Friedel.
@@ -38,11 +40,16 @@ def block_of(observations: Observations, scan: Scan) -> Tensor:
 
 
 def choose_free(groups: Tensor, fraction: float, seed: int) -> Tensor:
-    """Return (R,) bool: the members of a random share of the groups (R,)."""
+    """Return (R,) bool: the members of a random share of the groups (R,).
+
+    A share above zero is one group at least, unless there is no other.
+    """
     names, place = torch.unique(groups, return_inverse=True)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(names), dtype=torch.bool)
     count = round(fraction * len(names))
+    if fraction > 0 and len(names) > 1:
+        count = max(1, count)
     chosen[torch.randperm(len(names), generator=generator)[:count]] = True
     return chosen[place]
 
@@ -53,7 +60,8 @@ def left_out(problem: LeastSquares, groups: Tensor) -> Tensor:
 
     `groups` (R,) numbers the groups. Free observations were in no fit: theirs are as calculated.
     To first order: the residuals of a group with its part H of the hat matrix are (1 - H)^-1
-    times those of the fit to everything.
+    times those of the fit to everything. Observations that alone determine a parameter, with
+    a leverage of one, are predicted as they were fitted.
     """
     cheap, weight = problem.cheap, problem.weight
     calculated, _, j, j_prior = cheap.evaluate(cheap.start())
@@ -64,7 +72,8 @@ def left_out(problem: LeastSquares, groups: Tensor) -> Tensor:
     for group in torch.unique(groups).tolist():
         rows = torch.nonzero((groups == group) & (weight > 0)).flatten()
         kept = torch.eye(len(rows)).to(j) - j[rows] @ covariance @ j[rows].T
-        unseen = torch.linalg.solve(kept, residual[rows])
+        inverse = torch.linalg.pinv(kept, atol=_NO_FREEDOM, rtol=0.0, hermitian=True)
+        unseen = inverse @ residual[rows]
         out[rows] = problem.observed[rows] - unseen / weight[rows]
     return out
 

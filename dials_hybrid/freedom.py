@@ -67,6 +67,18 @@ def metric(cell: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def to_cartesian(cell: Tensor) -> Tensor:
+    """Return the cell axes (3, 3) in A as columns, a along x and b in the plane of x and y."""
+    return torch.linalg.cholesky(metric(cell)).T.contiguous()
+
+
+def star_lengths(cell: Tensor) -> Tensor:
+    """Return a*_i a*_j in A^-2 for 11 22 33 12 13 23: u_star over U of the CIF, (6,)."""
+    length = torch.linalg.inv(metric(cell)).diagonal().sqrt()
+    first, second = torch.tensor([[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]])
+    return length[first] * length[second]
+
+
 def equivalent_weights(cell: Tensor) -> Tensor:
     """Return the weights (6,) in A^2 whose product with u_star is U_eq = trace(G u_star) / 3."""
     g = metric(cell)
@@ -178,14 +190,14 @@ def _site_basis(structure: Structure, constraints: Constraints, riding: dict) ->
     turns = {i: torch.eye(3, dtype=torch.float64) for i in leader}
     for atom, parent in riding.items():
         leader[atom], turns[atom] = leader[parent], _turn(structure, atom, parent)
-    to_cartesian = torch.linalg.cholesky(metric(structure.cell)).T.contiguous()
+    scale = to_cartesian(structure.cell)
     rows = []
     for first in sorted(set(leader.values())):
         members = [i for i in leader if leader[i] == first]
         if constraints.fixed_site & set(members):
             continue
         projectors = [structure.site_projector[i] for i in members]
-        for direction in _common_directions(projectors, [turns[i] for i in members], to_cartesian):
+        for direction in _common_directions(projectors, [turns[i] for i in members], scale):
             row = torch.zeros(len(leader), 3, dtype=torch.float64)
             for i in members:
                 row[i] = turns[i] @ direction
@@ -237,9 +249,7 @@ def _iso_row(structure: Structure, group) -> Tensor:
 
 
 def _star_rows(structure: Structure, group) -> list[Tensor]:
-    lengths = 1 / torch.linalg.inv(metric(structure.cell)).diagonal().sqrt()
-    pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-    to_u_cif = torch.diag(torch.stack([lengths[i] * lengths[j] for i, j in pairs]))
+    to_u_cif = torch.diag(1 / star_lengths(structure.cell))
     members = [atom for atom, _ in group]
     identity = torch.eye(6, dtype=torch.float64)
     projectors = [structure.adp_projector[i] for i in members]

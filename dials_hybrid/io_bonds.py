@@ -10,7 +10,7 @@ from cctbx import crystal, geometry, sgtbx, uctbx
 from cctbx.array_family import flex
 
 from .data import Result
-from .io_structures import neutral
+from .io_structures import OVERLAP, neutral
 
 BOND_BUFFER = 3.5  # A around the asymmetric unit in which bonds are looked for
 TIED = 1e-6  # A or degree; a smaller s.u. belongs to what symmetry or a constraint holds
@@ -20,19 +20,27 @@ UNIT = sgtbx.rt_mx()
 def neighbours(xray_structure) -> list[list[list[tuple]]]:
     """Return, for each atom, its bonds by covalent radii: groups equal by its site symmetry.
 
-    A bond is (index of the other atom, operator that takes that atom to the bond's end).
+    A bond is (index of the other atom, operator that takes that atom to the bond's end). Atoms
+    nearer than OVERLAP, which share a site or are parts of a disorder, are not bonded.
     """
     mappings = xray_structure.asu_mappings(buffer_thickness=BOND_BUFFER)
     table = crystal.pair_asu_table(asu_mappings=mappings)
     types = [neutral(sc.scattering_type) for sc in xray_structure.scatterers()]
     table.add_covalent_pairs(flex.std_string(types))
+    cell, sites = xray_structure.unit_cell(), xray_structure.sites_frac()
     out = []
     for i, others in enumerate(table.table()):
         back = mappings.get_rt_mx(i, 0).inverse()
-        groups = [(j, group) for j, of_j in others.items() for group in of_j]
-        out.append(
-            [[(j, back.multiply(mappings.get_rt_mx(j, k))) for k in group] for j, group in groups]
-        )
+        groups = [
+            [(j, back.multiply(mappings.get_rt_mx(j, k))) for k in group]
+            for j, of_j in others.items()
+            for group in of_j
+        ]
+        apart = [
+            [(j, op) for j, op in ends if cell.distance(sites[i], op * sites[j]) > OVERLAP]
+            for ends in groups
+        ]
+        out.append([ends for ends in apart if ends])
     return out
 
 
@@ -100,6 +108,10 @@ class _Sites:
         su = math.sqrt(variance)
         return su if su > TIED else None
 
+    def length(self, ends) -> float:
+        """Return the distance in A of two atoms."""
+        return geometry.distance(self.cartesian(ends)).distance_model
+
     def distance(self, ends) -> dict:
         """Return the length in A and its s.u. of a bond."""
         found = geometry.distance(self.cartesian(ends))
@@ -141,13 +153,15 @@ def bonds_and_angles(xray_structure, result: Result, cell_cov=None) -> dict:
     for i, groups in enumerate(neighbours(xray_structure)):
         others = sorted(
             (end for ends in groups for end in ends),
-            key=lambda end: sites.distance(((i, UNIT), end))["length"],
+            key=lambda end: sites.length(((i, UNIT), end)),
         )
         for end in others:
             if end[0] >= i:
                 bond = ((i, UNIT), end)
                 bonds.append({**named(bond), **sites.distance(bond)})
         for first, last in itertools.combinations(others, 2):
+            if sites.length((first, last)) <= OVERLAP:
+                continue  # alternatives of a mixed site
             corner = (first, (i, UNIT), last)
             angles.append({**named(corner), **sites.angle(corner)})
     return {"bonds": bonds, "angles": angles}

@@ -119,8 +119,8 @@ def refinement_items(problem: Problem, result: Result, contract: dict) -> dict:
         return None if final.get(name) is None else f"{final[name]:.4f}"
 
     return {
-        "_reflns_number_total": contract.get("n_all"),
-        "_reflns_number_gt": contract.get("n_obs"),
+        "_reflns_number_total": len(o.intensity),
+        "_reflns_number_gt": int(o.observed.sum()),
         "_reflns_threshold_expression": "I>3\\s(I)",
         "_reflns_special_details": _REFLECTIONS,
         "_refine.diffraction_theory": "dynamical",

@@ -19,6 +19,7 @@ from .io_cctbx import update_xray_structure
 from .io_cif_loops import add_geometry, add_restraints
 from .io_constraints import atom_flags
 from .io_maps import amplitude_su, map_coefficients
+from .io_measurement import cell_su
 from .io_results import writing
 from .io_structures import ELECTRON_TABLE, neutral
 
@@ -62,10 +63,9 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
 
 def _add_cell_uncertainties(block, cell, problem: Problem) -> None:
     """Rewrite the cell with the s.u. that the experiments tell, where symmetry leaves it free."""
-    measured = (problem.provenance.get("measurement") or {}).get("cell_su")
     names = [f"_cell_{x}" for x in ("length_a", "length_b", "length_c")]
     names += [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
-    for name, value, su in zip(names, cell.parameters(), measured or [], strict=False):
+    for name, value, su in zip(names, cell.parameters(), cell_su(problem) or [], strict=False):
         if su > 0:
             block[name] = with_uncertainty(value, su)
 

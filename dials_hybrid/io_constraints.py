@@ -251,16 +251,41 @@ def _fixed(found: Constraints, kind: str, atoms: set[int]) -> Constraints:
 
 def _freed(found: Constraints, kind: str, atoms: set[int]) -> Constraints:
     if kind in ("site", "all"):
-        riding = tuple(pair for pair in found.riding if pair[0] not in atoms)
-        found = replace(found, riding=riding, fixed_site=found.fixed_site - atoms)
+        same_site = (tuple(i for i in group if i not in atoms) for group in found.same_site)
+        found = replace(
+            found,
+            fixed_site=found.fixed_site - atoms,
+            same_site=tuple(group for group in same_site if len(group) > 1),
+            riding=tuple(pair for pair in found.riding if pair[0] not in atoms),
+        )
     if kind in ("u", "all"):
-        riding_u = tuple(triple for triple in found.riding_u if triple[0] not in atoms)
-        found = replace(found, riding_u=riding_u, fixed_u=found.fixed_u - atoms)
+        found = replace(
+            found,
+            fixed_u=found.fixed_u - atoms,
+            linked_u=tuple(group for group in _without(found.linked_u, atoms) if len(group) > 1),
+            riding_u=tuple(triple for triple in found.riding_u if triple[0] not in atoms),
+        )
     if kind in ("occ", "all"):
-        there = {atom for group in found.occ for atom, _ in group}
-        own = tuple(((atom, 1.0),) for atom in sorted(atoms - there))
-        found = replace(found, occ=found.occ + own)
+        found = replace(found, occ=_with_own_occupancies(found.occ, atoms))
     return found
+
+
+def _without(groups, atoms: set[int]) -> list[tuple]:
+    """Return groups of (atom, share) without some atoms."""
+    return [tuple(pair for pair in group if pair[0] not in atoms) for group in groups]
+
+
+def _with_own_occupancies(groups, atoms: set[int]) -> tuple:
+    """Return the groups with a parameter for each of some atoms, which leave their own groups.
+
+    Whom they leave alone keeps its parameter, unless another group moves it already.
+    """
+    rest = _without(groups, atoms)
+    shared = [group for group in rest if len(group) > 1]
+    moved = {atom for group in shared for atom, _ in group}
+    alone = {group[0][0]: group for group in rest if len(group) == 1}
+    kept = [group for atom, group in alone.items() if atom not in moved]
+    return (*shared, *kept, *(((atom, 1.0),) for atom in sorted(atoms)))
 
 
 # --- what a CIF says of the atoms ------------------------------------------------------------

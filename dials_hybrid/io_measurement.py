@@ -6,10 +6,14 @@ import math
 import re
 from pathlib import Path
 
+from .data import InputError, Problem
+from .io_structures import cif_items
+
 _CIF_ITEMS = {
     "temperature": ("_diffrn_ambient_temperature", "_cell_measurement_temperature"),
     "formula_units": ("_cell_formula_units_Z",),
 }
+_NUMBER = re.compile(r"\d[\d.]*(\(\d+\))?")
 _SHELX_ZERO = 273.15  # K, of the degrees Celsius that TEMP gives
 
 
@@ -21,6 +25,11 @@ def measurement(experiments) -> dict:
     `width` of an image (degree).
     """
     return {"cell_su": _cell_su(experiments), "sweeps": [_sweep(e) for e in experiments]}
+
+
+def cell_su(problem: Problem) -> list[float] | None:
+    """Return the s.u. of the cell (A, degree) that the data files told; None if they did not."""
+    return (problem.provenance.get("measurement") or {}).get("cell_su")
 
 
 def _cell_su(experiments) -> list[float] | None:
@@ -44,22 +53,27 @@ def _sweep(experiment) -> dict:
     }
 
 
-def stated(structure_path) -> dict:
+def stated(structure_path, block: str | None = None) -> dict:
     """Return what a CIF or SHELX file says of `temperature` (K) and `formula_units`, as text.
 
-    What the file does not say is left out, as is all of a file that cannot be read.
+    Of a CIF that is the data block of the structure, chosen as `read_structure` does. What the
+    file does not say is left out, as is all of a file that cannot be read.
     """
     path = Path(structure_path)
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
     if path.suffix.lower() in (".res", ".ins"):
+        text = path.read_text(encoding="utf-8", errors="replace")
         found = re.search(r"^TEMP\s+(-?\d+\.?\d*)", text, re.MULTILINE | re.IGNORECASE)
         return {"temperature": f"{float(found.group(1)) + _SHELX_ZERO:g}"} if found else {}
-    items = {}
-    for name, keys in _CIF_ITEMS.items():
-        for key in keys:
-            found = re.search(rf"^{key}\s+'?(\d[\d.]*(\(\d+\))?)'?\s*$", text, re.MULTILINE)
-            if found and name not in items:
-                items[name] = found.group(1)
-    return items
+    return _stated_in_cif(path, block) if path.suffix.lower() in (".cif", ".mmcif") else {}
+
+
+def _stated_in_cif(path: Path, block: str | None) -> dict:
+    try:
+        found = cif_items(path, [key for keys in _CIF_ITEMS.values() for key in keys], block)
+    except InputError:
+        return {}
+    numbers = {key: text for key, text in found.items() if _NUMBER.fullmatch(text)}
+    first = {name: [numbers[k] for k in keys if k in numbers] for name, keys in _CIF_ITEMS.items()}
+    return {name: values[0] for name, values in first.items() if values}

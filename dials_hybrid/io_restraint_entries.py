@@ -10,7 +10,7 @@ import torch
 
 from .data import Restraints
 from .io_bonds import UNIT, neighbours
-from .io_structures import neutral
+from .io_structures import OVERLAP, neutral
 
 SAME_DISTANCE = 3  # digits of A to which copies of a pair are told apart
 
@@ -91,7 +91,8 @@ class _Pairs:
         key = (i, j, round(length, SAME_DISTANCE))
         # an inversion relates equal tensors
         trivial = i == j and abs(operator.r().order()) <= 1 + (operator.r().determinant() < 0)
-        if key not in self.seen and not trivial:
+        # parts of a mixed site have no line between them, though both are bonded to a third atom
+        if length > OVERLAP and key not in self.seen and not trivial:
             self.seen.add(key)
             yield i, j, operator
 

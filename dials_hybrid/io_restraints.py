@@ -204,7 +204,8 @@ _SHELX_ADP = {
     "RIGU": "enhanced_rigid_bond",
     "ISOR": "isotropic_adp",
 }
-_SHELX_UNUSED = ("BUMP", "CHIV", "NCSY", "SAME", "SUMP", "XNPD")
+# SUMP is for constraints, and told of with them
+_SHELX_UNUSED = ("BUMP", "CHIV", "NCSY", "SAME", "XNPD")
 
 
 @dataclass

@@ -16,6 +16,7 @@ from . import __version__, io_cif_mtz
 from .data import Problem, Result
 from .io_cctbx import update_xray_structure
 from .io_cif_items import formula_units
+from .io_measurement import cell_su
 from .io_results import writing
 from .io_structures import form_factor_registry, neutral
 
@@ -108,7 +109,7 @@ def _celsius(kelvin: str) -> str:
 
 def _cell(refined, problem: Problem, z: int) -> list[str]:
     cell = refined.unit_cell().parameters()
-    su = (problem.provenance.get("measurement") or {}).get("cell_su") or [0.0] * 6
+    su = cell_su(problem) or [0.0] * 6
     number = "{:.5f} {:.5f} {:.5f} {:.4f} {:.4f} {:.4f}".format
     return [
         f"CELL {problem.scan.wavelength:.5f} {number(*cell)}",

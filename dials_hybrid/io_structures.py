@@ -68,6 +68,8 @@ def _read_cif(path: Path, block: str | None):
     reader = iotbx.cif.reader(input_string=_text(path), raise_if_errors=True)
     model = reader.model()
     name = _choose_block(path, model, block)
+    if block is None:
+        _warn_of_other_blocks(path, model, name)
     if "_atom_site.Cartn_x" in model[name]:
         return _read_pdb(path, None)
     _require_cell_and_symmetry(path, model[name])
@@ -76,7 +78,7 @@ def _read_cif(path: Path, block: str | None):
 
 
 def _choose_block(path: Path, model, block: str | None) -> str:
-    names = [name for name in model if _has_sites(model[name])]
+    names = _blocks_with_sites(model)
     if block is not None:
         found = [name for name in model if name.lower() == block.lower()]
         if not found:
@@ -94,14 +96,33 @@ def _choose_block(path: Path, model, block: str | None) -> str:
         raise InputError(
             f"{path}: no data block has atoms with coordinates; give a CIF that holds a structure"
         )
-    if len(names) > 1:
+    return names[0]
+
+
+def _blocks_with_sites(model) -> list[str]:
+    return [name for name in model if _has_sites(model[name])]
+
+
+def _warn_of_other_blocks(path: Path, model, name: str) -> None:
+    others = [other for other in _blocks_with_sites(model) if other != name]
+    if others:
         logger.warning(
             "%s: using data block %s; it also holds %s (structure.block= chooses)",
             path,
-            names[0],
-            ", ".join(names[1:]),
+            name,
+            ", ".join(others),
         )
-    return names[0]
+
+
+def cif_items(path, keys, block: str | None = None) -> dict[str, str]:
+    """Return the items of some keys, where not in a loop, of the block that holds the structure.
+
+    `block` as in `read_structure`. Raises InputError when there is no such block.
+    """
+    path = Path(path)
+    model = iotbx.cif.reader(input_string=_text(path), raise_if_errors=False).model()
+    chosen = model[_choose_block(path, model, block)]
+    return {key: chosen[key] for key in keys if isinstance(chosen.get(key), str)}
 
 
 def _values(block, key: str) -> list[str]:

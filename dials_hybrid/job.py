@@ -121,13 +121,13 @@ def cif_text(xray_structure) -> str:
 
 
 def remembering_warnings(function):
-    """Make a function that returns a Job add the warnings logged meanwhile to the job."""
+    """Make a function that returns a Job add the warnings logged meanwhile to the job, once."""
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         with collected_warnings() as messages:
             job = function(*args, **kwargs)
-        return dataclasses.replace(job, messages=(*job.messages, *messages))
+        return dataclasses.replace(job, messages=tuple(dict.fromkeys([*job.messages, *messages])))
 
     return wrapped
 
@@ -188,7 +188,7 @@ def load(files, structure, options: Options = Options()) -> Job:
         len(free_parameters.occ),
         int((free_parameters.parent >= 0).sum()),
     )
-    provenance = {**loaded.provenance(structure), **stated(structure)}
+    provenance = {**loaded.provenance(structure), **stated(structure, options.block)}
     problem = Problem(
         record,
         scan,

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd
 
-from .crystal import metric
 from .data import Restraints, Structure
+from .freedom import metric, to_cartesian
 
 _OFF_DIAGONAL = 2**0.5  # each stands twice in the norm of a symmetric matrix
 _RIGU_P = 0.5  # A, of the weights of enhanced rigid bonds
@@ -161,8 +161,7 @@ class Restrainer(nn.Module):
         """Sort the restraints by kind; raises ValueError for a kind that is not known."""
         super().__init__()
         self.register_buffer("anisotropic", structure.anisotropic)
-        to_cartesian = torch.linalg.cholesky(metric(structure.cell)).T.contiguous()
-        self.register_buffer("to_cartesian", to_cartesian)
+        self.register_buffer("to_cartesian", to_cartesian(structure.cell))
         self.register_buffer("isotropic_u_star", torch.linalg.inv(metric(structure.cell)))
         groups: dict[tuple, list[int]] = {}
         if restraints is not None:

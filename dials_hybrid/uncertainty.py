@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .crystal import OCC_UNIT, SITE_UNIT, U_UNIT, metric
-from .freedom import equivalent_weights
+from .crystal import OCC_UNIT, SITE_UNIT, U_UNIT
+from .freedom import equivalent_weights, star_lengths
 from .linear import CheapModel, LeastSquares
 from .losses import ErrorModel
 
@@ -211,10 +211,3 @@ def _u_aniso_su(crystal, covariance: Tensor) -> Tensor:
     slopes = crystal.u_star_basis / star_lengths(crystal.structure.cell).to(covariance)
     variance = torch.einsum("pai,pq,qai->ai", slopes, covariance[part, part], slopes)
     return U_UNIT * variance.clamp(min=0).sqrt()
-
-
-def star_lengths(cell: Tensor) -> Tensor:
-    """Return a*_i a*_j in A^-2 for 11 22 33 12 13 23: u_star over U of the CIF, (6,)."""
-    length = torch.linalg.inv(metric(cell)).diagonal().sqrt()
-    first, second = torch.tensor([[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]])
-    return length[first] * length[second]

@@ -52,7 +52,7 @@ up_to_date() {
     "$venv/bin/python" - 2>/dev/null <<'PY'
 import importlib.util as u
 import libtbx.load_env
-names = """dials dxtbx iotbx cctbx numpy torch h5py tqdm jinja2 matplotlib pytest
+names = """dials dxtbx iotbx cctbx numpy scipy torch h5py tqdm jinja2 matplotlib pytest
 xdist hypothesis dials_hybrid"""
 raise SystemExit(any(u.find_spec(n) is None for n in names.split()))
 PY

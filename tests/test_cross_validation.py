@@ -44,6 +44,14 @@ def test_the_free_share_is_that_of_groups():
     assert not torch.equal(free, cross_validation.choose_free(group, 0.25, seed=1))
 
 
+def test_few_groups_have_one_that_is_free():
+    frames = torch.arange(30) % 5
+    free = cross_validation.choose_free(frames, 0.04, seed=0)
+    assert len(torch.unique(frames[free])) == 1 and int(free.sum()) == 6
+    assert not cross_validation.choose_free(frames, 0.0, seed=0).any()
+    assert not cross_validation.choose_free(torch.zeros(7).long(), 0.04, seed=0).any()
+
+
 def test_the_block_of_an_observation_is_the_nearest_of_its_sweep():
     problem = tiny.problem(blocks=4, sweeps=2)
     o, scan = problem.observations, problem.scan
@@ -102,6 +110,21 @@ def test_what_is_left_out_is_predicted_as_by_a_fit_without_it():
         cross_validation.left_out(LeastSquares(other.cheap, 1 / other.weight, 0), groups)[chosen],
         other.cheap.evaluate(other.cheap.start(), jacobian=False)[0][chosen],
     )
+
+
+def test_what_alone_determines_a_parameter_is_predicted_as_it_was_fitted():
+    """One intensity is a parameter by itself; the other three have a common mean."""
+    observed = tiny.f64([7.0, 1.0, 2.0, 6.0])
+    j = tiny.f64([[1, 0], [0, 1], [0, 1], [0, 1]])
+    calculated = tiny.f64([7.0, 3.0, 3.0, 3.0])
+    cheap = SimpleNamespace(
+        start=lambda: None, evaluate=lambda x: (calculated, None, j, j.new_zeros(0, 2))
+    )
+    least = SimpleNamespace(cheap=cheap, weight=torch.ones(4).double(), observed=observed)
+    found = cross_validation.left_out(least, torch.arange(4))
+    assert torch.allclose(found, tiny.f64([7.0, 4.0, 3.5, 1.5]))
+    together = cross_validation.left_out(least, torch.tensor([0, 0, 1, 1]))
+    assert torch.allclose(together, tiny.f64([7.0, 4.0, 1.0, 1.0]))
 
 
 def test_merged_r1_by_hand():

@@ -7,7 +7,7 @@ pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 
 import synthetic
 
-from dials_hybrid import io_cctbx, io_cif_items, io_cif_mtz, io_measurement
+from dials_hybrid import io_cctbx, io_cif_items, io_cif_mtz, io_measurement, job
 
 # The items written here, as cif_core.dic 2.4.5 and cif_ed.dic 1.0.0 (those with a dot) have them.
 KNOWN = """
@@ -55,6 +55,12 @@ CODES = {  # and the codes that the dictionary allows
     "_diffrn_measurement.rotation_mode": {"rotation"},
     "_diffrn_radiation_probe": {"electron"},
 }
+SITES = """\
+loop_
+ _atom_site_label
+ _atom_site_fract_x
+Si1 0.5
+"""
 CONTRACT = {
     "final": {"r1_obs": 0.07123, "r1_all": 0.0912, "wr2_all": 0.1501, "gof": 2.345},
     "n_all": 1009,
@@ -141,6 +147,10 @@ def test_reflections(made, block):
         assert found == pytest.approx(expected.tolist(), rel=1e-5)
     excluded = [x == "excl" for x in block["_refln_refinement_status"]]
     assert excluded == o.free.tolist() and 0 < sum(excluded) < len(excluded)
+    # of the list, which holds the free ones too
+    assert int(block["_reflns_number_total"]) == len(hkl[0])
+    assert int(block["_reflns_number_gt"]) == list(block["_refln_include_status"]).count("o")
+    assert int(block["_refine_ls_number_reflns"]) == excluded.count(False)
     assert [x == "o" for x in block["_refln_include_status"]] == o.observed.tolist()
     assert set(block["_refln_scale_group_code"]) == set(block["_reflns_scale_group_code"])
 
@@ -159,6 +169,7 @@ def test_nothing_is_made_up_about_pets_data(loaded):
     structure = io_cctbx.reconcile(synthetic.quartz_structure(), loaded.experiments, "a", "b")
     found = io_cif_items.measurement_items(structure, problem)
     assert "_diffrn_measurement_method" not in found
+    assert io_measurement.cell_su(problem) is None
     assert found["_diffrn_ambient_temperature"] is None
 
 
@@ -179,19 +190,45 @@ def test_formula(content, stated, z, expected):
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("a.cif", "_cell_measurement_temperature 120(1)\n", {"temperature": "120(1)"}),
+        ("a.cif", "_cell_measurement_temperature '120(1)'\n", {"temperature": "120(1)"}),
         (
             "a.cif",
             "_diffrn_ambient_temperature ?\n_cell_formula_units_Z 4\n",
             {"formula_units": "4"},
         ),
+        ("b.cif", "this is no CIF", {}),
+        ("a.pdb", "_cell_formula_units_Z 4\n", {}),
         ("a.res", "TITL a\nTEMP -173.15\n", {"temperature": "100"}),
         ("a.ins", "TITL a\n", {}),
     ],
 )
 def test_what_the_structure_states(tmp_path, name, text, expected):
-    (tmp_path / name).write_text(text)
+    head = f"data_a\n{SITES}" if name == "a.cif" else ""
+    (tmp_path / name).write_text(head + text)
     assert io_measurement.stated(tmp_path / name) == expected
+
+
+def test_what_is_stated_is_of_the_block_of_the_structure(tmp_path):
+    path = tmp_path / "a.cif"
+    path.write_text(
+        "data_global\n_diffrn_ambient_temperature 100\n"
+        f"data_cold\n_diffrn_ambient_temperature 110(2)\n_cell_formula_units_Z 3\n{SITES}"
+        f"data_warm\n_diffrn_ambient_temperature 295\n{SITES}"
+    )
+    cold = {"temperature": "110(2)", "formula_units": "3"}
+    assert io_measurement.stated(path) == io_measurement.stated(path, "COLD") == cold
+    assert io_measurement.stated(path, "warm") == {"temperature": "295"}
+    assert io_measurement.stated(path, "global") == {}
+
+
+def test_the_file_s_facts_are_those_of_the_chosen_block(sweep, tmp_path):
+    path = tmp_path / "two.cif"
+    first = synthetic.QUARTZ_CIF.replace("data_", "data_other_", 1)
+    path.write_text(f"{first}\n_cell_formula_units_Z 7\n{synthetic.QUARTZ_CIF}\n")
+    name = synthetic.QUARTZ_CIF.split("data_")[1].split()[0]
+    found = job.load([sweep.expt, sweep.refl], path, job.Options(block=name))
+    assert "formula_units" not in found.problem.provenance
+    assert job.load([sweep.expt, sweep.refl], path).problem.provenance["formula_units"] == "7"
 
 
 def test_a_structure_that_is_gone_states_nothing(tmp_path):

@@ -193,6 +193,29 @@ def test_choices_are_stronger_than_instructions(ins):
     assert len(riding.riding_u) == 5  # that of H1B is a free variable
 
 
+def test_a_freed_atom_leaves_what_it_shared(ins):
+    record, given = to_structure(read_structure(ins)), io_shelx.read_instructions(ins)
+    n = numbers(record)
+    na, k = n["NA1"], n["K1"]
+    free = resolve(record, Parameters(free=("all NA1", "u H1B")), given)
+    assert free.same_site == free.linked_u == ()
+    assert sorted(free.occ) == sorted((((n["BR2"], 1.0),), ((k, -1.0),), ((na, 1.0),)))
+    # the file's links of other kinds stay
+    site = resolve(record, Parameters(free=("site NA1",)), given)
+    assert site.same_site == () and ((na, 1.0), (k, 1.0)) in site.linked_u
+    assert ((na, 1.0), (k, -1.0)) in site.occ
+
+
+def test_a_freed_atom_leaves_the_others_their_sum():
+    three = alloy(occ=tiny.f64([0.2, 0.3, 0.5]))
+    words = {"occupancies": ("Si1 + O1 + X1",), "same_site": ("Si1 O1 X1",)}
+    found = resolve(three, Parameters(**words, free=("occ Si1", "site X1")))
+    assert found.occ == (((1, 1.0), (2, -1.0)), ((0, 1.0),))
+    assert found.same_site == ((0, 1),)
+    last = resolve(three, Parameters(**words, free=("occ O1 Si1",)))
+    assert len(basis(three, last).occ) == 3
+
+
 def test_ranges_and_residues(tmp_path):
     path = tmp_path / "ranges.ins"
     head = INS[: INS.index("NA1")]

@@ -15,7 +15,7 @@ from cctbx import geometry_restraints as geometry
 from cctbx.array_family import flex
 from iotbx.shelx import parse_smtbx_refinement_model
 
-from dials_hybrid import io_bonds, io_restraint_entries, io_restraints, io_settings
+from dials_hybrid import io_bonds, io_restraint_entries, io_restraints, io_settings, io_shelx
 from dials_hybrid.data import InputError
 from dials_hybrid.io_bonds import UNIT, bonds_and_angles, cell_covariance, neighbours
 from dials_hybrid.io_cctbx import to_structure
@@ -348,6 +348,13 @@ def test_what_is_not_used_is_told(tmp_path, warnings_logged, line):
     assert any(line in message for message in warnings_logged())
 
 
+def test_what_constraints_tell_of_is_not_told_again(tmp_path, warnings_logged):
+    path, structure = ins(tmp_path, "DFIX 1.4 C1 C2", "SUMP 1 0.01 1 2")
+    io_shelx.read_instructions(path)
+    assert len(restraints_of(structure, RestraintOptions(), path).kind) == 1
+    assert sum("SUMP" in message for message in warnings_logged()) == 1
+
+
 @pytest.mark.parametrize("line", ["DFIX C1 C2", "DFIX 1.4 C1", "FLAT C1 C2 C3", "SADI C1 C2 C3"])
 def test_instructions_that_are_wrong(tmp_path, line):
     path, structure = ins(tmp_path, line)
@@ -434,6 +441,40 @@ def test_restraints_follow_the_structure_to_other_settings(quartz):
         carried = in_basis(found, operator, hand == "inverted", quartz)
         assert cost(carried, moved)[0] == pytest.approx(expected, rel=1e-9)
     assert in_basis(None, "h,k,l", True, quartz) is None
+
+
+def mixed_site(*shift):
+    """Two anisotropic atoms on one site, or apart by a shift in A, and O 1.9 A off the first."""
+    symmetry = crystal.symmetry(unit_cell=(8, 9, 10, 90, 90, 90), space_group_symbol="P1")
+    second = tuple(0.2 + s / a for s, a in zip(shift or (0, 0, 0), (8, 9, 10), strict=True))
+    sites = [
+        ("Ca1", "Ca", (0.2,) * 3),
+        ("Mg1", "Mg", second),
+        ("O1", "O", (0.2 + 1.9 / 8, 0.2, 0.2)),
+    ]
+    atoms = []
+    for i, (label, element, site) in enumerate(sites):
+        u_cart = (0.02 + 0.01 * i, 0.03, 0.02, 0.0, 0.001, 0.0)
+        u_star = adptbx.u_cart_as_u_star(symmetry.unit_cell(), u_cart)
+        atoms.append(xray.scatterer(label, site=site, u=u_star, scattering_type=element))
+    return xray.structure(crystal_symmetry=symmetry, scatterers=flex.xray_scatterer(atoms))
+
+
+@pytest.mark.parametrize("shift", [(), (0.4, 0, 0)])
+def test_atoms_of_one_site_are_not_bonded(shift):
+    structure = mixed_site(*shift)
+    ends = [{end[0] for group in groups for end in group} for groups in neighbours(structure)]
+    assert ends == [{2}, {2}, {0, 1}]
+    assert all(all(groups) for groups in neighbours(structure))
+    options = RestraintOptions(rigid_bond=0.01, enhanced_rigid_bond=0.004)
+    restraints = restraints_of(structure, options, "model.cif")
+    assert all(np.isfinite(found).all() for found in cost(restraints, structure))
+    table = bonds_and_angles(
+        structure, SimpleNamespace(site_covariance=torch.tensor(random_covariance(3)))
+    )
+    assert [set(b["atoms"]) for b in table["bonds"]] == [{"Ca1", "O1"}, {"Mg1", "O1"}]
+    assert all(b["length"] > 1 for b in table["bonds"])
+    assert table["angles"] == []
 
 
 # --- bonds and angles -----------------------------------------------------------------------

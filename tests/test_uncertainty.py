@@ -8,6 +8,7 @@ import torch
 
 from dials_hybrid import uncertainty
 from dials_hybrid.correlations import _Physical
+from dials_hybrid.freedom import star_lengths
 from dials_hybrid.linear import LeastSquares
 from dials_hybrid.losses import NORMAL_SCALE, ErrorModel, fit_error_model
 from dials_hybrid.refine import Refinement, RefineSettings, build_model
@@ -126,7 +127,7 @@ def test_errors_are_as_large_as_the_uncertainties_say():
         site = (result.structure.site - true.site) * true.cell[:3] / result.site_su
         errors += [site[0, 0], *site[1]]
         errors.append((result.structure.u_iso[0] - true.u_iso[0]) / result.u_su[0])
-        star = uncertainty.star_lengths(true.cell)
+        star = star_lengths(true.cell)
         u = (result.structure.u_star[1] - true.u_star[1]) / star / result.u_aniso_su[1]
         errors += u.tolist()
     errors = tiny.f64([float(e) for e in errors])

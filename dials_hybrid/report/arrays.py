@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..data import Observations, Problem, Result, Scan, Structure
+from ..freedom import metric
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,9 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
 
 
-def metric(cell: torch.Tensor) -> np.ndarray:
-    """Return the metric tensor (3, 3) in A^2 of a cell in A and degree."""
-    lengths, angles = as_numpy(cell)[:3], np.radians(as_numpy(cell)[3:])
-    alpha, beta, gamma = np.cos(angles)
-    cosines = np.array([[1, gamma, beta], [gamma, 1, alpha], [beta, alpha, 1]])
-    return cosines * np.outer(lengths, lengths)
-
-
 def spacing(cell: torch.Tensor, hkl: np.ndarray) -> np.ndarray:
     """Return d in A of reflections hkl (R, 3)."""
-    g_star = np.linalg.inv(metric(cell))
+    g_star = np.linalg.inv(as_numpy(metric(cell)))
     return 1 / np.sqrt(np.einsum("ri,ij,rj->r", hkl, g_star, hkl))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data import Problem, Result, Structure
+from ..freedom import u_equivalent
 from .arrays import Arrays, arrays, as_numpy, r1_by
 from .contacts import cartesian_u, nearest, radii
 
@@ -188,7 +189,7 @@ def uncertainties(result: Result) -> list[Check]:
         names = _names(f"{structure.labels[i]} ({su[i]:.3f} Å)" for i in np.flatnonzero(odd))
         text = f"Unusually large s.u. of the position: {names}."
         found.append(Check("large_site_su", NOTE, text))
-    u = np.trace(cartesian_u(structure), axis1=1, axis2=2) / 3
+    u = as_numpy(u_equivalent(structure))
     loose = np.flatnonzero(np.nan_to_num(as_numpy(result.u_su)) > np.abs(u))
     if len(loose):
         names = _names(structure.labels[i] for i in loose)

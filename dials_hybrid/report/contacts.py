@@ -8,7 +8,8 @@ import numpy as np
 from cctbx.eltbx import covalent_radii
 
 from ..data import Structure
-from .arrays import as_numpy, metric
+from ..freedom import to_cartesian
+from .arrays import as_numpy
 
 SAME = 0.01  # A, nearer images are the atom itself, on a special position
 BOND_MARGIN = 0.4  # A beyond the sum of the radii, as the Cambridge Structural Database takes it
@@ -17,7 +18,7 @@ IONIC = frozenset(("Li", "Na", "K", "Rb", "Cs", "Ca", "Sr", "Ba"))  # no bonds a
 
 def axes(structure: Structure) -> np.ndarray:
     """Return the cell axes (3, 3) as columns, in Cartesian coordinates."""
-    return np.linalg.cholesky(metric(structure.cell)).T
+    return as_numpy(to_cartesian(structure.cell))
 
 
 def elements(structure: Structure) -> list[str]:

@@ -14,8 +14,9 @@ import torch
 
 from .. import __version__
 from ..data import Problem, Result, Structure, replacing
+from ..freedom import star_lengths, u_equivalent
 from . import checks
-from .arrays import as_numpy, metric
+from .arrays import as_numpy
 
 PROGRAM = "dials.hybrid_refine"
 
@@ -126,20 +127,13 @@ def _sites(result: Result) -> list[dict]:
 
 
 def equivalent_u(structure: Structure) -> np.ndarray:
-    """Return U_iso, or U_eq = 1/3 sum u*_ij a_i.a_j of anisotropic atoms, (A,) A^2."""
-    g = metric(structure.cell)
-    u_star = as_numpy(structure.u_star)
-    # the off-diagonal terms stand twice in the sum over i and j
-    paired = [g[0, 0], g[1, 1], g[2, 2], 2 * g[0, 1], 2 * g[0, 2], 2 * g[1, 2]]
-    anisotropic = structure.anisotropic.cpu().numpy()
-    return np.where(anisotropic, u_star @ paired / 3, as_numpy(structure.u_iso))
+    """Return U_iso, or U_eq of anisotropic atoms, (A,) A^2."""
+    return as_numpy(u_equivalent(structure))
 
 
 def anisotropic_u(structure: Structure) -> np.ndarray:
     """Return U11 U22 U33 U12 U13 U23 (A, 6) in A^2 as the CIF defines them, u*_ij / (a*_i a*_j)."""
-    star = np.sqrt(np.linalg.inv(metric(structure.cell)).diagonal())
-    first, second = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]
-    return as_numpy(structure.u_star) / (star[first] * star[second])
+    return as_numpy(structure.u_star) / as_numpy(star_lengths(structure.cell))
 
 
 def write_json(path, contract: dict) -> None:
