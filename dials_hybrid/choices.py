@@ -18,7 +18,10 @@ logger = logging.getLogger("dials.hybrid.choices")
 
 SEARCH_DEPTH = 2000.0  # A, thickness to which the search before the refinement goes
 SEARCH_BLOCKS = 40
-LONGEST = 2.0  # depth grid over the mean thickness, unless the user says
+LONGEST = 2.0  # depth grid over the thickness at the start, unless the user says
+# A distribution starts broader and somewhat thicker than what agrees best as it is: from there the
+# refinement finds parts of the crystal that are much thicker than the mean, from below it does not
+THICKER = 1.2
 
 
 @remembering_warnings
@@ -125,6 +128,7 @@ def _resampled(job: Job, step: float) -> Problem:
 
 
 def _with_depth(options: Options, found: float) -> Options:
+    found = found if options.model.thickness == "single" else THICKER * found
     start = options.thickness_start or found
     step = options.model.depth.step
     longest = options.depth_max or max(LONGEST * start, 20 * step)

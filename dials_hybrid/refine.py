@@ -30,6 +30,8 @@ from .plan import Stage, expected_operations, make_plan, operations
 
 logger = logging.getLogger("dials.hybrid.refine")
 
+UNHELD = 0.5  # proximity that hardly holds a step
+LOOSENED = 3  # times that a step may be let go before the end
 NOTHING = 1e-4  # part of the cost that is not worth another trial
 
 
@@ -107,6 +109,7 @@ class Refinement:
         self.curvature: uncertainty.Curvature | None = None  # known once `run` has ended
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
+        self.loosened = 0  # times that an end was not one
 
     @property
     def stage(self) -> Stage:
@@ -212,6 +215,9 @@ class Refinement:
                     cheap = self.linearise()
                 cheap, shift, promise = self._iterate(cheap)
                 if not self._settled(shift, promise):
+                    continue
+                if self._held_back(cheap):
+                    cheap = self.linearise()
                     continue
                 if self.stage is self.plan[-1]:
                     reason, converged = "the last shifts are small against the errors", True
@@ -357,6 +363,27 @@ class Refinement:
         if self.state.iteration - self.state.stage_began <= self.stage.updates:
             return False
         return promise < loose * settings.cost_tolerance and shift < loose * settings.site_tolerance
+
+    def _held_back(self, cheap: CheapModel) -> bool:
+        """Return whether a step that nothing holds near promises more than a settled end may.
+
+        Steps are held near the point of linearisation after one that went too far, and can be
+        small for that reason alone. The hold is then loosened, a few times at most; never where
+        derivatives are approximate, since they promise what does not come.
+        """
+        if self.stage.slopes is not None or self.loosened >= LOOSENED:
+            return False
+        if self.state.proximity <= UNHELD:
+            return False
+        sigma_w = self.sigma_w(self.intensities(cheap))
+        free = LeastSquares(cheap, sigma_w, UNHELD)
+        before = free.cost(cheap.start())
+        promise = before - free.cost(solve(free, cheap.start(), 10))
+        if promise < self.stage.loose * self.settings.cost_tolerance * before:
+            return False
+        self.loosened += 1
+        self.state.proximity = UNHELD
+        return True
 
     def _record(self, stage: str, problem: LeastSquares, shift: float) -> None:
         o = self.problem.observations
