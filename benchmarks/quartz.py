@@ -1,9 +1,13 @@
-"""Real quartz, DIALS-integrated: the command with its defaults, from several starts."""
+"""Real quartz, DIALS-integrated: the command with its defaults, from several starts.
+
+python -m benchmarks.quartz [SEED...]: seeds of the displaced starts, by default 1 2 3.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -61,7 +65,7 @@ def main() -> None:
         folder = Path(name)
         mirror = mirror_image(folder / "mirror.cif")
         runs = {"X-ray": [common.MODEL], "mirror image": [mirror]}
-        for seed in (1, 2, 3):
+        for seed in map(int, sys.argv[1:] or (1, 2, 3)):
             path = folder / f"displaced_{seed}.cif"
             runs[f"displaced 0.05 A, {seed}"] = [common.displaced(common.MODEL, path, 0.05, seed)]
         runs["X-ray, valence.model=none"] = [common.MODEL, "valence.model=none"]
