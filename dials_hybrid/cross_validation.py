@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import losses
-from .data import Observations, Scan, Structure
+from .data import Observations, Structure
 from .linear import LeastSquares
 
 _NO_FREEDOM = 1e-8  # 1 - leverage that rounding alone leaves
@@ -31,12 +31,6 @@ def unique_groups(structure: Structure, hkl: Tensor) -> Tensor:
     base = 2 * reach + 1
     rank = ((every[..., 0] + reach) * base + every[..., 1] + reach) * base + every[..., 2] + reach
     return torch.unique(rank.amax(1), return_inverse=True)[1]
-
-
-def block_of(observations: Observations, scan: Scan) -> Tensor:
-    """Return the block (R,) in which each observation has its centroid."""
-    distance = (observations.angle[:, None] - scan.block_angle).abs()
-    return (distance + 1e3 * (observations.sweep[:, None] != scan.sweep)).argmin(1)
 
 
 def choose_free(groups: Tensor, fraction: float, seed: int) -> Tensor:

@@ -246,6 +246,18 @@ class Observations(Record):
         return self.intensity > 3 * self.sigma
 
 
+def block_of(observations: Observations, scan: Scan) -> Tensor:
+    """Return (R,) the block of the same sweep whose middle angle is the nearest; -1 for none."""
+    middle, out = scan.block_angle, torch.full_like(observations.sweep, -1)
+    for sweep in torch.unique(scan.sweep):
+        members = torch.nonzero(scan.sweep == sweep).flatten()
+        members = members[torch.argsort(middle[members], stable=True)]
+        halfway = (middle[members][1:] + middle[members][:-1]) / 2
+        mine = observations.sweep == sweep
+        out[mine] = members[torch.searchsorted(halfway, observations.angle[mine])]
+    return out
+
+
 @dataclass(frozen=True)
 class Restraints(Record):
     """N restraints on a structure and their M members, atoms moved by symmetry operators.

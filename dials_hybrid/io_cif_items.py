@@ -16,10 +16,9 @@ from cctbx.array_family import flex
 from cctbx.eltbx import tiny_pse
 
 from . import __version__, electron
-from .data import Problem, Result
+from .data import Problem, Result, block_of
 from .io_constraints import hydrogen_treatment
 from .io_maps import ELECTRON_PER_ANGSTROM
-from .report.arrays import nearest_block
 
 DICTIONARIES = (("cif_core.dic", "2.4.5"), ("cif_ed.dic", "1.0.0"))
 _DALTON_PER_CUBIC_ANGSTROM = 1.66053907  # g cm^-3
@@ -211,7 +210,7 @@ def loops(problem: Problem, result: Result) -> list:
     Intensities are on the scale of the data; a scale group is a block of frames.
     """
     o = problem.observations
-    block = nearest_block(problem.scan, o)
+    block = block_of(o, problem.scan).cpu().numpy()
     used = np.unique(block)
     names, versions = zip(*DICTIONARIES, strict=True)
     numbers = {"meas": o.intensity, "calc": result.calculated, "sigma": o.sigma}

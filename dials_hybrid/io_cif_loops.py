@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import iotbx.cif.model
 from cctbx import geometry, sgtbx
-from libtbx.utils import format_float_with_standard_uncertainty
 
 from .data import Restraints
+from .io_cctbx import with_uncertainty
 
 
 def add_geometry(block, contract: dict) -> None:
@@ -18,7 +18,7 @@ def add_geometry(block, contract: dict) -> None:
         columns = {
             **_labels(f"_geom_{name}", [entry["atoms"] for entry in entries], places),
             "_geom_bond_distance" if name == "bond" else "_geom_angle": [
-                _number(entry[value], entry["su"], digits) for entry in entries
+                with_uncertainty(entry[value], entry["su"], digits) for entry in entries
             ],
             **{
                 f"_geom_{name}_site_symmetry_{k}": [entry["symmetry"][k - 1] for entry in entries]
@@ -31,12 +31,6 @@ def add_geometry(block, contract: dict) -> None:
 
 def _labels(stem: str, atoms: list[list[str]], places: int) -> dict:
     return {f"{stem}_atom_site_label_{k + 1}": [a[k] for a in atoms] for k in range(places)}
-
-
-def _number(value: float, su: float | None, digits: int) -> str:
-    if su is None:
-        return f"{value:.{digits}f}"
-    return format_float_with_standard_uncertainty(value, su)
 
 
 def add_restraints(block, refined, restraints: Restraints | None, counted: dict) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import iotbx.mtz
 import numpy as np
 from cctbx import adptbx, miller
 from cctbx.array_family import flex
-from libtbx.utils import format_float_with_standard_uncertainty
 
 from . import __version__, io_cif_items
 from .data import Problem, Result
-from .io_cctbx import update_xray_structure
+from .io_cctbx import update_xray_structure, with_uncertainty
 from .io_cif_loops import add_geometry, add_restraints
 from .io_constraints import atom_flags
 from .io_maps import amplitude_su, map_coefficients
@@ -116,13 +114,6 @@ def _set_atom_types(block, refined) -> None:
         del block["_atom_type"]
     columns = {"_atom_type_symbol": types, "_atom_type_scat_source": [_FORM_FACTORS] * len(types)}
     block.add_loop(iotbx.cif.model.loop(data=columns))
-
-
-def with_uncertainty(value: float, su: float) -> str:
-    """Return a number with its s.u. in parentheses, or six digits where the s.u. is not known."""
-    known = math.isfinite(su) and su > 0
-    text = format_float_with_standard_uncertainty(value, su) if known else f"{value:.6f}"
-    return re.sub(r"^-(0\.?0*(\(|$))", r"\1", text)  # no negative zero
 
 
 # --- miller arrays and MTZ ------------------------------------------------------------------

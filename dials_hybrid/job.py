@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from . import io_constraints, io_dials, io_pets, io_shelx
 from .checkpoint import RefineSettings, State
-from .cross_validation import block_of, choose_free, unique_groups
-from .data import InputError, Problem, Result, Structure
+from .cross_validation import choose_free, unique_groups
+from .data import InputError, Problem, Result, Structure, block_of
 from .freedom import Constraints
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection, format_table

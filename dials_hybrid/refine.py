@@ -18,13 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import correlations, cross_validation, fourier, losses, restraints, uncertainty
+from . import fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .crystal import metric
 from .data import InputError, Problem, Result
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
+from .outcome import End, number, result_of
 from .parallel import ALONE, Alone, Team, in_threads
 from .plan import Stage, expected_operations, make_plan, operations
 
@@ -394,7 +395,7 @@ class Refinement:
             "loss": problem.cost(problem.cheap.start()),
             "r1_obs": losses.r1(o.intensity, calculated, o.observed & ~o.free),
             "r1_all": losses.r1(o.intensity, calculated, ~o.free),
-            "r1_free": _number(losses.r1(o.intensity, calculated, o.observed & o.free)),
+            "r1_free": number(losses.r1(o.intensity, calculated, o.observed & o.free)),
             "site_shift": shift,
             "proximity": self.state.proximity,
             "error_model": dataclasses.asdict(self.state.error_model),
@@ -422,53 +423,17 @@ class Refinement:
         self.checkpoint(result).save(path)
 
     def _result(self, cheap: CheapModel, converged: bool, reason: str) -> Result:
-        model, o = self.model, self.problem.observations
-        calculated = self.intensities(cheap).detach()
-        sigma_w = self.sigma_w(calculated)
-        final = LeastSquares(cheap, sigma_w, 0)
-        errors = uncertainty.standard_uncertainties(final, self.state.error_model)
-        groups = cross_validation.unique_groups(self.problem.structure, o.hkl)
-        unseen = cross_validation.left_out(final, groups)
-        merged = cross_validation.merged_r1(o, calculated, sigma_w, self._kinematic_power(), groups)
-        self.curvature = errors.curvature
-        start = calculated.new_tensor(self.state.start["calculated"])
-        kinematic = calculated.new_tensor(self.state.start["kinematic"])
-        with torch.no_grad():
-            depth, thickness = model.thickness.fine()
-            result = Result(
-                structure=model.crystal.refined(),
-                start_structure=self.problem.structure,
-                calculated=calculated,
-                start_calculated=start,
-                kinematic=kinematic,
-                scale=model.scale(model.scale_matrix),
-                sigma_weight=sigma_w,
-                depth=depth,
-                thickness=thickness,
-                orientation=model.orientation(),
-                block_scale=model.scale(model.block_matrix),
-                site_su=errors.site,
-                u_su=errors.u,
-                occ_su=errors.occ,
-                site_covariance=errors.site_covariance,
-                u_aniso_su=errors.u_aniso,
-                state=self.state.parameters,
-                history=tuple(self.state.history),
-                summary={
-                    **self._summary(o, (kinematic, start, calculated), sigma_w, errors),
-                    "merged": {"r1_obs": _number(merged)},
-                    "cross_validated": {
-                        "r1_obs": losses.r1(o.intensity, unseen, o.observed & ~o.free),
-                        "r1_all": losses.r1(o.intensity, unseen, ~o.free),
-                    },
-                    **correlations.summary(
-                        cheap, errors.curvature.covariance, errors.curvature.information
-                    ),
-                },
-                converged=converged,
-                stop_reason=reason,
-            )
-        return result.to("cpu")
+        end = End(
+            cheap,
+            self.state,
+            seed=self.settings.seed,
+            plan=self.plan,
+            seconds=time.monotonic() - self.began,
+            converged=converged,
+            stop_reason=reason,
+        )
+        result, self.curvature = result_of(end)
+        return result
 
     def with_fourier(self, result: Result) -> Result:
         """Return the result of `run` with what its residuals say of every structure factor.
@@ -486,81 +451,3 @@ class Refinement:
             return result
         terms = fourier.fourier(self.model.coarser(slopes), gradients)
         return result.replace(fourier=terms.to("cpu"))
-
-    def _summary(self, o, intensities, sigma_w: Tensor, errors) -> dict:
-        kinematic, start, final = intensities
-        work, free = ~o.free, o.free
-        return {
-            "n_all": int(work.sum()),
-            "n_obs": int((work & o.observed).sum()),
-            "n_parameters": round(errors.effective_parameters),
-            "n_parameters_structure": errors.structure_parameters,
-            "device": str(self.model.depth.device),
-            "wall_time_s": time.monotonic() - self.began,
-            "seed": self.settings.seed,
-            "iterations": self.state.iteration,
-            "stages": [dataclasses.asdict(stage) for stage in self.plan],
-            "kinematic": {"r1_obs": losses.r1(o.intensity, kinematic, work & o.observed)},
-            "start": self._agreement(start, sigma_w),
-            "final": {
-                **self._agreement(final, sigma_w),
-                "gof": errors.goodness_of_fit,
-                "r1_obs_frame_mean": self._frame_mean(final),
-            },
-            "free": {
-                "r1_obs": _number(losses.r1(o.intensity, final, free & o.observed)),
-                "n": int(free.sum()),
-            },
-            "error_model": dataclasses.asdict(self.state.error_model),
-            "valence": self._valence(errors),
-            "restraints": self._restraints(),
-        }
-
-    def _restraints(self) -> dict:
-        """How many restraints of each kind there are, and how far the structure is from them."""
-        return restraints.summary(self.problem.restraints, self.model.crystal.refined())
-
-    @torch.no_grad()
-    def _valence(self, errors) -> dict:
-        """Charges (e) of the elements and dipoles (e A, along the cell axes) of the atoms."""
-        found, structure = self.model.crystal.valence(), self.problem.structure
-        settings = dataclasses.asdict(self.model.settings.valence)
-        if found is None:
-            return settings
-        dipole = found.dipole * structure.cell[:3]
-        of_elements = zip(structure.elements, found.charge, errors.charge, strict=True)
-        of_atoms = zip(structure.labels, dipole, errors.dipole, strict=True)
-        return {
-            **settings,
-            "charge": {e: {"value": float(q), "su": float(su)} for e, q, su in of_elements},
-            "dipole": {e: {"value": m.tolist(), "su": su.tolist()} for e, m, su in of_atoms},
-        }
-
-    @torch.no_grad()
-    def _kinematic_power(self) -> Tensor:
-        """|F|^2 of every observation with the refined structure, (R,) A^2."""
-        return self.model.crystal(self.problem.observations.hkl).abs().square()
-
-    def _agreement(self, calculated: Tensor, sigma_w: Tensor) -> dict:
-        o = self.problem.observations
-        work = ~o.free
-        return {
-            "r1_obs": losses.r1(o.intensity, calculated, work & o.observed),
-            "r1_all": losses.r1(o.intensity, calculated, work),
-            "wr2_all": losses.wr2(o.intensity[work], calculated[work], sigma_w[work]),
-        }
-
-    def _frame_mean(self, calculated: Tensor) -> float:
-        """Unweighted mean of R1 over blocks, each reflection in the block of its centroid."""
-        o, scan = self.problem.observations, self.problem.scan
-        block = cross_validation.block_of(o, scan)
-        mask = o.observed & ~o.free
-        values = [
-            losses.r1(o.intensity, calculated, mask & (block == b))
-            for b in torch.unique(block[mask])
-        ]
-        return sum(values) / len(values)
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value

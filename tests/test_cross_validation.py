@@ -6,6 +6,7 @@ import tiny
 import torch
 
 from dials_hybrid import cross_validation, losses
+from dials_hybrid.data import block_of
 from dials_hybrid.linear import CheapModel, LeastSquares, Linearisation, solve
 from dials_hybrid.refine import build_model
 
@@ -55,7 +56,7 @@ def test_few_groups_have_one_that_is_free():
 def test_the_block_of_an_observation_is_the_nearest_of_its_sweep():
     problem = tiny.problem(blocks=4, sweeps=2)
     o, scan = problem.observations, problem.scan
-    block = cross_validation.block_of(o, scan)
+    block = block_of(o, scan)
     assert torch.equal(scan.sweep[block], o.sweep)
     for i in range(len(block)):
         mine = torch.nonzero(scan.sweep == o.sweep[i]).flatten()

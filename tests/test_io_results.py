@@ -330,7 +330,7 @@ def test_cif_with_ions_and_odd_labels(tmp_path, structure, problem, result):
     ],
 )
 def test_standard_notation(value, su, expected):
-    assert io_cif_mtz.with_uncertainty(value, su) == expected
+    assert io_cctbx.with_uncertainty(value, su) == expected
 
 
 # --- miller arrays and MTZ ------------------------------------------------------------------

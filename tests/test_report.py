@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from dials_hybrid import report
-from dials_hybrid.data import Observations, Problem, Result, Scan, Structure
+from dials_hybrid.data import Observations, Problem, Result, Scan, Structure, block_of
 from dials_hybrid.report import arrays, figures, page
 
 NAN = float("nan")
@@ -399,9 +399,9 @@ def test_spacing():
     assert d == pytest.approx([4.9137 * math.sqrt(3) / 2, 5.4047 / 2, 4.9137 / 2])
 
 
-def test_nearest_block_stays_in_the_sweep(problem):
-    expected = problem.observations.link_block.numpy()
-    assert (arrays.nearest_block(problem.scan, problem.observations) == expected).all()
+def test_block_of_an_observation_stays_in_the_sweep(problem):
+    expected = problem.observations.link_block
+    assert torch.equal(block_of(problem.observations, problem.scan), expected)
 
 
 def test_tilt_components(problem, result):

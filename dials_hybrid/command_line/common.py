@@ -37,6 +37,7 @@ def reports_input_errors(run):
 
     @functools.wraps(run)
     def wrapped(*args, **kwargs):
+        """Run, and leave as said above."""
         with make_sys_exit_red():
             try:
                 return run(*args, **kwargs)

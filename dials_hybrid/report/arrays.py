@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..data import Observations, Problem, Result, Scan, Structure
+from ..data import Problem, Result, Scan, Structure, block_of
 from ..freedom import metric
 
 
@@ -58,7 +58,7 @@ def arrays(problem: Problem, result: Result) -> Arrays:
         d=spacing(result.structure.cell, hkl),
         angle=np.degrees(as_numpy(observations.angle)),
         sweep=np.searchsorted(np.unique(block_sweep), observations.sweep.cpu().numpy()) + 1,
-        block=nearest_block(scan, observations),
+        block=block_of(observations, scan).cpu().numpy(),
         observed=observations.observed.cpu().numpy(),
         free=observations.free.cpu().numpy(),
         i_obs=as_numpy(observations.intensity),
@@ -85,20 +85,6 @@ def spacing(cell: torch.Tensor, hkl: np.ndarray) -> np.ndarray:
     """Return d in A of reflections hkl (R, 3)."""
     g_star = np.linalg.inv(as_numpy(metric(cell)))
     return 1 / np.sqrt(np.einsum("ri,ij,rj->r", hkl, g_star, hkl))
-
-
-def nearest_block(scan: Scan, observations: Observations) -> np.ndarray:
-    """Return (R,) the block of the same sweep whose middle angle is the nearest."""
-    angle, middle = as_numpy(observations.angle), as_numpy(scan.block_angle)
-    sweep, block_sweep = observations.sweep.cpu().numpy(), scan.sweep.cpu().numpy()
-    block = np.full(len(angle), -1)
-    for value in np.unique(block_sweep):
-        members = np.flatnonzero(block_sweep == value)
-        members = members[np.argsort(middle[members], kind="stable")]
-        halfway = (middle[members][1:] + middle[members][:-1]) / 2
-        mine = sweep == value
-        block[mine] = members[np.searchsorted(halfway, angle[mine])]
-    return block
 
 
 def _tilt_components(scan: Scan, orientation: torch.Tensor) -> np.ndarray:

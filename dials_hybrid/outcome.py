@@ -1,0 +1,170 @@
+"""What a refinement has found: the Result, with agreement factors, s.u. and cross-validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import correlations, cross_validation, losses, restraints, uncertainty
+from .checkpoint import State
+from .data import Observations, Result, block_of
+from .linear import CheapModel, LeastSquares
+from .plan import Stage
+
+
+@dataclass(frozen=True)
+class End:
+    """Where a refinement ended: the model linearised there, and how it came to that."""
+
+    cheap: CheapModel
+    state: State
+    seed: int
+    plan: tuple[Stage, ...]
+    seconds: float
+    converged: bool
+    stop_reason: str
+
+    @property
+    def observations(self) -> Observations:
+        """Those of the problem."""
+        return self.cheap.model.problem.observations
+
+
+def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
+    """Return the result, on the processor, and the curvature of the cost at the end."""
+    model, o, state = end.cheap.model, end.observations, end.state
+    calculated = end.cheap.intensities().detach()
+    sigma_w = state.error_model.robust_sigma(o.intensity, calculated, o.sigma)
+    final = LeastSquares(end.cheap, sigma_w, 0)
+    errors = uncertainty.standard_uncertainties(final, state.error_model)
+    start = calculated.new_tensor(state.start["calculated"])
+    kinematic = calculated.new_tensor(state.start["kinematic"])
+    with torch.no_grad():
+        depth, thickness = model.thickness.fine()
+        result = Result(
+            structure=model.crystal.refined(),
+            start_structure=model.problem.structure,
+            calculated=calculated,
+            start_calculated=start,
+            kinematic=kinematic,
+            scale=model.scale(model.scale_matrix),
+            sigma_weight=sigma_w,
+            depth=depth,
+            thickness=thickness,
+            orientation=model.orientation(),
+            block_scale=model.scale(model.block_matrix),
+            site_su=errors.site,
+            u_su=errors.u,
+            occ_su=errors.occ,
+            site_covariance=errors.site_covariance,
+            u_aniso_su=errors.u_aniso,
+            state=state.parameters,
+            history=tuple(state.history),
+            summary={
+                **_of_the_run(end, errors),
+                **_agreements(o, (kinematic, start, calculated), sigma_w),
+                **_unseen(final, calculated, sigma_w),
+                **correlations.summary(
+                    end.cheap, errors.curvature.covariance, errors.curvature.information
+                ),
+                "valence": _valence(model, errors),
+                "restraints": restraints.summary(model.problem.restraints, model.crystal.refined()),
+            },
+            converged=end.converged,
+            stop_reason=end.stop_reason,
+        )
+        result.summary["final"] |= {
+            "gof": errors.goodness_of_fit,
+            "r1_obs_frame_mean": _frame_mean(o, model.problem.scan, calculated),
+        }
+    return result.to("cpu"), errors.curvature
+
+
+def _of_the_run(end: End, errors: uncertainty.Uncertainties) -> dict:
+    return {
+        "n_parameters": round(errors.effective_parameters),
+        "n_parameters_structure": errors.structure_parameters,
+        "device": str(end.cheap.model.depth.device),
+        "wall_time_s": end.seconds,
+        "seed": end.seed,
+        "iterations": end.state.iteration,
+        "stages": [dataclasses.asdict(stage) for stage in end.plan],
+        "error_model": dataclasses.asdict(end.state.error_model),
+    }
+
+
+def _agreements(o: Observations, intensities, sigma_w: Tensor) -> dict:
+    """Agreement of (kinematic, start, final) intensities."""
+    kinematic, start, final = intensities
+    work, free = ~o.free, o.free
+    return {
+        "n_all": int(work.sum()),
+        "n_obs": int((work & o.observed).sum()),
+        "kinematic": {"r1_obs": losses.r1(o.intensity, kinematic, work & o.observed)},
+        "start": _agreement(o, start, sigma_w),
+        "final": _agreement(o, final, sigma_w),
+        "free": {
+            "r1_obs": number(losses.r1(o.intensity, final, free & o.observed)),
+            "n": int(free.sum()),
+        },
+    }
+
+
+def _agreement(o: Observations, calculated: Tensor, sigma_w: Tensor) -> dict:
+    work = ~o.free
+    return {
+        "r1_obs": losses.r1(o.intensity, calculated, work & o.observed),
+        "r1_all": losses.r1(o.intensity, calculated, work),
+        "wr2_all": losses.wr2(o.intensity[work], calculated[work], sigma_w[work]),
+    }
+
+
+def _unseen(final: LeastSquares, calculated: Tensor, sigma_w: Tensor) -> dict:
+    """R1 of merged amplitudes, and of reflections left out with their equivalents."""
+    model = final.cheap.model
+    o, structure = model.problem.observations, model.problem.structure
+    groups = cross_validation.unique_groups(structure, o.hkl)
+    unseen = cross_validation.left_out(final, groups)
+    power = model.crystal(o.hkl).abs().square()
+    merged = cross_validation.merged_r1(o, calculated, sigma_w, power, groups)
+    return {
+        "merged": {"r1_obs": number(merged)},
+        "cross_validated": {
+            "r1_obs": losses.r1(o.intensity, unseen, o.observed & ~o.free),
+            "r1_all": losses.r1(o.intensity, unseen, ~o.free),
+        },
+    }
+
+
+def _frame_mean(o: Observations, scan, calculated: Tensor) -> float:
+    """Unweighted mean of R1 over blocks, each reflection in the block of its centroid."""
+    block, mask = block_of(o, scan), o.observed & ~o.free
+    values = [
+        losses.r1(o.intensity, calculated, mask & (block == b)) for b in torch.unique(block[mask])
+    ]
+    return sum(values) / len(values)
+
+
+def _valence(model, errors: uncertainty.Uncertainties) -> dict:
+    """Charges (e) of the elements and dipoles (e A, along the cell axes) of the atoms."""
+    found, structure = model.crystal.valence(), model.problem.structure
+    settings = dataclasses.asdict(model.settings.valence)
+    if found is None:
+        return settings
+    dipole = found.dipole * structure.cell[:3]
+    of_elements = zip(structure.elements, found.charge, errors.charge, strict=True)
+    of_atoms = zip(structure.labels, dipole, errors.dipole, strict=True)
+    return {
+        **settings,
+        "charge": {e: {"value": float(q), "su": float(su)} for e, q, su in of_elements},
+        "dipole": {e: {"value": m.tolist(), "su": su.tolist()} for e, m, su in of_atoms},
+    }
+
+
+def number(value: float) -> float | None:
+    """Return the value, None for NaN."""
+    return None if math.isnan(value) else value
