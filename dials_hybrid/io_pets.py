@@ -2,8 +2,10 @@
 
 The laboratory frame is that of PETS: the beam along -z, the rocking axis across it, turned from x
 by the rotation axis position. R = Rz(omega) Rx(alpha) Ry(beta) takes UB hkl, and the zone axis of
-the frame to +z. Frames may overlap; each row was integrated over the whole of its own frame.
-L. Palatinus et al. 2019, doi:10.1107/S2052520619007534.
+the frame to +z. Frames may overlap. L. Palatinus et al. 2019, doi:10.1107/S2052520619007534.
+
+A row was integrated over the whole of its own frame; or, in most files, over the whole rocking
+curve of the reflection, and the same number stands in every frame that the reflection passes.
 """
 
 from __future__ import annotations
@@ -21,38 +23,30 @@ from cctbx import uctbx
 from .data import InputError, Observations, Scan
 from .io_cctbx import CELL_ERROR, format_cell, in_measured_cell
 from .io_dials import MAX_WAVELENGTH, check_agreement, origin
-from .io_geometry import Sampling, rotation_matrices
+from .io_geometry import Sampling
+from .io_pets_frames import (
+    Frames,
+    Window,
+    X,
+    Y,
+    Z,
+    blocks_of,
+    excitation,
+    has_whole_curves,
+    most_central,
+    rotations,
+    vectors,
+)
 from .io_reflections import USABLE, Selection, apply_filters, limits
 
 logger = logging.getLogger("dials.hybrid.io_pets")
 
 SUFFIX = ".cif_pets"
 AXIS_TOLERANCE = 5.0  # degree, between the rotation axis position and the frames' omega
-MOSAIC_REACH = 3.0  # standard deviations of the mosaic spread that a frame looks beyond its ends
 
 _ADVICE = "export it again from PETS2 for dynamical refinement"
-_X, _Y, _Z = np.eye(3)  # of the laboratory
 _ZONE = ("id", "precession_angle", "alpha", "beta", "omega")
 _REFLN = ("index_h", "index_k", "index_l", "intensity_meas", "intensity_sigma", "zone_axis_id")
-
-
-@dataclass(frozen=True)
-class Frames:
-    """The F virtual frames of one file and its R rows, as written there."""
-
-    file: str
-    cell: tuple[float, ...]  # A, degree
-    wavelength: float  # A
-    axis: np.ndarray  # (3,) unit vector, rocking axis
-    mosaicity: float  # degree, standard deviation about the rocking axis
-    setting: np.ndarray  # (F, 3, 3) A^-1, takes hkl to the laboratory at a frame's middle
-    alpha: np.ndarray  # (F,) degree
-    half_width: np.ndarray  # (F,) degree
-    frame: np.ndarray  # (R,) index of each row's frame
-    hkl: np.ndarray  # (R, 3) int
-    intensity: np.ndarray  # (R,)
-    sigma: np.ndarray  # (R,)
-    details: str  # of the measurement, as the file words them
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ class Loaded:
 
     def observed(self, rows, sampling: Sampling, selection: Selection):
         """Return the scan and the observations of the chosen rows."""
-        return scan_and_observations(self, rows, sampling)
+        return scan_and_observations(self, rows, sampling, selection.rocking_curve)
 
     def provenance(self, structure_path) -> dict:
         """Return the files with their SHA-256 and the versions of the programs, for JSON."""
@@ -138,7 +132,7 @@ def _read(name: str) -> Frames:
     )
     details = str(block.get("_diffrn_measurement_details", ""))
     _require_rotation(name, details, half)
-    turn = rotations(_Z, omega) @ rotations(_X, alpha) @ rotations(_Y, beta)
+    turn = rotations(Z, omega) @ rotations(X, alpha) @ rotations(Y, beta)
     hkl = np.stack([_numbers(name, key, rows[key]) for key in _REFLN[:3]], axis=1)
     if not np.array_equal(hkl, np.rint(hkl)):
         raise InputError(
@@ -148,7 +142,7 @@ def _read(name: str) -> Frames:
         file=name,
         cell=cell,
         wavelength=wavelength,
-        axis=rotations(_Z, _axis_position(name, details, omega))[0] @ _X,
+        axis=rotations(Z, _axis_position(name, details, omega))[0] @ X,
         mosaicity=max(_stated(name, details, "mosaicity") or 0.0, 0.0),
         setting=turn @ ub,
         alpha=alpha,
@@ -289,30 +283,7 @@ def _frames_of_rows(name: str, ids, row_ids) -> np.ndarray:
     return np.array([place[identifier] for identifier in row_ids], dtype=np.int64)
 
 
-def rotations(axis: np.ndarray, degrees) -> np.ndarray:
-    """Return right-handed rotations (n, 3, 3) about a unit vector by angles (n,) in degree."""
-    return rotation_matrices(np.radians(np.atleast_1d(degrees))[:, None] * axis)
-
-
 # --- selection ------------------------------------------------------------------------------
-
-
-def _vectors(part: Frames) -> np.ndarray:
-    """(R, 3) A^-1: g of every row in the laboratory, at the middle of its frame."""
-    return np.einsum("rij,rj->ri", part.setting[part.frame], part.hkl)
-
-
-def excitation(part: Frames) -> tuple[np.ndarray, np.ndarray]:
-    """Return S at the middle of the frame and dS, both (R,) in A^-1, of every row.
-
-    S = (k^2 - |k + g|^2) / 2k with the beam along -z; dS = |dS/dphi| times the half width is how
-    far S goes from the middle to the end of the frame (L. Palatinus et al. 2015,
-    doi:10.1107/S2053273315001266).
-    """
-    g = _vectors(part)
-    s = g[:, 2] - part.wavelength * (g * g).sum(1) / 2
-    rate = np.abs(np.cross(part.axis, g)[:, 2])
-    return s, rate * np.radians(part.half_width[part.frame])
 
 
 def select_rows(loaded: Loaded, selection: Selection):
@@ -330,6 +301,19 @@ def select_rows(loaded: Loaded, selection: Selection):
         name = f"D_Sg > {selection.dsg_min:g} 1/A"
         filters.append((name, reach - np.abs(s) > selection.dsg_min))
     filters += limits(selection, _spacings(loaded), intensity, sigma)
+    whole = [has_whole_curves(part, selection.rocking_curve) for part in loaded.parts]
+    for part in (part for part, is_whole in zip(loaded.parts, whole, strict=True) if is_whole):
+        logger.info(
+            "%s: intensities are those of whole rocking curves; each counts once, in the frame "
+            "that has it nearest to its middle",
+            part.file,
+        )
+    if any(whole):
+        central = [
+            most_central(part) if is_whole else np.ones(len(part.hkl), dtype=bool)
+            for part, is_whole in zip(loaded.parts, whole, strict=True)
+        ]
+        filters.append(("nearest to the middle of a frame", np.concatenate(central)))
     rows, table = apply_filters(len(intensity), filters)
     kept = np.bincount(_file_of_rows(loaded)[rows], minlength=len(loaded.parts))
     if not kept.all():
@@ -340,7 +324,7 @@ def select_rows(loaded: Loaded, selection: Selection):
 
 def _spacings(loaded: Loaded) -> np.ndarray:
     """(R,) A: the distance of the lattice planes of every row."""
-    g = np.concatenate([_vectors(part) for part in loaded.parts])
+    g = np.concatenate([vectors(part) for part in loaded.parts])
     return 1 / np.maximum(np.linalg.norm(g, axis=1), 1e-9)
 
 
@@ -351,20 +335,25 @@ def _file_of_rows(loaded: Loaded) -> np.ndarray:
 # --- scan and observations ------------------------------------------------------------------
 
 
-def scan_and_observations(loaded: Loaded, rows: np.ndarray, sampling: Sampling):
+def scan_and_observations(
+    loaded: Loaded, rows: np.ndarray, sampling: Sampling, rocking_curve: str = "auto"
+):
     """Return the `Scan` and the `Observations` of the chosen rows.
 
     Every frame that has some is one block, sampled evenly at about the step of `sampling`, all
-    with the same number of samples; each row is linked to its whole frame.
+    with the same number of samples; each row is linked to its whole frame, and to some more
+    beyond its ends where its intensity is that of the whole rocking curve.
     """
-    reach = [p.half_width + MOSAIC_REACH * p.mosaicity for p in loaded.parts]
+    windows = [Window.of(p, rocking_curve) for p in loaded.parts]
+    reach = [window.reach for window in windows]
     samples = max(1, round(2 * max(r.max() for r in reach) / sampling.step))
     first = np.cumsum([0, *(len(p.alpha) for p in loaded.parts)])
     sweep = _file_of_rows(loaded)
     frame = (first[sweep] + np.concatenate([p.frame for p in loaded.parts]))[rows]
     used, block = np.unique(frame, return_inverse=True)
     blocks = [
-        _blocks(p, i, r, samples) for i, (p, r) in enumerate(zip(loaded.parts, reach, strict=True))
+        blocks_of(p, i, window, samples)
+        for i, (p, window) in enumerate(zip(loaded.parts, windows, strict=True))
     ]
     scan = Scan(**{k: torch.cat([b[k] for b in blocks])[used] for k in blocks[0]})
     alpha = np.radians(np.concatenate([p.alpha for p in loaded.parts]))
@@ -384,36 +373,3 @@ def scan_and_observations(loaded: Loaded, rows: np.ndarray, sampling: Sampling):
         link_last=torch.full((len(rows),), samples - 1),
     )
     return scan, observations
-
-
-def _blocks(part: Frames, index: int, reach: np.ndarray, samples: int) -> dict:
-    """Return the fields of `Scan` of one file's frames; `reach` (F,) degree from the middle."""
-    frames = len(part.alpha)
-    even = (np.arange(samples) + 0.5) / samples * 2 - 1
-    offset = reach[:, None] * even
-    rock = rotations(part.axis, offset.ravel()).reshape(frames, samples, 3, 3)
-    step = np.radians(2 * reach / samples)
-    weight = step[:, None] * _window(offset, part.half_width[:, None], part.mosaicity)
-    s0 = np.tile([0.0, 0.0, -1 / part.wavelength], (frames, 1))
-    return {
-        "setting": torch.from_numpy(rock @ part.setting[:, None]),
-        "angle": torch.from_numpy(np.radians(part.alpha[:, None] + offset)),
-        "sample_width": torch.from_numpy(weight),
-        "s0": torch.from_numpy(s0),
-        "normal": torch.from_numpy(s0 * part.wavelength),
-        "sweep": torch.full((frames,), index),
-        "axis": torch.from_numpy(np.tile(part.axis, (frames, 1))),
-    }
-
-
-def _window(offset: np.ndarray, half_width: np.ndarray, mosaicity: float) -> np.ndarray:
-    """Return the share of the crystal that is seen at an offset from the frame's middle.
-
-    One within the frame and zero beyond; the mosaic blocks, whose orientations about the rocking
-    axis are spread as a Gaussian, scatter each by itself, which blurs the ends. Angles in degree.
-    """
-    if mosaicity == 0:
-        return np.ones_like(offset)
-    scaled = [torch.from_numpy((offset + h) / mosaicity) for h in (half_width, -half_width)]
-    upper, lower = (torch.special.ndtr(x).numpy() for x in scaled)
-    return upper - lower

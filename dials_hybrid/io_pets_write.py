@@ -19,7 +19,8 @@ from cctbx import uctbx
 
 from .data import InputError, Problem, Result
 from .io_geometry import rotation_axis, rotation_matrices
-from .io_pets import Frames, Loaded, rotations
+from .io_pets import Loaded
+from .io_pets_frames import Frames, rotations
 from .io_results import writing
 
 logger = logging.getLogger("dials.hybrid.io_pets_write")

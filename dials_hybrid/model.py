@@ -401,6 +401,9 @@ class HybridModel(nn.Module):
         """(P, M + 1): derivative of the potential table by each free structure parameter."""
         per_g = 200 * len(self.crystal.structure.sym_rot) * len(self.crystal.structure.labels)
         count = sum(p.numel() for p in self.crystal.parameters())
+        if count == 0:  # all is fixed, and torch has no derivatives by nothing
+            width = len(self.couplings.hkl) + 1
+            return self.couplings.hkl.new_zeros(0, width, dtype=torch.complex128)
         chunks = self.couplings.hkl.split(
             max(32, int(self.settings.memory / (per_g * (count + 1))))
         )

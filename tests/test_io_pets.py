@@ -16,7 +16,7 @@ import pets
 import synthetic
 import tiny
 
-from dials_hybrid import beams, io_pets, job, validation
+from dials_hybrid import beams, io_pets, io_pets_frames, job, validation
 from dials_hybrid.data import InputError
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_geometry import Sampling
@@ -24,7 +24,7 @@ from dials_hybrid.io_reflections import Selection, format_table
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import DepthGrid
 
-ALL = Selection(rsg_max=None, dsg_min=None)
+ALL = Selection(rsg_max=None, dsg_min=None, rocking_curve="frame")
 REAL = {
     "albite": "albite_jana/pets2_albite.cif_pets",
     "CsPbBr3": "cspbbr3_pets/CsPbBr_P67-crot-050_dyn.cif_pets",
@@ -234,7 +234,7 @@ def kept(loaded, **limits):
 
 
 def test_excitation_errors_by_hand(tmp_path):
-    s, reach = io_pets.excitation(boxed(tmp_path).parts[0])
+    s, reach = io_pets_frames.excitation(boxed(tmp_path).parts[0])
     assert s.tolist() == pytest.approx([by_hand[0] for by_hand in ROWS.values()], abs=1e-5)
     assert reach.tolist() == pytest.approx([by_hand[1] for by_hand in ROWS.values()], abs=1e-5)
 
@@ -242,7 +242,7 @@ def test_excitation_errors_by_hand(tmp_path):
 def test_tilting_brings_one_side_nearer_to_the_sphere(tmp_path):
     """S = g_z - lambda g^2 / 2, the beam along -z: alpha lifts what lies along y."""
     rows = ((0, 4, 0, 100, 5, 1), (0, -4, 0, 100, 5, 1))
-    s, reach = io_pets.excitation(boxed(tmp_path, rows=rows, alpha=(1.0,)).parts[0])
+    s, reach = io_pets_frames.excitation(boxed(tmp_path, rows=rows, alpha=(1.0,)).parts[0])
     assert s.tolist() == pytest.approx([0.01396 - 0.00803, -0.01396 - 0.00803], abs=1e-5)
     assert reach.tolist() == pytest.approx([0.01396] * 2, abs=1e-5)
 
@@ -293,10 +293,71 @@ def test_the_rows_that_jana_refined_are_selected(data_folder):
         if crystal == "5"
     }
     part = (loaded := io_pets.load([path])).parts[0]
-    rows, _ = loaded.select(Selection())
+    rows, _ = loaded.select(Selection(rocking_curve="frame"))
     ours = {(*h, f + 1) for h, f in zip(part.hkl[rows].tolist(), part.frame[rows], strict=True)}
     assert len(theirs) == 2916
     assert len(theirs & ours) > 0.96 * len(theirs)
+
+
+# --- intensities of whole rocking curves ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def passing_file():
+    """Frames half a width apart: all but the last reflections pass two or three of them."""
+    alpha = tuple(0.5 * i for i in range(8))
+    made = pets.PetsFile(alpha=alpha, omega=0.0, position=0.0)
+    made = made.with_rows_in_frames(tiny.quartz(), 1.0)
+    number = {hkl: 10 + i for i, hkl in enumerate(sorted({r[:3] for r in made.rows}))}
+    return made.with_intensities([number[r[:3]] for r in made.rows], [1.0] * len(made.rows))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_tell_what_their_intensities_hold(data_folder, name):
+    part = io_pets.load([real_file(data_folder, name)]).parts[0]
+    assert io_pets_frames.has_whole_curves(part) == (name != "paracetamol")
+
+
+def test_equal_numbers_in_neighbouring_frames_are_one_observation(passing_file, tmp_path):
+    loaded = io_pets.load([passing_file.write(tmp_path / "q.cif_pets")])
+    (part,) = loaded.parts
+    selection = Selection(rsg_max=None, dsg_min=None)
+    rows, table = loaded.select(selection)
+    assert len({tuple(h) for h in part.hkl[rows].tolist()}) == len(rows) < len(part.hkl) / 2
+    assert table[-1][0] == "nearest to the middle of a frame"
+    s, reach = io_pets_frames.excitation(part)
+    off = np.abs(s) / reach
+    for row in rows:
+        same = (part.hkl == part.hkl[row]).all(1)
+        assert off[row] == off[same].min()
+
+
+def test_a_whole_curve_is_seen_beyond_the_ends_of_its_frame(passing_file, tmp_path):
+    path = dataclasses.replace(passing_file, mosaicity=0.2).write(tmp_path / "q.cif_pets")
+    scan, o = read(path, Selection(rsg_max=None, dsg_min=None))
+    width = np.degrees(scan.sample_width.sum(1))
+    assert width.tolist() == pytest.approx([2 * (1 + io_pets_frames.TAILS)] * len(width))
+    assert scan.sample_width.std() == pytest.approx(0, abs=1e-12)  # mosaic blocks blur nothing
+    assert (o.link_first == 0).all() and (o.link_last == scan.angle.shape[1] - 1).all()
+
+
+@pytest.mark.parametrize("change", ["numbers", "sigmas", "few"])
+def test_other_rows_belong_to_their_frame(passing_file, tmp_path, change):
+    rows = passing_file.rows
+    if change == "few":
+        made = dataclasses.replace(passing_file, rows=rows[:12])
+    else:
+        values = [float(r[3]) + (change == "numbers") * i / 50 for i, r in enumerate(rows)]
+        sigmas = [1 + (change == "sigmas") * i / 1000 for i in range(len(rows))]
+        made = passing_file.with_intensities(values, sigmas)
+    part = io_pets.load([made.write(tmp_path / "q.cif_pets")]).parts[0]
+    assert not io_pets_frames.has_whole_curves(part)
+    assert io_pets_frames.has_whole_curves(part, "whole")
+
+
+def test_the_user_knows_better(passing_file, tmp_path):
+    loaded = io_pets.load([passing_file.write(tmp_path / "q.cif_pets")])
+    assert len(loaded.select(ALL)[0]) == len(passing_file.rows)
 
 
 # --- the physics of real frames -------------------------------------------------------------

@@ -15,7 +15,7 @@ import synthetic
 import tiny
 from dxtbx.model import ExperimentList
 
-from dials_hybrid import api, io_dials, io_pets, io_pets_write, job, validation
+from dials_hybrid import api, io_dials, io_pets, io_pets_frames, io_pets_write, job, validation
 from dials_hybrid.data import InputError
 from dials_hybrid.io_geometry import Sampling, rotation_matrices
 from dials_hybrid.io_pets_write import Cutting
@@ -23,7 +23,7 @@ from dials_hybrid.io_reflections import Selection
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import DepthGrid
 
-ALL = Selection(rsg_max=None, dsg_min=None)
+ALL = Selection(rsg_max=None, dsg_min=None, rocking_curve="frame")
 UNIT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 QUICK = ModelSettings(
     g_max=1.0,
@@ -204,9 +204,9 @@ def test_settings_come_back(dials_data, tmp_path):
 def test_tilts_of_any_rotation_come_back():
     rng = np.random.default_rng(0)
     alpha, beta, omega = rng.uniform(-179, 179, (3, 200))
-    turn = io_pets.rotations(np.array([0.0, 0, 1]), omega)
-    turn = turn @ io_pets.rotations(np.array([1.0, 0, 0]), alpha)
-    turn = turn @ io_pets.rotations(np.array([0.0, 1, 0]), beta)
+    turn = io_pets_frames.rotations(np.array([0.0, 0, 1]), omega)
+    turn = turn @ io_pets_frames.rotations(np.array([1.0, 0, 0]), alpha)
+    turn = turn @ io_pets_frames.rotations(np.array([0.0, 1, 0]), beta)
     found = io_pets_write.tilts(turn, alpha)
     for angle, value in zip((alpha, beta, omega), found, strict=True):
         assert np.allclose((value - angle + 180) % 360, 180, rtol=0, atol=1e-5)
@@ -230,7 +230,9 @@ def test_the_laboratory_may_stand_in_any_way(dials_data, vector):
     cutting = Cutting(1.0, 3.0)
     first = io_pets_write.virtual_frames(problem, result, loaded.experiments, cutting)[0]
     second = io_pets_write.virtual_frames(turned, result, [other], cutting)[0]
-    for before, after in zip(io_pets.excitation(first), io_pets.excitation(second), strict=True):
+    for before, after in zip(
+        io_pets_frames.excitation(first), io_pets_frames.excitation(second), strict=True
+    ):
         assert np.allclose(before, after, rtol=0, atol=1e-9)
 
 

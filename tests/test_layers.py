@@ -62,6 +62,7 @@ LEVELS = {
     "io_cif_items": 6,
     "io_shelx_write": 6,
     "io_pets": 6,
+    "io_pets_frames": 6,
     "io_pets_write": 6,
     "report": 6,
     "phil_files": 7,

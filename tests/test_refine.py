@@ -6,13 +6,14 @@ import pytest
 import tiny
 import torch
 
+from dials_hybrid import freedom, validation
 from dials_hybrid import plan as plan_room
 from dials_hybrid import refine as refine_room
-from dials_hybrid import validation
 from dials_hybrid.crystal import metric
 from dials_hybrid.data import Problem, Result, load_records
 from dials_hybrid.model import ModelSettings
 from dials_hybrid.refine import Progress, Refinement, RefineSettings, State, build_model
+from dials_hybrid.valence import ValenceSettings
 
 NOISE = 0.01  # relative error of the intensities
 SETTINGS = tiny.settings(g_max=0.8, thickness="distribution", thickness_start=140.0)
@@ -228,6 +229,19 @@ def test_an_interrupt_gives_the_result_so_far(truth, when):
     same_state(reference, result)
     # the intensities are those of the structure that is returned
     assert torch.allclose(result.calculated, reference.calculated, rtol=1e-6)
+
+
+def test_a_structure_all_fixed_leaves_thickness_and_orientation(truth):
+    problem, _ = truth
+    held = freedom.Constraints(fixed_site=frozenset({0, 1}), fixed_u=frozenset({0, 1}))
+    structure = problem.structure
+    fixed = structure.replace(freedom=freedom.basis(structure, held))
+    settings = dataclasses.replace(SETTINGS, valence=ValenceSettings("none"))
+    fixed = problem.replace(structure=fixed)
+    result = Refinement(fixed, settings, RefineSettings(iterations=2)).run()
+    assert torch.equal(result.structure.site, structure.site)
+    assert result.summary["n_parameters_structure"] == 0
+    assert result.summary["final"]["r1_obs"] < result.summary["start"]["r1_obs"]
 
 
 def test_the_iteration_limit_is_a_stop_reason(truth):

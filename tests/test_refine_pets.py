@@ -38,7 +38,8 @@ def frames(tmp_path_factory):
         [file.write(path)],
         model,
         api.Options(
-            selection=api.Selection(rsg_max=None, dsg_min=None), sampling=api.Sampling(1.0, 0.1)
+            selection=api.Selection(rsg_max=None, dsg_min=None, rocking_curve="frame"),
+            sampling=api.Sampling(1.0, 0.1),
         ),
     )
     settings = ModelSettings(

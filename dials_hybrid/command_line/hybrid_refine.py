@@ -221,6 +221,7 @@ def refine_options(params) -> api.Options:
             d_max=selection.d_max,
             i_over_sigma=selection.i_over_sigma,
             rsg_max=selection.rsg_max,
+            rocking_curve=selection.rocking_curve,
             dsg_min=selection.dsg_min,
         ),
         sampling=Sampling(
