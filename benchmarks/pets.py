@@ -13,7 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
+from dials_hybrid import io_pets
+from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.command_line import hybrid_refine
+from dials_hybrid.io_reflections import Selection
+from dials_hybrid.losses import r1
 
 from . import common
 
@@ -27,6 +33,22 @@ SETS = {
 }
 
 
+def rows_of_frames(frames: Path, end: Checkpoint) -> tuple[int, float]:
+    """Return the number of observed rows and their R1 as other programs count them.
+
+    They take every row of every frame; here rows that repeat one intensity are one observation.
+    """
+    loaded = io_pets.load([frames])
+    (part,), o = loaded.parts, end.problem.observations
+    hkl = o.hkl.tolist()
+    found = {(*hkl[i], float(o.intensity[i])): i for i in range(len(hkl)) if not o.free[i]}
+    rows, _ = loaded.select(Selection(d_min=0.625, rocking_curve="frame"))
+    keys = zip(*part.hkl[rows].T.tolist(), part.intensity[rows].tolist(), strict=True)
+    used = np.array([found[key] for key in keys if key in found])
+    used = used[o.observed.numpy()[used]]
+    return len(used), r1(o.intensity[used], end.result.calculated[used])
+
+
 def refine(name: str, folder: Path) -> dict:
     """Run the command on one set and return the row of the table."""
     source, jana, diffbloch = SETS[name]
@@ -37,12 +59,15 @@ def refine(name: str, folder: Path) -> dict:
         hybrid_refine.run([str(frames), str(model)])
     seconds = time.monotonic() - began
     found = json.loads((folder / "dials.hybrid_refine.json").read_text())
+    count, r1_rows = rows_of_frames(frames, Checkpoint.load(folder / "hybrid_refined.h5"))
     row = {
         "set": name,
         "observed": found["n_obs"],
         "R1 kinematic": found["kinematic"]["r1_obs"],
         "R1 start": found["start"]["r1_obs"],
         "R1": found["final"]["r1_obs"],
+        "rows observed": count,
+        "R1 of rows": r1_rows,
         "R1 frame mean": found["final"]["r1_obs_frame_mean"],
         "R1 merged": found["merged"]["r1_obs"],
         "R1 each left out": found["cross_validated"]["r1_obs"],

@@ -13,7 +13,7 @@ import torch
 from .io_geometry import rotation_matrices
 
 MOSAIC_REACH = 3.0  # standard deviations of the mosaic spread that a frame looks beyond its ends
-TAILS = 0.5  # part of the half width that a frame looks beyond its ends for whole rocking curves
+TAILS = 0.25  # part of the half width that a frame looks beyond its ends for whole rocking curves
 REPEATED = 0.9  # share of equal neighbours in files of whole rocking curves
 ENOUGH = 10  # neighbours that tell
 X, Y, Z = np.eye(3)  # of the laboratory
