@@ -1,9 +1,10 @@
 """Every model of the thickness on the same data: does the network beat crystals of simple form?
 
-python -m benchmarks.thickness [linear] [dials] [simulated] [FOLDER]: real quartz that DIALS
-integrated, around the end of one refinement (`thickness_linear`); the same, each model refined in
-whole; and quartz simulated with thicknesses of two peaks. All by default. Files are kept in FOLDER,
-if one is named; what is refined there already is not refined again.
+python -m benchmarks.thickness [dials] [simulated] [whole] [FOLDER]: real quartz that DIALS
+integrated, and quartz simulated with thicknesses of two peaks; both by default. Around the end of
+one refinement all models are fitted to first order (`thickness_linear`); with `whole`, each is
+refined in whole. Files are kept in FOLDER, if one is named; what is refined there already is not
+refined again.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def row(name: str, found: dict, folder: Path) -> dict:
     }
 
 
-def quartz() -> list[Path]:
+def quartz(folder: Path) -> list[Path]:
     """Return the files of the real quartz, none if they are not there."""
     data = common.data_folder() / "quartz_dials"
     if not data.is_dir():
@@ -85,49 +86,55 @@ def quartz() -> list[Path]:
     return [data / "integrated.expt", data / "integrated.refl", common.MODEL]
 
 
-def linear(folder: Path) -> list[dict]:
-    """Return the rows of the real quartz, around the end of the refinement with the network."""
-    files, place = quartz(), folder / "dials" / "neural_free"
-    if not files:
-        return []
-    refine(MODELS[0], files, place)
-    end = thickness_linear.Around(place / "hybrid_refined.h5")
-    return [end.row(name) for name in MODELS]
-
-
-def dials(folder: Path) -> list[dict]:
-    """Return the rows of the real quartz, refined in whole."""
-    files, rows = quartz(), []
-    for name in MODELS if files else ():
-        place = folder / "dials" / name.replace(" ", "_")
-        rows.append(row(name, refine(name, files, place), place))
-    return rows
-
-
-def simulated(folder: Path) -> list[dict]:
-    """Return the rows of simulated quartz, with the distance from the true p(t) of each block."""
-    folder = folder / "simulated"
+def simulated(folder: Path) -> list[Path]:
+    """Return the files of simulated quartz, made if they are not in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "simulated.json").is_file():
         with contextlib.chdir(folder):
             hybrid_simulate.run([str(common.MODEL), *SIMULATED])
-    files = [folder / "simulated.expt", folder / "simulated.refl", common.MODEL]
+    return [folder / "simulated.expt", folder / "simulated.refl", common.MODEL]
+
+
+def distance_from_truth(folder: Path, grid, distribution) -> dict:
+    """Return the mean distance of p(t) (F, n) of the blocks from the true one, if it is known."""
+    if not (folder / "simulated.json").is_file():
+        return {}
     truth = json.loads((folder / "simulated.json").read_text())["thickness"]
     p_true = np.mean(truth["distribution"], axis=0)
     mean = float(np.dot(truth["grid"], p_true) / np.sum(p_true))
-    rows = []
+    found = [wasserstein(grid, p, truth["grid"], p_true) for p in distribution]
+    return {"W1 / mean t": float(np.mean(found)) / mean}
+
+
+def linear(files: list, folder: Path) -> list[dict]:
+    """Return a row per model, around the end of the refinement with the network."""
+    place = place_of(MODELS[0], folder)
+    refine(MODELS[0], files, place)
+    end, rows = thickness_linear.Around(place / "hybrid_refined.h5"), []
     for name in MODELS:
-        place = folder / name.replace(" ", "_")
-        found = refine(name, files, place)
-        grid, p = found["thickness"]["grid"], found["thickness"]["distribution"]
-        w1 = [wasserstein(grid, block, truth["grid"], p_true) / mean for block in p]
-        rows.append({**row(name, found, place), "W1 / mean t": float(np.mean(w1))})
+        values = end.row(name)
+        rows.append({**values, **distance_from_truth(folder, *end.distribution())})
     return rows
 
 
-CASES = {"linear": linear, "dials": dials, "simulated": simulated}
+def whole(files: list, folder: Path) -> list[dict]:
+    """Return a row per model, each refined in whole."""
+    rows = []
+    for name in MODELS:
+        place = place_of(name, folder)
+        found = refine(name, files, place)
+        p = found["thickness"]["grid"], found["thickness"]["distribution"]
+        rows.append({**row(name, found, place), **distance_from_truth(folder, *p)})
+    return rows
+
+
+def place_of(name: str, folder: Path) -> Path:
+    """Return the folder of a model's refinement."""
+    return folder / name.replace(" ", "_")
+
+
+DATA = {"dials": quartz, "simulated": simulated}
 TITLES = {
-    "linear": "Quartz, integrated by DIALS, to first order around the end with the network",
     "dials": "Quartz, integrated by DIALS, from the X-ray structure",
     "simulated": "Simulated quartz, p(t) with peaks at 450 and 800 A, from the true structure",
 }
@@ -136,16 +143,17 @@ TITLES = {
 def main(arguments: list[str] | None = None) -> None:
     """Print the tables and write benchmarks/results/thickness.json."""
     given = sys.argv[1:] if arguments is None else arguments
-    chosen = [name for name in given if name in CASES] or list(CASES)
-    folders = [Path(name).resolve() for name in given if name not in CASES]
+    fits = {"linear": linear, "whole": whole} if "whole" in given else {"linear": linear}
+    folders = [Path(name).resolve() for name in given if name not in (*DATA, "whole")]
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = folders[0] if folders else Path(temporary)
-        for case in chosen:
-            found = CASES[case](folder)
-            if found:
-                common.print_table(TITLES[case], found)
-            rows += [{"data": case, **row} for row in found]
+        for data in [name for name in given if name in DATA] or DATA:
+            files = DATA[data](folder / data)
+            for fit, rows_of in fits.items() if files else ():
+                found = rows_of(files, folder / data)
+                common.print_table(f"{TITLES[data]}, {fit}", found)
+                rows += [{"data": data, "fit": fit, **row} for row in found]
     common.save("thickness", rows)
 
 

@@ -1,8 +1,8 @@
 """Every model of the thickness around the end of one refinement, the diffraction linearised there.
 
-Profiles and derivatives are calculated once; then each model is fitted, with scale, orientations
-and structure, to first order in these. That is a matter of seconds, and what it says of the R
-factors was seen to be what a whole refinement says. The error model stays that of the end.
+Profiles and derivatives are calculated once; then each model is fitted, with scale, orientations,
+structure and error model, to first order in these. That is a matter of seconds where a whole
+refinement takes minutes, and it is from several thicknesses at the start.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dials_hybrid import cross_validation, losses, thickness, uncertainty
 from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.freedom import metric
 from dials_hybrid.linear import CheapModel, LeastSquares, Linearisation, solve
+from dials_hybrid.losses import ErrorModel
 from dials_hybrid.model import HybridModel
 from dials_hybrid.refine import Refinement
 from dials_hybrid.thickness import Views
@@ -60,35 +61,35 @@ class Around:
                 if key in self.others:
                     value.copy_(self.others[key])
 
-    def fitted(self) -> tuple[CheapModel, Tensor]:
-        """Fit thickness and scale; return the model and its parameters x at the lowest cost."""
+    def fitted(self, error_model: ErrorModel) -> CheapModel:
+        """Fit thickness and scale, all else held; return the model there."""
         cheap = CheapModel(self.model, self.lin)
-        x = cheap.start()
         for _ in range(2):
-            x = solve(self.least_squares(cheap, x, HELD), x, 15)
-        return cheap, x
+            cheap = step(cheap, error_model, HELD)
+        return cheap
 
-    def least_squares(self, cheap: CheapModel, x: Tensor, proximity: float) -> LeastSquares:
-        """Return the problem at x, outliers let go."""
-        o = cheap.model.problem.observations
-        calculated = cheap.evaluate(x, jacobian=False)[0]
-        sigma = self.error_model.robust_sigma(o.intensity, calculated, o.sigma)
-        return LeastSquares(cheap, sigma, proximity)
+    def best(self, name: str) -> tuple[CheapModel, ErrorModel]:
+        """Return the model "name head features" at its end from the best start, and its errors.
 
-    def best(self, name: str) -> LeastSquares:
-        """Return the model "name head features" fitted from the best start, at the end."""
+        The error model is that of the refinement until a start is chosen, then fitted as there.
+        """
         costs = []
         for factor in STARTS:
             self.reset(name, factor * self.mean)
-            cheap, x = self.fitted()
-            costs.append(self.least_squares(cheap, x, 0).cost(x))
+            cheap = self.fitted(self.error_model)
+            costs.append(weighted(cheap, self.error_model, 0).cost(cheap.start()))
         self.reset(name, STARTS[costs.index(min(costs))] * self.mean)
-        cheap, x = self.fitted()
-        for _ in range(3):
-            x = solve(self.least_squares(cheap, x, FREE), x, 15)
-        end, lin = self.least_squares(cheap, x, 0), cheap.moved(x)
-        cheap.apply(x)
-        return LeastSquares(CheapModel(self.model, lin), 1 / end.weight.clamp(min=1e-30), 0)
+        cheap, error_model = self.fitted(self.error_model), self.error_model
+        for _ in range(4):
+            error_model = errors_of(cheap, error_model)
+            cheap = step(cheap, error_model, FREE)
+        return cheap, error_model
+
+    @torch.no_grad()
+    def distribution(self) -> tuple[list, list]:
+        """Return depths (n,) in A and p(t) (F, n) of the model fitted last."""
+        depth, p = self.model.thickness.fine()
+        return depth.tolist(), p.tolist()
 
     def against_first(self, unseen: Tensor, work: Tensor) -> dict:
         """Return what R1 of unseen intensities (R,) is above the first row's, and its s.u.
@@ -104,14 +105,14 @@ class Around:
     def row(self, name: str) -> dict:
         """Return the row of the table; the structure of the start is the true one."""
         began = time.monotonic()
-        problem = self.best(name)
-        cheap, model = problem.cheap, self.model
+        cheap, error_model = self.best(name)
+        model, problem = self.model, weighted(cheap, error_model, 0)
         o, true = model.problem.observations, model.problem.structure
         calculated = cheap.intensities()
         groups = cross_validation.unique_groups(true, o.hkl)
         unseen = cross_validation.left_out(problem, groups)
         work, free = o.observed & ~o.free, o.observed & o.free
-        curvature = uncertainty.curvature_of(cheap, self.error_model)
+        curvature = uncertainty.curvature_of(cheap, error_model)
         means = (model.thickness().detach() @ model.depth).tolist()
         moved = model.crystal.refined().site - true.site
         distance = torch.einsum("ai,ij,aj->a", moved, metric(true.cell).to(moved), moved).sqrt()
@@ -125,6 +126,29 @@ class Around:
             "mean to X-ray / A": float(distance.mean()),
             "mean t / A": sum(means) / len(means),
             "range of t / A": f"{min(means):.0f}-{max(means):.0f}",
-            "cost": problem.cost(cheap.start()),
+            "error in proportion": error_model.p,
             "time / s": round(time.monotonic() - began),
         }
+
+
+def weighted(cheap: CheapModel, error_model: ErrorModel, proximity: float) -> LeastSquares:
+    """Return the least squares at the present parameters, outliers let go."""
+    o = cheap.model.problem.observations
+    sigma = error_model.robust_sigma(o.intensity, cheap.intensities(), o.sigma)
+    return LeastSquares(cheap, sigma, proximity)
+
+
+def step(cheap: CheapModel, error_model: ErrorModel, proximity: float) -> CheapModel:
+    """Return the model after a step to the minimum, moved to first order."""
+    x = solve(weighted(cheap, error_model, proximity), cheap.start(), 15)
+    lin = cheap.moved(x)
+    cheap.apply(x)
+    return CheapModel(cheap.model, lin)
+
+
+def errors_of(cheap: CheapModel, error_model: ErrorModel) -> ErrorModel:
+    """Return the error model of the residuals, as large as they were without their own pull."""
+    o = cheap.model.problem.observations
+    leverage = uncertainty.curvature_of(cheap, error_model).leverage
+    values = (o.intensity, cheap.intensities(), o.sigma, leverage)
+    return losses.fit_error_model(*(v[~o.free].detach() for v in values))
