@@ -1,6 +1,6 @@
 """Run every benchmark and print its table."""
 
-from . import integrators, pets, propagation, quartz, simulated, uncertainties
+from . import integrators, pets, propagation, quartz, simulated, thickness, uncertainties
 
 if __name__ == "__main__":
     propagation.main()
@@ -8,4 +8,5 @@ if __name__ == "__main__":
     quartz.main()
     pets.main()
     simulated.main()
+    thickness.main()
     uncertainties.main()

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from . import accuracy, io_settings, validation
+from . import accuracy, io_settings, thickness, validation
 from .data import Problem
 from .io_cctbx import to_structure
 from .job import Job, Options, collected_warnings, in_setting, remembering_warnings
@@ -128,7 +128,8 @@ def _resampled(job: Job, step: float) -> Problem:
 
 
 def _with_depth(options: Options, found: float) -> Options:
-    found = found if options.model.thickness == "single" else THICKER * found
+    narrow = thickness.is_narrow(options.model.thickness, options.model.thickness_head)
+    found = found if narrow else THICKER * found
     start = options.thickness_start or found
     step = options.model.depth.step
     longest = options.depth_max or max(LONGEST * start, 20 * step)

@@ -354,6 +354,10 @@ class Result(Record):
     # (A, 6) A^2, s.u. of U11 U22 U33 U12 U13 U23 as the CIF defines them; zero where isotropic
     u_aniso_su: Tensor | None = None
     fourier: Fourier | None = None  # for maps; files of earlier versions lack it
+    # standard uncertainties of p(t), which files of earlier versions lack
+    thickness_su: Tensor | None = None  # (F, D)
+    thickness_mean_su: Tensor | None = None  # (F,) A, of the mean of p(t)
+    thickness_average_su: Tensor | None = None  # (D,) of p(t) averaged over all blocks
 
     def __post_init__(self):
         r, d, f = len(self.calculated), len(self.depth), len(self.orientation)
@@ -363,6 +367,14 @@ class Result(Record):
         self._expect("thickness", f, d)
         self._expect("block_scale", f)
         self._expect("orientation", f, 3)
+        su_shapes = {
+            "thickness_su": (f, d),
+            "thickness_mean_su": (f,),
+            "thickness_average_su": (d,),
+        }
+        for name, shape in su_shapes.items():
+            if getattr(self, name) is not None:
+                self._expect(name, *shape)
 
 
 _RECORDS = {

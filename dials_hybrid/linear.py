@@ -10,6 +10,7 @@ of the steps c and o and, exactly, of thickness and scale.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -95,26 +96,26 @@ class CheapModel:
         Each block's p(t) follows from its own few outputs: the many parameters meet the depth
         grid in one matrix product only.
         """
-        module, names = self.model.thickness, self.names
-
-        def outputs(values):
-            given = dict(zip(names, self._split(values), strict=True))
-            return functional_call(
-                _Outputs(module), {f"module.{k}": v for k, v in given.items()}, ()
-            )
+        module = self.model.thickness
 
         def distribution(values):
             return module.distribution(values, module.depth)
 
-        out = outputs(flat)
+        out = self._outputs(flat)
         p, prior = distribution(out), module.penalties(out)
         if not jacobian:
             return p, prior, None, None
-        by_parameter = jacfwd(outputs)(flat)  # (F, K, n)
+        by_parameter = jacfwd(self._outputs)(flat)  # (F, K, n)
         unit = torch.eye(out.shape[1]).to(out)[:, None, :].expand(-1, *out.shape)
         by_output = vmap(lambda move: jvp(distribution, (out,), (move,))[1])(unit)  # (K, F, D)
         d_prior = vmap(lambda move: jvp(module.penalties, (out,), (move,))[1], -1, -1)(by_parameter)
         return p, prior, by_output.permute(1, 2, 0) @ by_parameter, d_prior
+
+    def _outputs(self, flat: Tensor) -> Tensor:
+        """The outputs (F, K) of the thickness model with the parameters (n,)."""
+        given = dict(zip(self.names, self._split(flat), strict=True))
+        named = {f"module.{k}": v for k, v in given.items()}
+        return functional_call(_Outputs(self.model.thickness), named, ())
 
     def intensities(self) -> Tensor:
         """Return the calculated intensities (R,) at the point of linearisation."""
@@ -125,6 +126,12 @@ class CheapModel:
         """Return the derivatives (F, D, n) of p(t) by the thickness parameters at their values."""
         return self._thickness(self.start()[self.parts.thickness], True)[2]
 
+    @torch.no_grad()
+    def output_slopes(self) -> tuple[Tensor, Tensor]:
+        """Return the outputs (F, K) of the thickness model, and their derivatives (F, K, n)."""
+        flat = self.start()[self.parts.thickness]
+        return self._outputs(flat), jacfwd(self._outputs)(flat)
+
     def _sum_links(self, values: Tensor) -> Tensor:
         out = values.new_zeros(self.rows, *values.shape[1:])
         return out.index_add(0, self.observation, values)
@@ -134,6 +141,10 @@ class CheapModel:
         moved = torch.einsum("p,lpd->ld", x[self.parts.crystal], self.lin.crystal)
         moved += torch.einsum("lk,lkd->ld", local[self.block], self.lin.orientation)
         return self.lin.profiles + moved
+
+    def moved(self, x: Tensor) -> Linearisation:
+        """Return the linearisation about x to first order; derivatives stay as they are."""
+        return dataclasses.replace(self.lin, profiles=self._moved_profiles(x))
 
     def _local_rotation(self, flat: Tensor) -> Tensor:
         return self.model.orientation.matrix @ flat.view_as(self.model.orientation.offset)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, jacfwd
 
-from . import absorption, beams, crystal, electron, fourier
+from . import absorption, beams, crystal, electron, fourier, thickness
 from .absorption import Absorption, NoAbsorption
 from .curves import CurveBasis
 from .data import Problem, Record
@@ -20,7 +20,7 @@ from .losses import SmoothScale
 from .parallel import ALONE, Alone, Team, in_threads
 from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
 from .restraints import RestrainedCrystal, Restrainer
-from .thickness import MODELS, ThicknessPrior
+from .thickness import ThicknessPrior, Views
 from .valence import ValenceSettings
 
 _DIRECTIONS = 16  # structure parameters differentiated together
@@ -42,6 +42,8 @@ class ModelSettings:
     precision: str = "single"
     thickness: str = "neural"
     thickness_start: float = 400.0
+    thickness_head: str = "free"
+    thickness_features: str = "angle"
     prior: ThicknessPrior = ThicknessPrior()
     valence: ValenceSettings = ValenceSettings()
     scale_spacing: float = math.radians(10)
@@ -184,8 +186,13 @@ class HybridModel(nn.Module):
             settings.orientation_stiffness,
         )
         depth = settings.depth.depths(dtype=torch.float64)
-        self.thickness = MODELS[settings.thickness](
-            depth, scan.block_angle, scan.sweep, settings.thickness_start, settings.prior
+        self.thickness = thickness.build(
+            settings.thickness,
+            depth,
+            Views.of(scan, settings.thickness_features),
+            settings.thickness_start,
+            settings.prior,
+            settings.thickness_head,
         )
         basis = CurveBasis.over(scan.block_angle, scan.sweep, settings.scale_spacing)
         self.scale = SmoothScale(basis, settings.scale_stiffness)

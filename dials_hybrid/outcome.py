@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import correlations, cross_validation, losses, restraints, uncertainty
+from . import correlations, cross_validation, losses, restraints, thickness_errors, uncertainty
 from .checkpoint import State
 from .data import Observations, Result, block_of
 from .linear import CheapModel, LeastSquares
@@ -41,6 +41,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
     sigma_w = state.error_model.robust_sigma(o.intensity, calculated, o.sigma)
     final = LeastSquares(end.cheap, sigma_w, 0)
     errors = uncertainty.standard_uncertainties(final, state.error_model)
+    bands = thickness_errors.thickness_errors(end.cheap, errors.curvature.covariance)
     start = calculated.new_tensor(state.start["calculated"])
     kinematic = calculated.new_tensor(state.start["kinematic"])
     with torch.no_grad():
@@ -55,6 +56,9 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
             sigma_weight=sigma_w,
             depth=depth,
             thickness=thickness,
+            thickness_su=bands.distribution,
+            thickness_mean_su=bands.mean,
+            thickness_average_su=bands.average,
             orientation=model.orientation(),
             block_scale=model.scale(model.block_matrix),
             site_su=errors.site,

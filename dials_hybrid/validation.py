@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import losses
+from . import losses, thickness
 from .data import Observations, Problem
 from .model import HybridModel, ModelSettings
-from .thickness import MODELS
+from .thickness import Views
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,16 @@ def quick_r1(problem: Problem, settings: ModelSettings, device: str = "cpu") -> 
 
 def _start(model: HybridModel, mean: float) -> Tensor:
     """p(t) (D,) that a refinement starts from at a mean thickness in A."""
-    scan, settings = model.problem.scan, model.settings
-    kind = MODELS[settings.thickness]
-    return kind(model.depth, scan.block_angle[:1], scan.sweep[:1] * 0, mean, settings.prior)()[0]
+    settings = model.settings
+    start = thickness.build(
+        settings.thickness,
+        model.depth,
+        Views.of(model.problem.scan, settings.thickness_features).first(),
+        mean,
+        settings.prior,
+        settings.thickness_head,
+    )
+    return start.to(model.depth.device)()[0]
 
 
 @torch.no_grad()

@@ -199,9 +199,16 @@ def test_the_step_follows_the_error_target_unless_it_is_given(crystal, here):
     assert fixed["substeps"] == 5 and fixed["step"] == 20
 
 
-@pytest.mark.parametrize("model", ["single", "distribution", "neural"])
-def test_every_thickness_model_finds_the_thickness(crystal, here, model):
-    found = refine(crystal, "refinement.iterations=2", f"thickness.model={model}")
+THICKNESSES = (("frames",), ("plate",), ("neural", "gaussian", "direction"))
+
+
+@pytest.mark.parametrize("chosen", [("single",), ("distribution",), ("neural",), *THICKNESSES])
+def test_every_thickness_model_finds_the_thickness(crystal, here, chosen):
+    scope = [f"thickness.{key}" for key in ("model", "head", "features")]
+    given = [f"{key}={value}" for key, value in zip(scope, chosen, strict=False)]
+    found = refine(crystal, "refinement.iterations=2", *given)
+    su = found["thickness"]["mean_su"]
+    assert len(su) == len(found["thickness"]["mean"]) and all(0 < s < 100 for s in su)
     mean = sum(found["thickness"]["mean"]) / len(found["thickness"]["mean"])
     assert mean == pytest.approx(600, rel=0.15)
 

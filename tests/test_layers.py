@@ -36,6 +36,7 @@ LEVELS = {
     "outcome": 4,
     "refine": 4,
     "uncertainty": 4,
+    "thickness_errors": 4,
     "correlations": 4,
     "absolute_structure": 4,
     "validation": 4,

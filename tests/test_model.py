@@ -15,6 +15,7 @@ from dials_hybrid.model import HybridModel, ModelSettings, across_beam
 from dials_hybrid.parallel import in_threads
 from dials_hybrid.propagation import DepthGrid, Splitting
 from dials_hybrid.refine import build_model
+from dials_hybrid.thickness import HEADS, MODELS
 
 
 def disturbed(problem, size=0.2, **choices) -> HybridModel:
@@ -154,9 +155,10 @@ def test_cheap_model_agrees_with_the_model_where_it_was_linearised(model, cheap)
     assert torch.allclose(prior, model.prior_residuals().detach(), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("thickness", ["single", "distribution", "neural"])
+@pytest.mark.parametrize("thickness", [*MODELS, *(f"neural {head}" for head in HEADS)])
 def test_cheap_jacobian_agrees_with_finite_differences(problem, thickness):
-    model = disturbed(problem, thickness=thickness)
+    name, _, head = thickness.partition(" ")
+    model = disturbed(problem, thickness=name, thickness_head=head or "free")
     cheap = CheapModel(model, Linearisation(*model.tangents()))
     generator = torch.Generator().manual_seed(2)
     x = cheap.start() + 0.1 * torch.randn(cheap.parts.size, generator=generator).double()

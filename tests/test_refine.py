@@ -129,6 +129,10 @@ def test_the_result_is_complete(truth, refined, tmp_path):
     back = load_records(tmp_path / "result.h5")["result"]
     assert isinstance(back, Result) and torch.equal(back.calculated, result.calculated)
     assert back.summary == result.summary
+    assert torch.equal(back.thickness_su, result.thickness_su)
+    assert back.thickness_su.shape == result.thickness.shape and (result.thickness_su > 0).any()
+    assert back.thickness_mean_su.shape == (blocks,) and (result.thickness_mean_su > 0).all()
+    assert back.thickness_average_su.shape == (4 * 11 + 1,)
 
 
 # --- repeating, interrupting, continuing ----------------------------------------------------

@@ -7,6 +7,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import h5py
 import matplotlib
 import numpy as np
 import pytest
@@ -14,7 +15,16 @@ import torch
 from matplotlib.figure import Figure
 
 from dials_hybrid import report
-from dials_hybrid.data import Observations, Problem, Result, Scan, Structure, block_of
+from dials_hybrid.data import (
+    Observations,
+    Problem,
+    Result,
+    Scan,
+    Structure,
+    block_of,
+    load_records,
+    save_records,
+)
 from dials_hybrid.report import arrays, figures, page
 
 NAN = float("nan")
@@ -448,7 +458,7 @@ SECTIONS = {
 def test_page_has_every_section_and_figure(html):
     found = Page(html)
     assert set(found.ids) >= SECTIONS
-    assert found.tags["figure"] == found.tags["svg"] == 13
+    assert found.tags["figure"] == found.tags["svg"] == 14
     for words in ("20.7 %", "12.1 %", "7.65 %", "8.71 %", "1.84", "1 min 23 s", "P 31 2 1"):
         assert words in found.text
     order = [found.text.index(operator) for operator in ("-h-k,k,-l", "h,k,l inverted")]
@@ -602,6 +612,54 @@ def test_thickness_map_has_depth_upwards_and_angle_to_the_right(problem, result)
     assert mean == pytest.approx([200, 200, 840, 200, 200, 200])
 
 
+def with_bands(result):
+    mean_su = 10.0 + torch.arange(12).double()
+    su = 0.1 * result.thickness
+    return result.replace(
+        thickness_su=su, thickness_mean_su=mean_su, thickness_average_su=su.mean(0)
+    )
+
+
+def test_bands_are_as_wide_as_the_uncertainties(problem, result):
+    data = arrays.arrays(problem, with_bands(result))
+    axes = drawn(figures._draw_thickness_scan, data).axes
+    bands = [{c.get_label(): c for c in a.collections}["mean ± s.u."] for a in axes[:2]]
+    mean, first = data.thickness @ data.depth, data.sweeps[0]
+    for band, blocks in zip(bands, data.sweeps, strict=True):
+        corners = band.get_paths()[0].vertices
+        for x, block in zip(data.block_angle[blocks], blocks, strict=True):
+            here = corners[np.isclose(corners[:, 0], x), 1]
+            expected = mean[block] - 10 - block, mean[block] + 10 + block
+            assert (here.min(), here.max()) == pytest.approx(expected)
+    assert len(first) == 6
+    average = drawn(figures._draw_thickness_mean, data).axes[0]
+    (band,) = (c for c in average.collections if c.get_label() == "± s.u.")
+    peak = data.thickness.mean(0).max() * 100 / 40
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(1.1 * peak)
+
+
+def test_a_result_of_an_earlier_version_has_no_bands(problem, result, tmp_path):
+    """Its file has no s.u. of the thickness; the page and the numbers do without."""
+    values = {"result": result}
+    save_records(tmp_path / "old.h5", **values)
+    with h5py.File(tmp_path / "old.h5", "a") as file:
+        for name in ("thickness_su", "thickness_mean_su", "thickness_average_su"):
+            del file["result"][name]
+    old = load_records(tmp_path / "old.h5")["result"]
+    assert old.thickness_mean_su is None
+    found = make_contract(problem, old)["thickness"]
+    assert found["mean_su"] is found["distribution_su"] is found["average_su"] is None
+    figure = drawn(figures._draw_thickness_scan, arrays.arrays(problem, old))
+    assert [c.get_label() for c in figure.axes[0].collections] == ["s.d. of p(t)"]
+
+
+def test_the_uncertainties_of_the_thickness_are_in_the_numbers(problem, result):
+    found = make_contract(problem, with_bands(result))["thickness"]
+    assert found["mean_su"] == [10.0 + i for i in range(12)]
+    assert np.shape(found["distribution_su"]) == (12, 30) == np.shape(found["distribution"])
+    assert np.shape(found["average_su"]) == (30,)
+
+
 def test_many_reflections_become_a_bitmap(problem, result):
     size, draw = (4.6, 4.6), figures._draw_scatter_dynamical
     few = figures._svg("few", size, draw, arrays.arrays(problem, result))
@@ -624,14 +682,14 @@ def test_smallest_problem(tmp_path):
         summary={},
     )
     found = Page(write_page(tmp_path / "small.html", problem, result))
-    assert "convergence" not in found.ids and found.tags["svg"] == 11
+    assert "convergence" not in found.ids and found.tags["svg"] == 12
     assert "Neither was tested" in found.text
 
 
 def test_many_sweeps_take_the_width_of_the_page(tmp_path):
     problem = make_problem(n=60, n_sweeps=4, n_blocks=2)
     html = write_page(tmp_path / "many.html", problem, make_result(problem))
-    assert html.count('<figure class="wide">') == html.count('viewBox="0 0 691.2') == 4
+    assert html.count('<figure class="wide">') == html.count('viewBox="0 0 691.2') == 5
     assert "sweep 4" in Page(html).text
 
 

@@ -305,6 +305,8 @@ def _model_settings(params) -> ModelSettings:
         absorption=common.absorption_model(params.absorption),
         precision=params.compute.precision,
         thickness=params.thickness.model,
+        thickness_head=params.thickness.head,
+        thickness_features=params.thickness.features,
         prior=ThicknessPrior(
             smoothness=prior.smoothness,
             entropy=prior.entropy,

@@ -31,6 +31,8 @@ class Arrays:
     block_width: np.ndarray  # (F,) degree
     depth: np.ndarray  # (D,) A
     thickness: np.ndarray  # (F, D) probability
+    thickness_mean_su: np.ndarray | None  # (F,) A, s.u. of its mean
+    thickness_average_su: np.ndarray | None  # (D,) s.u. of its average over the blocks
     tilt: np.ndarray  # (F, 2) degree, about the rotation axis and across axis and beam
     scale: np.ndarray  # (F,)
     history: tuple
@@ -70,6 +72,8 @@ def arrays(problem: Problem, result: Result) -> Arrays:
         block_width=np.degrees(as_numpy(scan.sample_width).sum(1)),
         depth=as_numpy(result.depth),
         thickness=as_numpy(result.thickness),
+        thickness_mean_su=_if_known(result.thickness_mean_su),
+        thickness_average_su=_if_known(result.thickness_average_su),
         tilt=np.degrees(_tilt_components(scan, result.orientation)),
         scale=as_numpy(result.block_scale),
         history=result.history,
@@ -79,6 +83,10 @@ def arrays(problem: Problem, result: Result) -> Arrays:
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
+
+
+def _if_known(tensor: torch.Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else as_numpy(tensor)
 
 
 def spacing(cell: torch.Tensor, hkl: np.ndarray) -> np.ndarray:

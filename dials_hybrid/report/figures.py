@@ -263,9 +263,27 @@ def _draw_thickness_map(figure: Figure, data: Arrays) -> None:
     bar.outline.set_visible(False)
 
 
+def _draw_thickness_scan(figure: Figure, data: Arrays) -> None:
+    """Mean of p(t) over the rotation angle with its s.u., and the s.d. of p(t) about it."""
+    mean = data.thickness @ data.depth
+    spread = np.sqrt(np.maximum(data.thickness @ data.depth**2 - mean**2, 0))
+    bands = [(spread, _KINEMATIC, 0.2, "s.d. of p(t)")]
+    if data.thickness_mean_su is not None:
+        bands.append((data.thickness_mean_su, _DYNAMICAL, 0.4, "mean ± s.u."))
+    columns = _scan_axes(figure, data)
+    for blocks, (axes,) in columns:
+        x, y = data.block_angle[blocks], mean[blocks]
+        for half, colour, alpha, label in bands:
+            low, high = y - half[blocks], y + half[blocks]
+            axes.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0, label=label)
+        axes.plot(x, y, ".-", color=_DYNAMICAL, markersize=4)
+    columns[0][1][0].set(ylabel="thickness t (Å)", ylim=(0, None))
+    _legend(figure, columns[0][1][0])
+
+
 def _draw_thickness_mean(figure: Figure, data: Arrays) -> None:
-    """p(t) averaged over the blocks, with their range and each block's mean."""
-    _, density = _density(data)
+    """p(t) averaged over the blocks with its s.u., their range and each block's mean."""
+    borders, density = _density(data)
     axes = figure.subplots()
     low, high = np.percentile(density, [10, 90], axis=0)
     axes.fill_between(
@@ -277,7 +295,13 @@ def _draw_thickness_mean(figure: Figure, data: Arrays) -> None:
         linewidth=0,
         label="10–90 % of the blocks",
     )
-    axes.plot(data.depth, density.mean(0), color=_DYNAMICAL, label="average p(t)")
+    average = density.mean(0)
+    if data.thickness_average_su is not None:
+        su = 100 * data.thickness_average_su / np.diff(borders)
+        below, above = np.maximum(average - su, 0), average + su
+        look = {"color": _DYNAMICAL, "alpha": 0.4, "linewidth": 0}
+        axes.fill_between(data.depth, below, above, label="± s.u.", **look)
+    axes.plot(data.depth, average, color=_DYNAMICAL, label="average p(t)")
     means = data.thickness @ data.depth
     axes.axvline(means.mean(), color=_INK, linewidth=0.9, linestyle="--")
     axes.plot(means, 0 * means, "|", color=_FREE, alpha=0.6, markersize=8, label="block means")
@@ -413,6 +437,7 @@ _FIGURES = {
 _SCAN_FIGURES = {
     "frames": _draw_frames,
     "thickness_map": _draw_thickness_map,
+    "thickness_scan": _draw_thickness_scan,
     "orientation": _draw_orientation,
     "scale": _draw_scale,
 }

@@ -61,7 +61,10 @@ def contract(problem: Problem, result: Result, **extra) -> dict:
         "thickness": {
             "grid": result.depth,
             "mean": as_numpy(result.thickness) @ as_numpy(result.depth),
+            "mean_su": result.thickness_mean_su,
             "distribution": result.thickness,
+            "distribution_su": result.thickness_su,
+            "average_su": result.thickness_average_su,
             "angle": torch.rad2deg(problem.scan.block_angle),
             "sweep": problem.scan.sweep,
         },

@@ -1,0 +1,186 @@
+"""Heads: from a few numbers of every block to p(t), with the priors on it.
+
+A head is built as `Head(depth, views, start, prior)` and takes outputs (F, size), all zero at the
+start of the refinement.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..curves import CurveBasis
+from .base import Neighbours, ThicknessPrior, single
+from .views import Views
+
+DEPTH_UNIT = 100.0  # A, the length in which the roughness of log p is counted
+PRIOR_BLOCKS = 40  # p(t) is smooth over the rotation: its priors look at about so many blocks
+START_WIDTH = 0.35  # relative s.d. of p(t) at the start
+COMPONENTS = 3  # of a mixture
+COMPONENT_WIDTH = 0.2  # relative s.d. of each at the start, about means that far apart:
+COMPONENT_STEP = math.sqrt(1.5 * (START_WIDTH**2 - COMPONENT_WIDTH**2))
+WIDTH_SIGMA, MEAN_SIGMA, WEIGHT_SIGMA = 0.7, 0.5, 1.0  # widths of priors on logarithms
+
+
+class Head(nn.Module):
+    """`size` numbers of every block -> p(t)."""
+
+    size: int
+    narrow = False  # see ThicknessModel
+
+    def __init__(self, depth: Tensor, views: Views, start: float, prior: ThicknessPrior):
+        super().__init__()
+        self.register_buffer("depth", depth)
+        self.neighbours = Neighbours(views, max(1, len(views.angle) // PRIOR_BLOCKS))
+        self.centre, self.prior = start, prior
+
+    def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
+        """Return p(t) (F, n) at evenly spaced depths (n,) in A from the outputs (F, size)."""
+        raise NotImplementedError("subclasses give the distribution")
+
+    def penalties(self, outputs: Tensor) -> Tensor:
+        """Return the residuals (m,) of the priors."""
+        raise NotImplementedError("subclasses give the priors")
+
+
+class MeanHead(Head):
+    """The mean alone, p(t) a Gaussian one grid step wide: its logarithm changes smoothly."""
+
+    size = 1
+    narrow = True
+
+    def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
+        """See the base class."""
+        return single(self.centre * outputs.exp(), self.depth, depth)
+
+    def penalties(self, outputs: Tensor) -> Tensor:
+        """See the base class."""
+        return self.neighbours.changes(outputs[self.neighbours.blocks], self.prior.stretch)
+
+
+class StretchedHead(Head):
+    """p(t) = q(t / s) / s: the outputs are those of a shape q, then log s.
+
+    Tilting a plate stretches its p(t) and leaves its shape alone: the stretch may change over
+    the rotation more freely than the shape.
+    """
+
+    def __init__(self, depth: Tensor, views: Views, start: float, prior: ThicknessPrior):
+        super().__init__(depth, views, start, prior)
+        # how far from its ends the grid is distrusted; thin crystals must stay possible
+        self.reach = min(DEPTH_UNIT, start / 6)
+
+    def log_density(self, shape: Tensor, depth: Tensor) -> Tensor:
+        """Return log q (F, n) but for a constant of each row.
+
+        `shape` (F, size - 1) are the outputs but the last, the depths (F, n) are in A.
+        """
+        raise NotImplementedError("subclasses give the shape")
+
+    def shape_penalties(self, shape: Tensor, log_q: Tensor) -> list[Tensor]:
+        """Return residuals of the shape's own priors, those of `shape` over `blocks` blocks."""
+        raise NotImplementedError("subclasses give the shape's priors")
+
+    def log_shape(self, outputs: Tensor) -> Tensor:
+        """Return log q on the grid, normalised there, (F, D)."""
+        depth = self.depth.expand(len(outputs), -1)
+        return torch.log_softmax(self.log_density(outputs[:, :-1], depth), dim=1)
+
+    def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
+        """See the base class."""
+        inside = depth * torch.exp(-outputs[:, -1:])
+        return torch.softmax(self.log_density(outputs[:, :-1], inside), dim=1)
+
+    def penalties(self, outputs: Tensor) -> Tensor:
+        """See the base class."""
+        outputs = outputs[self.neighbours.blocks]
+        log_q, p = self.log_shape(outputs), self.distribution(outputs, self.depth)
+        blocks, step = len(log_q), float(self.depth[1] - self.depth[0]) / DEPTH_UNIT
+        own = self.shape_penalties(outputs[:, :-1], log_q)
+        information = math.log(len(self.depth)) + (log_q.exp() * log_q).sum(1)
+        information = (2 * self.prior.entropy * information.clamp(min=1e-9) / blocks).sqrt()
+        near = torch.exp(-self.depth / self.reach)
+        near = near + torch.exp((self.depth - self.depth[-1]) / self.reach)
+        ends = (p * near).sum(1) * math.sqrt(2 * self.prior.ends / blocks)
+        cumulative = torch.cumsum(log_q.exp(), 1)
+        shape = self.neighbours.changes(cumulative, self.prior.angle * step)
+        stretch = self.neighbours.changes(outputs[:, -1:], self.prior.stretch)
+        # the shape has a mean of its own, and stretching it all the same changes nothing
+        level = outputs[:, -1:].mean(0) * math.sqrt(self.prior.stretch)
+        return torch.cat([*own, information, ends, shape, stretch, level])
+
+
+class GaussianHead(StretchedHead):
+    """A Gaussian: the outputs are the logarithm of its relative width, over that at the start,
+    and that of its mean."""
+
+    size = 2
+
+    def log_density(self, shape: Tensor, depth: Tensor) -> Tensor:
+        """See the base class."""
+        width = START_WIDTH * self.centre * shape.exp()
+        return -0.5 * ((depth - self.centre) / width) ** 2
+
+    def shape_penalties(self, shape: Tensor, log_q: Tensor) -> list[Tensor]:
+        """See the base class."""
+        return [shape.flatten() / (WIDTH_SIGMA * math.sqrt(len(shape)))]
+
+
+class MixtureHead(StretchedHead):
+    """COMPONENTS Gaussians: the outputs are the logarithms of their means and widths, over those
+    at the start, those of their weights, and the stretch."""
+
+    size = 3 * COMPONENTS + 1
+
+    def log_density(self, shape: Tensor, depth: Tensor) -> Tensor:
+        """See the base class."""
+        log_mean, log_width, log_weight = shape[:, :, None].split(COMPONENTS, 1)
+        place = torch.arange(COMPONENTS, device=shape.device)[:, None] - (COMPONENTS - 1) / 2
+        mean = self.centre * (1 + COMPONENT_STEP * place) * log_mean.exp()
+        width = COMPONENT_WIDTH * self.centre * log_width.exp()
+        height = log_weight - log_width
+        return torch.logsumexp(height - 0.5 * ((depth[:, None] - mean) / width) ** 2, 1)
+
+    def shape_penalties(self, shape: Tensor, log_q: Tensor) -> list[Tensor]:
+        """See the base class."""
+        sigmas = (MEAN_SIGMA, WIDTH_SIGMA, WEIGHT_SIGMA)
+        parts = zip(shape.split(COMPONENTS, 1), sigmas, strict=True)
+        return [part.flatten() / (sigma * math.sqrt(len(shape))) for part, sigma in parts]
+
+
+class FreeHead(StretchedHead):
+    """log q = Gaussian at the start + cubic splines over depth, whose coefficients are outputs."""
+
+    def __init__(self, depth: Tensor, views: Views, start: float, prior: ThicknessPrior):
+        super().__init__(depth, views, start, prior)
+        zero = torch.zeros(len(depth), dtype=torch.int64, device=depth.device)
+        spacing = max(2 * float(depth[1] - depth[0]), float(depth[-1]) / 20)
+        self.splines = CurveBasis.over(depth, zero, spacing)
+        self.register_buffer("basis", self.splines.matrix(depth, zero))
+        self.size = self.basis.shape[1] + 1
+
+    def start(self, depth: Tensor) -> Tensor:
+        """Return log q at depths in A, but for a constant, before anything is refined."""
+        return -0.5 * ((depth - self.centre) / (START_WIDTH * self.centre)) ** 2
+
+    def log_density(self, shape: Tensor, depth: Tensor) -> Tensor:
+        """See the base class."""
+        return self.start(depth) + self.splines.along_rows(shape, depth)
+
+    def log_shape(self, outputs: Tensor) -> Tensor:
+        """See the base class; on the grid the splines are one matrix product."""
+        return torch.log_softmax(self.start(self.depth) + outputs[:, :-1] @ self.basis.T, dim=1)
+
+    def shape_penalties(self, shape: Tensor, log_q: Tensor) -> list[Tensor]:
+        """See the base class: third derivatives, and valleys."""
+        blocks, step = len(log_q), float(self.depth[1] - self.depth[0]) / DEPTH_UNIT
+        rough = torch.diff(log_q, n=3, dim=1) / step**3
+        rough = rough * math.sqrt(self.prior.smoothness * step / blocks)
+        dip = torch.relu(torch.diff(log_q, n=2, dim=1)) / step**2
+        dip = dip * math.sqrt(self.prior.dip * step / blocks)
+        return [rough.flatten(), dip.flatten()]
+
+
+HEADS = {"mean": MeanHead, "gaussian": GaussianHead, "mixture": MixtureHead, "free": FreeHead}
