@@ -151,6 +151,10 @@ class CheapModel:
         moved += torch.einsum("lk,lkd->ld", local[self.block], self.lin.orientation)
         return self.lin.profiles + moved
 
+    def moved(self, x: Tensor) -> Linearisation:
+        """Return what this linearisation predicts at x, where `apply` has put the model."""
+        return Linearisation(self._moved_profiles(x), self.lin.crystal, self.lin.orientation)
+
     def _moved_powers(self, x: Tensor) -> Tensor | None:
         """|U_g / 2K|^2 (R,) in A^-2 of the moved structure."""
         if self.powers is None:
