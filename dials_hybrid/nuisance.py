@@ -250,7 +250,7 @@ def load_class(text: str) -> type[Nuisance]:
     if not place or not name:
         raise InputError(f"{text!r} names no class; {_MODULE_ADVICE}")
     if place.endswith(".py") and not Path(place).is_file():
-        raise InputError(f"{text}: there is no file {place}; {_MODULE_ADVICE}")
+        raise InputError(f"{text}: there is no such file; {_MODULE_ADVICE}")
     try:
         module = _module_of(place)
     except Exception as error:  # the code is the user's

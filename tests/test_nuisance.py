@@ -364,7 +364,7 @@ def test_bad_terms_are_told_in_one_sentence(tmp_path, problem, code, name, expec
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("absent.py:Mine", "there is no file"),
+        ("absent.py:Mine", "there is no such file"),
         ("Mine", "names no class"),
         ("no_such_package.terms:Mine 2", "ModuleNotFoundError"),
         ("torch:Tensor", "holds no class Tensor derived from"),
