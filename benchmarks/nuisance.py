@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from dials_hybrid import api
+from dials_hybrid.corrections import Term, Terms
 from dials_hybrid.cross_validation import unique_groups
 from dials_hybrid.io_cctbx import update_xray_structure
 from dials_hybrid.linear import CheapModel, LeastSquares, solve
 from dials_hybrid.losses import fit_error_model, r1
-from dials_hybrid.nuisance import About, Term, Terms
+from dials_hybrid.nuisance import About
 from dials_hybrid.outcome import End, result_of
 from dials_hybrid.refine import Refinement
 from dials_hybrid.uncertainty import curvature_of

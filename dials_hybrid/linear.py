@@ -77,7 +77,7 @@ class CheapModel:
         flat = [p.detach().flatten() for p in self.model.thickness.parameters()]
         x[self.parts.thickness] = torch.cat(flat)
         x[self.parts.scale] = self.model.scale.log_scale.detach()
-        x[self.parts.nuisance] = self.model.nuisance.flat().to(x)
+        x[self.parts.nuisance] = self.model.nuisance.flat()
         return x
 
     @torch.no_grad()
@@ -182,7 +182,7 @@ class CheapModel:
         wobble = model.orientation.prior_operator() @ offset
         valence = model.crystal.prior_residuals().detach() + x[self.valence]
         restrained = model.restrained.after(x[parts.crystal])
-        penalties = model.nuisance.penalties(nuisance).to(raw)
+        penalties = model.nuisance.penalties(nuisance)
         prior = torch.cat([thick_prior, smooth, wobble, valence, restrained, penalties])
         if not jacobian:
             return intensity, prior, None, None

@@ -13,12 +13,13 @@ from torch.func import functional_call, jacfwd
 
 from . import absorption, beams, crystal, electron, fourier
 from .absorption import Absorption, NoAbsorption
+from .corrections import Term, Terms
 from .curves import CurveBasis
 from .data import Problem, Record
 from .fidelity import Fidelity, thinned
 from .kinematic import powers
 from .losses import SmoothScale
-from .nuisance import About, Term, Terms
+from .nuisance import About
 from .parallel import ALONE, Alone, Team, in_threads
 from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
 from .restraints import RestrainedCrystal, Restrainer

@@ -26,6 +26,7 @@ LEVELS = {
     "thickness": 2,
     "losses": 2,
     "nuisance": 2,
+    "corrections": 2,
     "restraints": 2,
     "fourier": 2,
     "model": 3,

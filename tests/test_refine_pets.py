@@ -140,7 +140,8 @@ def test_nuisance_terms_are_refined_told_and_gone_on_with(frames, here):
 def test_bad_nuisance_terms_are_one_sentence(frames, here):
     Path("bad.py").write_text("class Tilt: pass\n")
     files = (frames.path, frames.model)
-    assert "absent.py:Tilt: there is no such file" in failure(*files, "nuisance.module=absent.py:Tilt")
+    absent = failure(*files, "nuisance.module=absent.py:Tilt")
+    assert "absent.py:Tilt: there is no such file" in absent
     assert "holds no class Tilt" in failure(*files, "nuisance.module=bad.py:Tilt")
     assert "nuisance.window" in failure(*files, "nuisance.window=-1")
     assert "nuisance.windows" in failure(*files, "nuisance.windows=1")
