@@ -26,7 +26,7 @@ class Quantity:
     """Something with a name that depends on the parameters; `kind` is what it belongs to."""
 
     name: str
-    kind: str  # "structure", "scale", "orientation" or "thickness"
+    kind: str  # "structure", "scale", "orientation", "nuisance" or "thickness"
     gradient: Tensor  # (n,)
 
 
@@ -85,6 +85,9 @@ def quantities(cheap: CheapModel) -> list[Quantity]:
     for i, gradient in enumerate(unit[cheap.parts.orientation]):
         where = ("along", "across")[i % 2]  # the rotation axis
         found.append(Quantity(f"orientation {i // 2 + 1} {where}", "orientation", gradient))
+    names = cheap.model.nuisance.names()
+    for name, gradient in zip(names, unit[cheap.parts.nuisance], strict=True):
+        found.append(Quantity(name, "nuisance", gradient))
     return found + _thickness(cheap)
 
 
@@ -160,7 +163,8 @@ def _thickness(cheap: CheapModel) -> list[Quantity]:
 def strongest(found: list[Quantity], covariance: Tensor) -> list[tuple[str, str, float]]:
     """Return (name, name, r) of all pairs with |r| > STRONG, the strongest first.
 
-    Pairs on one curve are left out: scale and scale, orientation and orientation.
+    Pairs on one curve are left out: scale and scale, orientation and orientation; so are two
+    nuisance terms.
     """
     rows = torch.stack([q.gradient for q in found])
     mutual = rows @ covariance @ rows.T

@@ -3,9 +3,9 @@
 Propagation is the costly part; it is linearised in atoms and orientations once, and within a
 trust region the intensities are then a cheap function
 
-    I = scale(phi) sum_t p(t | phi) (P + dP_c . c + dP_o . o)
+    I = scale(phi) T(sum_t p(t | phi) (P + dP_c . c + dP_o . o))
 
-of the steps c and o and, exactly, of thickness and scale.
+of the steps c and o and, exactly, of thickness, scale and what the nuisance terms T correct.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jacfwd, jvp, vmap
 
+from .kinematic import power_slopes, powers
 from .model import HybridModel
 
 DAMPING_FLOOR = 1e-2  # keeps network weights that the data hardly see from jumping
@@ -39,6 +40,7 @@ class Parts:
     orientation: slice
     thickness: slice
     scale: slice
+    nuisance: slice
     size: int
 
 
@@ -46,7 +48,7 @@ class CheapModel:
     """Residuals and Jacobian of everything, given a `Linearisation`.
 
     The vector x holds steps of the structure and orientation away from the point of
-    linearisation, then the values of thickness and scale parameters.
+    linearisation, then the values of thickness, scale and nuisance parameters.
     """
 
     def __init__(self, model: HybridModel, linearisation: Linearisation):
@@ -61,10 +63,14 @@ class CheapModel:
             model.orientation.offset.numel(),
             sum(p.numel() for p in model.thickness.parameters()),
             model.scale.log_scale.numel(),
+            sum(p.numel() for p in model.nuisance.parameters()),
         ]
         ends = torch.tensor([0, *counts]).cumsum(0).tolist()
         self.parts = Parts(*(slice(a, b) for a, b in zip(ends, ends[1:], strict=False)), ends[-1])
         self.valence = slice(ends[1] - len(model.crystal.prior_residuals()), ends[1])
+        with torch.no_grad():
+            self.powers = powers(model)  # None without nuisance terms
+            self.power_slopes = None if self.powers is None else power_slopes(model)
 
     def start(self) -> Tensor:
         """Return x at the model's present parameters: zero steps."""
@@ -72,6 +78,7 @@ class CheapModel:
         flat = [p.detach().flatten() for p in self.model.thickness.parameters()]
         x[self.parts.thickness] = torch.cat(flat)
         x[self.parts.scale] = self.model.scale.log_scale.detach()
+        x[self.parts.nuisance] = self.model.nuisance.flat()
         return x
 
     @torch.no_grad()
@@ -85,6 +92,7 @@ class CheapModel:
         ):
             p.copy_(value)
         model.scale.log_scale.copy_(x[parts.scale])
+        model.nuisance.assign(x[parts.nuisance])
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         sizes = [s.numel() for s in self.shapes]
@@ -122,6 +130,14 @@ class CheapModel:
         return self.evaluate(self.start(), jacobian=False)[0]
 
     @torch.no_grad()
+    def scales(self) -> Tensor:
+        """Return the derivatives (R,) of intensities by what the propagation gives, at `start`."""
+        x, model = self.start(), self.model
+        raw = self._sum_links((model.thickness()[self.block] * self.lin.profiles).sum(1))
+        slopes = model.nuisance.slopes(x[self.parts.nuisance], raw, self.powers)
+        return model.scale(model.scale_matrix) * slopes.by_intensity
+
+    @torch.no_grad()
     def distribution_slopes(self) -> Tensor:
         """Return the derivatives (F, D, n) of p(t) by the thickness parameters at their values."""
         return self._thickness(self.start()[self.parts.thickness], True)[2]
@@ -146,6 +162,12 @@ class CheapModel:
         """Return the linearisation about x to first order; derivatives stay as they are."""
         return dataclasses.replace(self.lin, profiles=self._moved_profiles(x))
 
+    def _moved_powers(self, x: Tensor) -> Tensor | None:
+        """|U_g / 2K|^2 (R,) in A^-2 of the moved structure."""
+        if self.powers is None:
+            return None
+        return self.powers + self.power_slopes @ x[self.parts.crystal]
+
     def _local_rotation(self, flat: Tensor) -> Tensor:
         return self.model.orientation.matrix @ flat.view_as(self.model.orientation.offset)
 
@@ -160,22 +182,30 @@ class CheapModel:
         profiles = self._moved_profiles(x)
         weight = p[self.block]
         raw = self._sum_links((weight * profiles).sum(1))
+        powers, nuisance = self._moved_powers(x), x[parts.nuisance]
+        intensity = scale * model.nuisance.corrected(nuisance, raw, powers)
         smooth = model.scale.prior_operator() @ x[parts.scale]
         offset = model.orientation.offset.detach().flatten() + x[parts.orientation]
         wobble = model.orientation.prior_operator() @ offset
         valence = model.crystal.prior_residuals().detach() + x[self.valence]
         restrained = model.restrained.after(x[parts.crystal])
-        prior = torch.cat([thick_prior, smooth, wobble, valence, restrained])
+        penalties = model.nuisance.penalties(nuisance)
+        prior = torch.cat([thick_prior, smooth, wobble, valence, restrained, penalties])
         if not jacobian:
-            return scale * raw, prior, None, None
+            return intensity, prior, None, None
         blocks = {
             "crystal": torch.einsum("ld,lpd->lp", weight, self.lin.crystal),
             "orientation": self._orientation_jacobian(weight),
             "thickness": self._thickness_jacobian(profiles, dp),
         }
-        columns = [scale[:, None] * self._sum_links(b) for b in blocks.values()]
-        columns.append((scale * raw)[:, None] * model.scale_matrix)
-        return scale * raw, prior, torch.cat(columns, 1), self._prior_jacobian(x, d_thick_prior)
+        slopes = model.nuisance.slopes(nuisance, raw, powers)
+        rate = scale * slopes.by_intensity
+        columns = [rate[:, None] * self._sum_links(b) for b in blocks.values()]
+        if slopes.by_power is not None:
+            columns[0] += (scale * slopes.by_power)[:, None] * self.power_slopes
+        columns.append(intensity[:, None] * model.scale_matrix)
+        columns.append(scale[:, None] * slopes.by_parameter)
+        return intensity, prior, torch.cat(columns, 1), self._prior_jacobian(x, d_thick_prior)
 
     def _orientation_jacobian(self, weight: Tensor) -> Tensor:
         local = torch.einsum("ld,lkd->lk", weight, self.lin.orientation)
@@ -200,6 +230,7 @@ class CheapModel:
             (parts.orientation, wobble),
             (self.valence, identity),
             (parts.crystal, model.restrained.jacobian(x[parts.crystal])),
+            (parts.nuisance, model.nuisance.penalty_slopes(x[parts.nuisance])),
         )
         rows = []
         for columns, block in blocks:

@@ -13,10 +13,13 @@ from torch.func import functional_call, jacfwd
 
 from . import absorption, beams, crystal, electron, fourier, thickness
 from .absorption import Absorption, NoAbsorption
+from .corrections import Term, Terms
 from .curves import CurveBasis
 from .data import Problem, Record
 from .fidelity import Fidelity, thinned
+from .kinematic import powers
 from .losses import SmoothScale
+from .nuisance import About
 from .parallel import ALONE, Alone, Team, in_threads
 from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
 from .restraints import RestrainedCrystal, Restrainer
@@ -51,6 +54,7 @@ class ModelSettings:
     orientation_spacing: float = math.radians(1)
     orientation_sigma: float = math.radians(0.05)
     orientation_stiffness: float = 0.1
+    nuisance: tuple[Term, ...] = ()
     memory: float = 2e9
 
     @property
@@ -75,10 +79,11 @@ class ModelSettings:
         nested = {
             "depth": DepthGrid(**values["depth"]),
             "propagator": Splitting(**values["propagator"]),
-            # files of earlier versions have neither absorption nor valence
+            # files of earlier versions have neither absorption nor valence nor nuisance terms
             "absorption": absorption.from_dict(values.get("absorption", {"model": "none"})),
             "prior": ThicknessPrior(**values["prior"]),
             "valence": ValenceSettings(**values.get("valence", {"model": "none"})),
+            "nuisance": tuple(Term(**term) for term in values.get("nuisance", ())),
         }
         return cls(**{**values, **nested})
 
@@ -200,6 +205,10 @@ class HybridModel(nn.Module):
         self.register_buffer("block_matrix", basis.matrix(scan.block_angle, scan.sweep))
         self.register_buffer("depth", depth)
         self._prepare(device)
+        self.nuisance = Terms(
+            settings.nuisance,
+            lambda: About.of(problem, self.wavenumber, settings.thickness_start),
+        )
         self._move(device)
 
     def _move(self, device: str) -> None:
@@ -210,6 +219,7 @@ class HybridModel(nn.Module):
         self.beams = self.beams.to(device)
         self.couplings, self.wavenumber = self.couplings.to(device), self.wavenumber.to(device)
         self.batches = [batch.to(device) for batch in self.batches]
+        self.nuisance.move(device)
 
     def _prepare(self, device: str) -> None:
         self.couplings = beams.Couplings.of(self.beams)
@@ -355,7 +365,7 @@ class HybridModel(nn.Module):
         per_link = (p * profiles).sum(1)
         raw = per_link.new_zeros(len(observations.intensity))
         raw = raw.index_add(0, observations.link_observation, per_link)
-        return raw * self.scale(self.scale_matrix)
+        return self.nuisance(raw, powers(self)) * self.scale(self.scale_matrix)
 
     @property
     def restrained(self) -> RestrainedCrystal:
@@ -376,6 +386,7 @@ class HybridModel(nn.Module):
                 self.orientation.prior_operator() @ offset,
                 self.crystal.prior_residuals(),
                 self.restrained(),
+                self.nuisance.prior_residuals(),
             ]
         )
 
@@ -414,11 +425,11 @@ class HybridModel(nn.Module):
         chunks = self.couplings.hkl.split(
             max(32, int(self.settings.memory / (per_g * (count + 1))))
         )
-        moves = torch.cat([self._structure_factor_moves(hkl) for hkl in chunks], 1)
+        moves = torch.cat([self.structure_factor_moves(hkl) for hkl in chunks], 1)
         return torch.cat([moves, moves.new_zeros(len(moves), 1)], 1)
 
-    def _structure_factor_moves(self, hkl: Tensor) -> Tensor:
-        """(P, m): derivative of the potential of some g (m, 3)."""
+    def structure_factor_moves(self, hkl: Tensor) -> Tensor:
+        """(P, m): derivative of U_g / 2K in A^-1 of some g (m, 3) by each structure parameter."""
         optical = self.optical()
         given = {name: p.detach() for name, p in optical.named_parameters()}
 

@@ -52,7 +52,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
             calculated=calculated,
             start_calculated=start,
             kinematic=kinematic,
-            scale=model.scale(model.scale_matrix),
+            scale=end.cheap.scales(),
             sigma_weight=sigma_w,
             depth=depth,
             thickness=thickness,
@@ -76,6 +76,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
                     end.cheap, errors.curvature.covariance, errors.curvature.information
                 ),
                 "valence": _valence(model, errors),
+                "nuisance": _nuisance(end.cheap, errors.curvature.covariance),
                 "restraints": restraints.summary(model.problem.restraints, model.crystal.refined()),
             },
             converged=end.converged,
@@ -167,6 +168,12 @@ def _valence(model, errors: uncertainty.Uncertainties) -> dict:
         "charge": {e: {"value": float(q), "su": float(su)} for e, q, su in of_elements},
         "dipole": {e: {"value": m.tolist(), "su": su.tolist()} for e, m, su in of_atoms},
     }
+
+
+def _nuisance(cheap: CheapModel, covariance: Tensor) -> list[dict]:
+    """What the nuisance terms came to, with s.u.; none without terms."""
+    part = cheap.parts.nuisance
+    return cheap.model.nuisance.summary(covariance[part, part])
 
 
 def number(value: float) -> float | None:

@@ -444,6 +444,8 @@ class Refinement:
         o, slopes = self.problem.observations, self.plan[-1].slopes
         calculated, sigma_w = (x.to(o.intensity) for x in (result.calculated, result.sigma_weight))
         weight = fourier.seeds(o.intensity, calculated, sigma_w, ~o.free)
+        smooth = self.model.scale(self.model.scale_matrix).detach()
+        weight = weight * (result.scale.to(smooth) / smooth)  # what the nuisance terms change
         try:
             gradients = self.passes.potential_gradients(weight, fidelity=slopes)
         except KeyboardInterrupt:

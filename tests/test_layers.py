@@ -25,6 +25,8 @@ LEVELS = {
     "propagation": 2,
     "thickness": 2,
     "losses": 2,
+    "nuisance": 2,
+    "corrections": 2,
     "restraints": 2,
     "fourier": 2,
     "model": 3,

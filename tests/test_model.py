@@ -167,7 +167,7 @@ def test_cheap_jacobian_agrees_with_finite_differences(problem, thickness):
         if part.name == "size":
             continue
         columns = range(cheap.parts.size)[getattr(cheap.parts, part.name)]
-        assert len(columns) > 0
+        assert len(columns) > 0 or part.name == "nuisance"
         for column in [*columns][:: max(1, len(columns) // 12)]:
             h = torch.zeros_like(x)
             h[column] = 1e-4

@@ -105,6 +105,49 @@ def test_limits_are_parameters(frames, here):
     assert len(api.resume("hybrid_refined.h5").problem.observations.row) == frames.rows
 
 
+MY_TERMS = """
+from dials_hybrid.nuisance import Nuisance, zeros
+
+class Tilt(Nuisance):
+    def __init__(self, about, sigma):
+        super().__init__(about, sigma)
+        self.slope = zeros(1)
+
+    def forward(self, intensity, about):
+        return intensity * (1 + self.sigma * self.slope * about.angle)
+"""
+
+
+def test_nuisance_terms_are_refined_told_and_gone_on_with(frames, here):
+    Path("my_terms.py").write_text(MY_TERMS)
+    terms = ("nuisance.frame_scale=0.05", "nuisance.window=0.1")
+    mine = "nuisance.module=my_terms.py:Tilt 0.2"
+    quick = (*QUICK, *ONCE, "thickness.model=single", "hand_and_indexing.refine=none")
+    found = refine(frames.path, frames.model, *quick, *terms, mine, "refinement.iterations=1")
+    scale, window, own = found["nuisance"]
+    assert [scale["term"], window["term"]] == ["frame_scale", "window"]
+    assert len(scale["log_scale"]["value"]) == len(scale["log_scale"]["su"]) == 10
+    assert own["term"] == f"{here / 'my_terms.py'}:Tilt" and len(own["slope"]["su"]) == 1
+    log = Path("dials.hybrid_refine.log").read_text()
+    assert "Nuisance term frame_scale, log_scale: 10 values, r.m.s." in log
+    assert "Nuisance term window, at_end: " in log
+    more = refine("hybrid_refined.h5", "refinement.iterations=2", "hand_and_indexing.refine=none")
+    assert [term["term"] for term in more["nuisance"]] == [t["term"] for t in found["nuisance"]]
+    Path("my_terms.py").unlink()
+    gone = failure("hybrid_refined.h5", "refinement.iterations=3")
+    assert "my_terms.py:Tilt: there is no such file" in gone
+
+
+def test_bad_nuisance_terms_are_one_sentence(frames, here):
+    Path("bad.py").write_text("class Tilt: pass\n")
+    files = (frames.path, frames.model)
+    absent = failure(*files, "nuisance.module=absent.py:Tilt")
+    assert "absent.py:Tilt: there is no such file" in absent
+    assert "holds no class Tilt" in failure(*files, "nuisance.module=bad.py:Tilt")
+    assert "nuisance.window" in failure(*files, "nuisance.window=-1")
+    assert "nuisance.windows" in failure(*files, "nuisance.windows=1")
+
+
 def test_bad_input_is_one_sentence(frames, here):
     assert "absent.cif_pets: no such file" in failure("absent.cif_pets", frames.model)
     assert "exactly one structure" in failure(frames.path)

@@ -47,9 +47,11 @@ from libtbx import Auto
 
 from .. import api, io_shelx_write
 from ..checkpoint import RefineSettings
+from ..corrections import Term
 from ..data import InputError
 from ..io_dials import Sampling, Selection
 from ..model import ModelSettings
+from ..nuisance import KINDS
 from ..phil_files import phil_text
 from ..propagation import DepthGrid
 from ..refine import Progress
@@ -207,7 +209,7 @@ def sort_files(files: list[str]) -> tuple[list[str], str]:
 def refine_options(params) -> api.Options:
     """Translate the PHIL parameters.
 
-    Raises InputError when CUDA is asked for and absent.
+    Raises InputError when CUDA is asked for and absent, or for a bad nuisance.module.
     """
     start = None if params.thickness.start is Auto else params.thickness.start
     longest = None if params.depth.max is Auto else params.depth.max
@@ -326,8 +328,16 @@ def _model_settings(params) -> ModelSettings:
         orientation_spacing=math.radians(params.orientation.spacing),
         orientation_sigma=math.radians(params.orientation.sigma),
         orientation_stiffness=params.orientation.stiffness,
+        nuisance=_nuisance(params.nuisance),
         memory=1e9 * params.compute.memory,
     )
+
+
+def _nuisance(params) -> tuple[Term, ...]:
+    """The terms that are switched on, those of modules last; raises InputError for a bad one."""
+    sizes = {kind: getattr(params, kind) for kind in KINDS}
+    own = [Term.named(text) for text in params.module if text]  # [None] where there is none
+    return (*(Term(kind, sigma) for kind, sigma in sizes.items() if sigma is not None), *own)
 
 
 def _device(choice: str) -> str:

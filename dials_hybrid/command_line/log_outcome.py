@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from .. import api
 from ..io_cctbx import with_uncertainty
@@ -38,6 +39,7 @@ def log_outcome(outcome: api.Outcome) -> None:
     rows = "\n".join(_atom_rows(c["sites"]))
     logger.info("Refined structure, %s\n%s\n", c["space_group"], rows)
     _log_valence(c["valence"] or {})
+    _log_nuisance(c["nuisance"])
     _log_restraints(c["restraints"])
     _log_correlations(c)
     logger.info("Absolute structure: %s\n", c["absolute_structure"]["verdict"])
@@ -90,6 +92,21 @@ def _log_valence(valence: dict) -> None:
     ]
     if dipoles:
         logger.info("Dipoles along the cell axes, e A: %s\n", ", ".join(dipoles))
+
+
+def _log_nuisance(terms: list[dict]) -> None:
+    """Log what the nuisance terms came to: the value, or the root mean square of several."""
+    for term in terms:
+        for name, found in term.items():
+            if name == "term":
+                continue
+            value, su = found["value"], found["su"]
+            if len(value) == 1:
+                told = with_uncertainty(value[0], su[0])
+            else:
+                rms = math.sqrt(sum(x * x for x in value) / len(value))
+                told = f"{len(value)} values, r.m.s. {rms:.3g}"
+            logger.info("Nuisance term %s, %s: %s", term["term"], name, told)
 
 
 def _log_restraints(restraints: dict) -> None:

@@ -35,6 +35,7 @@ _KEYS = {
         ("scheme", "step", "substeps", "error_measured", "error_target", "beams")
     ),
     **dict.fromkeys(("space_group", "absolute_structure", "indexing", "error_model", "valence")),
+    "nuisance": [],
     "restraints": {},
     "bonds": [],
     "angles": [],

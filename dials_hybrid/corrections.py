@@ -1,0 +1,255 @@
+"""The nuisance terms of a model: how they are chosen, loaded from users' files, and composed.
+
+What a term is says the room nuisance.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacfwd, jvp
+
+from .data import InputError
+from .nuisance import KINDS, About, Nuisance
+
+_MODULE_ADVICE = "nuisance.module is FILE.py:CLASS or PACKAGE.MODULE:CLASS"
+
+
+@dataclass(frozen=True)
+class Term:
+    """The choice of a term: a name in KINDS, or FILE.py:CLASS, or PACKAGE.MODULE:CLASS."""
+
+    kind: str
+    sigma: float = 1.0
+
+    @classmethod
+    def named(cls, text: str) -> Term:
+        """Return the term of a module that a user names, an own sigma perhaps after it.
+
+        The path of a file is made absolute. Raises InputError when there is no such term.
+        """
+        kind, _, last = text.strip().rpartition(" ")
+        try:
+            sigma = float(last) if kind else 1.0
+        except ValueError:
+            kind, sigma = text, 1.0
+        kind = (kind or last).strip()
+        if not 0 < sigma < math.inf:
+            raise InputError(f"nuisance.module={text}: sigma must be a positive number")
+        place, _, name = kind.rpartition(":")
+        if place.endswith(".py"):
+            kind = f"{Path(place).resolve()}:{name}"
+        load_class(kind)
+        return cls(kind, sigma)
+
+    def build(self, about: About) -> Nuisance:
+        """Return the module.
+
+        Raises InputError when it is not as the docstring of the room nuisance asks.
+        """
+        kind = KINDS.get(self.kind) or load_class(self.kind)
+        try:
+            module = kind(about, self.sigma)
+            _check(module, about)
+        except InputError as error:
+            raise InputError(f"{self.kind}: {error}") from error
+        except Exception as error:  # the code is the user's
+            raise InputError(
+                f"{self.kind}: fails with {type(error).__name__} ({error}); correct the class"
+            ) from error
+        return module
+
+
+def load_class(text: str) -> type[Nuisance]:
+    """Return the class of a term by FILE.py:CLASS or PACKAGE.MODULE:CLASS.
+
+    Raises InputError when it cannot be imported or is no `Nuisance`.
+    """
+    place, _, name = text.rpartition(":")
+    if not place or not name:
+        raise InputError(f"{text!r} names no class; {_MODULE_ADVICE}")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise InputError(f"{text}: there is no such file; {_MODULE_ADVICE}")
+    try:
+        module = _module_of(place)
+    except Exception as error:  # the code is the user's
+        raise InputError(
+            f"{text}: importing it fails with {type(error).__name__} ({error})"
+        ) from error
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, Nuisance)):
+        raise InputError(
+            f"{text}: holds no class {name} derived from dials_hybrid.nuisance.Nuisance"
+        )
+    return found
+
+
+def _module_of(place: str):
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check(module: Nuisance, about: About) -> None:
+    """Raise InputError unless the term starts as the identity, one observation by itself."""
+    generator = torch.Generator().manual_seed(0)
+    intensity = 1 + torch.rand(len(about.sigma), generator=generator, dtype=torch.float64)
+    given = {name: p.detach() for name, p in module.named_parameters()}
+    if not given or any(p.dtype != torch.float64 for p in given.values()):
+        raise InputError("its parameters must be there, and of torch.float64")
+
+    def corrected(values: Tensor) -> Tensor:
+        return functional_call(module, given, (values, about))
+
+    out = corrected(intensity)
+    if out.shape != intensity.shape or not torch.allclose(out, intensity, rtol=1e-12):
+        raise InputError("it must return intensities (R,), unchanged where its parameters start")
+    given = {
+        name: p + 0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        for name, p in given.items()
+    }
+    signs = torch.randint(0, 2, out.shape, generator=generator).double() * 2 - 1
+    gain = jvp(corrected, (intensity,), (torch.ones_like(signs),))[1]
+    if not torch.allclose(jvp(corrected, (intensity,), (signs,))[1], gain * signs):
+        raise InputError("it must correct every observation by its own intensity alone")
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Derivatives of R corrected intensities."""
+
+    by_intensity: Tensor  # (R,) by its own intensity
+    by_power: Tensor | None  # (R,) by its own |U_g / 2K|^2; None without terms
+    by_parameter: Tensor  # (R, n) by the parameters of all terms
+
+
+class Terms(nn.Module):
+    """All terms of a model, one after the other; n parameters in one vector, perhaps none.
+
+    `power` is asked for |U_g / 2K|^2 (R,) in A^-2 where there are terms.
+    """
+
+    def __init__(self, terms: tuple[Term, ...], about: Callable[[], About]):
+        super().__init__()
+        self.about = about() if terms else None
+        self.terms = nn.ModuleList(term.build(self.about) for term in terms)
+        self.kinds = tuple(term.kind for term in terms)
+        self.register_buffer("none", torch.zeros(0, dtype=torch.float64), persistent=False)
+
+    def move(self, device: str) -> None:
+        """Take what is known of the observations to the device."""
+        self.about = None if self.about is None else self.about.to(device)
+
+    def forward(self, intensity: Tensor, power: Tensor | None) -> Tensor:
+        """Return the corrected intensities (R,)."""
+        for term in self.terms:
+            intensity = term(intensity, self.about.replace(power=power))
+        return intensity
+
+    def prior_residuals(self) -> Tensor:
+        """Return the residuals (m,) of the priors of all terms."""
+        return torch.cat([self.none, *(term.prior_residuals() for term in self.terms)])
+
+    def names(self) -> list[str]:
+        """Return a name for each of the n parameters: the term's kind, the parameter, a number."""
+        out = []
+        for kind, term in zip(self.kinds, self.terms, strict=True):
+            kind = kind.rpartition(":")[2]
+            for name, p in term.named_parameters():
+                numbers = [""] if p.numel() == 1 else [f" {i + 1}" for i in range(p.numel())]
+                out += [f"{kind} {name}{number}" for number in numbers]
+        return out
+
+    def flat(self) -> Tensor:
+        """Return the parameters, (n,)."""
+        return torch.cat([self.none, *(p.detach().flatten() for p in self.parameters())])
+
+    @torch.no_grad()
+    def assign(self, flat: Tensor) -> None:
+        """Set the parameters (n,)."""
+        for name, value in self._named(flat).items():
+            self.get_parameter(name).copy_(value)
+
+    def corrected(self, flat: Tensor, intensity: Tensor, power: Tensor | None) -> Tensor:
+        """Return what `forward` does, with parameters (n,)."""
+        return functional_call(self, self._named(flat), (intensity, power))
+
+    def slopes(self, flat: Tensor, intensity: Tensor, power: Tensor | None) -> Slopes:
+        """Return the derivatives of `corrected`."""
+        one = torch.ones_like(intensity)
+        if power is None:
+            return Slopes(one, None, intensity.new_zeros(len(intensity), 0))
+        return Slopes(
+            jvp(lambda i: self.corrected(flat, i, power), (intensity,), (one,))[1],
+            jvp(lambda p: self.corrected(flat, intensity, p), (power,), (one,))[1],
+            jacfwd(lambda x: self.corrected(x, intensity, power))(flat),
+        )
+
+    def penalties(self, flat: Tensor) -> Tensor:
+        """Return what `prior_residuals` does, with parameters (n,)."""
+        named = {f"module.{k}": v for k, v in self._named(flat).items()}
+        return functional_call(_Priors(self), named, ())
+
+    def penalty_slopes(self, flat: Tensor) -> Tensor:
+        """Return the derivatives (m, n) of `penalties`."""
+        return jacfwd(self.penalties)(flat) if len(flat) else flat.new_zeros(0, 0)
+
+    def summary(self, covariance: Tensor) -> list[dict]:
+        """Return the quantities of every term with their s.u., plain values; covariance (n, n)."""
+        out, start = [], 0
+        for kind, term in zip(self.kinds, self.terms, strict=True):
+            stop = start + sum(p.numel() for p in term.parameters())
+            out.append({"term": kind, **_told(term, covariance[start:stop, start:stop])})
+            start = stop
+        return out
+
+    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+        named = dict(self.named_parameters())
+        parts = flat.split([p.numel() for p in named.values()]) if named else ()
+        return {k: v.view(p.shape) for (k, p), v in zip(named.items(), parts, strict=True)}
+
+
+class _Priors(nn.Module):
+    """Calls terms for their prior residuals in a functional call."""
+
+    def __init__(self, module: Terms):
+        super().__init__()
+        self.module = module
+
+    def forward(self) -> Tensor:
+        return self.module.prior_residuals()
+
+
+def _told(term: Nuisance, covariance: Tensor) -> dict:
+    """Values of a term's quantities and their s.u. from the covariance (k, k) of its parameters."""
+    given = {f"term.{name}": p.detach() for name, p in term.named_parameters()}
+    slopes = jacfwd(lambda values: functional_call(_Quantities(term), values, ()))(given)
+    by_parameter = torch.cat([s.flatten(1) for s in slopes.values()], 1)
+    variance = torch.einsum("qi,ij,qj->q", by_parameter, covariance, by_parameter)
+    found = {name: value.detach() for name, value in term.quantities().items()}
+    errors = variance.clamp(min=0).sqrt().split([v.numel() for v in found.values()])
+    return {
+        name: {"value": value.flatten().tolist(), "su": su.tolist()}
+        for (name, value), su in zip(found.items(), errors, strict=True)
+    }
+
+
+class _Quantities(nn.Module):
+    """Calls a term for its quantities, in one vector, in a functional call."""
+
+    def __init__(self, term: Nuisance):
+        super().__init__()
+        self.term = term
+
+    def forward(self) -> Tensor:
+        return torch.cat([q.flatten() for q in self.term.quantities().values()])
