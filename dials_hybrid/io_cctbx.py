@@ -242,8 +242,11 @@ def other_hand(xray_structure, structure: Structure):
     )
 
 
+ROUNDING = 1e-9  # a s.u. below it is that of a parameter which symmetry holds, and rounding
+
+
 def with_uncertainty(value: float, su: float | None, digits: int = 6) -> str:
     """Return a number with its s.u. in parentheses, or some digits where the s.u. is not known."""
-    known = su is not None and math.isfinite(su) and su > 0
+    known = su is not None and math.isfinite(su) and su > ROUNDING
     text = format_float_with_standard_uncertainty(value, su) if known else f"{value:.{digits}f}"
     return re.sub(r"^-(0\.?0*(\(|$))", r"\1", text)  # no negative zero

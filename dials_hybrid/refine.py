@@ -348,9 +348,8 @@ class Refinement:
         return fresh, shift, predicted / before
 
     def _at_end(self, promise: float) -> bool:
-        """Whether a promise that was not kept is within the errors of approximate derivatives."""
-        approximate = self.stage.values != self.stage.slopes
-        return approximate and promise < self.stage.loose * self.settings.cost_tolerance
+        """Whether a promise that was not kept is no more than a settled end may make."""
+        return promise < self.stage.loose * self.settings.cost_tolerance
 
     @torch.no_grad()
     def _site_shift(self, before: Tensor) -> float:

@@ -327,6 +327,7 @@ def test_cif_with_ions_and_odd_labels(tmp_path, structure, problem, result):
         (2 / 3, 0.0, "0.666667"),
         (-1e-9, math.nan, "0.000000"),
         (-0.5, math.inf, "-0.500000"),
+        (6e-17, 3e-17, "0.000000"),
     ],
 )
 def test_standard_notation(value, su, expected):
