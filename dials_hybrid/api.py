@@ -210,6 +210,8 @@ def _make_refinement(job: Job, progress: Progress | None) -> Refinement:
 def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
     """Combine the result of a checkpoint with the job into what is reported."""
     result = checkpoint.result
+    if result.fourier is not None and result.fourier.change is None:  # of an earlier version
+        result = result.replace(fourier=None)
     structure = update_xray_structure(job.xray_structure, result.structure)
     summary = {
         **result.summary,

@@ -21,7 +21,7 @@ from torch import Tensor
 from . import fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .crystal import metric
-from .data import InputError, Problem, Result
+from .data import Fourier, InputError, Problem, Result
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
@@ -446,8 +446,24 @@ class Refinement:
         weight = fourier.seeds(o.intensity, calculated, sigma_w, ~o.free)
         try:
             gradients = self.passes.potential_gradients(weight, fidelity=slopes)
+            terms = fourier.fourier(self.model.coarser(slopes), gradients)
+            terms = self._of_best_length(terms, sigma_w)
         except KeyboardInterrupt:
             logger.warning("Interrupted: no difference map is made")
             return result
-        terms = fourier.fourier(self.model.coarser(slopes), gradients)
         return result.replace(fourier=terms.to("cpu"))
+
+    def _of_best_length(self, terms: Fourier, sigma_w: Tensor) -> Fourier:
+        """Return the terms with the change of all structure factors as long as fits best."""
+        o, slopes = self.problem.observations, self.plan[-1].slopes
+        model = self.model.coarser(slopes)
+
+        def misfit(length: float) -> float:
+            moved = fourier.table_change(model, length * terms.change).cpu()
+            with torch.no_grad():
+                profiles = self.passes.value_profiles(fidelity=slopes, moved=moved)
+                residual = (o.intensity - model.intensities(profiles)) / sigma_w
+            return 0.5 * float(residual[~o.free].square().sum())
+
+        slope = -float((terms.gradient[0].conj() * terms.change).real.sum())
+        return terms.replace(change=fourier.best_length(misfit, slope) * terms.change)

@@ -419,7 +419,8 @@ def fourier_terms(problem, result, curvature):
     shuffled = hkl[torch.randperm(len(hkl), generator=torch.Generator().manual_seed(1))]
     f_calc = torch.tensor(1.1 * structure_factors(problem, result, shuffled.tolist()))
     probes = curvature**0.5 * f_calc / f_calc.abs().clamp(min=1e-9)
-    return Fourier(shuffled, f_calc, torch.stack([1e-6 * f_calc, probes, -probes]))
+    gradient = torch.stack([1e-6 * f_calc, probes, -probes])
+    return Fourier(shuffled, f_calc, gradient, change=0 * f_calc)
 
 
 def test_the_model_has_the_last_word_on_structure_factors(structure, problem, result):
