@@ -1,6 +1,6 @@
 """Run every benchmark and print its table."""
 
-from . import integrators, pets, propagation, quartz, simulated, uncertainties
+from . import integrators, missing_atoms, pets, propagation, quartz, simulated, uncertainties
 
 if __name__ == "__main__":
     propagation.main()
@@ -9,3 +9,4 @@ if __name__ == "__main__":
     pets.main()
     simulated.main()
     uncertainties.main()
+    missing_atoms.main()

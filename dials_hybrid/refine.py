@@ -22,6 +22,7 @@ from . import fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .crystal import metric
 from .data import Fourier, InputError, Problem, Result
+from .freedom import least_u
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
@@ -34,6 +35,7 @@ logger = logging.getLogger("dials.hybrid.refine")
 UNHELD = 0.5  # proximity that hardly holds a step
 LOOSENED = 3  # times that a step may be let go before the end
 NOTHING = 1e-4  # part of the cost that is not worth another trial
+LOWEST_U = -0.05  # A^2; beyond, exp(-2 pi^2 g^2 U) grows until the waves are no numbers
 
 
 HEADER = (
@@ -321,16 +323,18 @@ class Refinement:
             problem = LeastSquares(cheap, sigma_w, state.proximity)
             x = solve(problem, cheap.start(), 10)
             predicted = before - problem.cost(x)
-            sites = self.model.crystal.site().detach().clone()
+            sites, lowest = self.model.crystal.site().detach().clone(), self._lowest_u()
             cheap.apply(x)
-            fresh = self.follow(cheap)
-            trial = LeastSquares(fresh, sigma_w, 0)
-            gain = before - trial.cost(fresh.start())
+            gain = -math.inf
+            if self._lowest_u() >= min(LOWEST_U, lowest):
+                fresh = self.follow(cheap)
+                trial = LeastSquares(fresh, sigma_w, 0)
+                gain = before - trial.cost(fresh.start())
             if gain > 0.8 * predicted:
                 state.proximity = max(state.proximity / 4, 1e-2)
             elif gain < 0.4 * predicted:
                 state.proximity *= 4
-            if gain > 0 or predicted < NOTHING * before:
+            if gain > 0 or (math.isfinite(gain) and predicted < NOTHING * before):
                 break
             self._restore()
             if self._at_end(predicted / before):
@@ -351,6 +355,10 @@ class Refinement:
         """Whether a promise that was not kept is within the errors of approximate derivatives."""
         approximate = self.stage.values != self.stage.slopes
         return approximate and promise < self.stage.loose * self.settings.cost_tolerance
+
+    def _lowest_u(self) -> float:
+        """Smallest principal U of all atoms, in A^2."""
+        return float(least_u(self.model.crystal.refined()).min())
 
     @torch.no_grad()
     def _site_shift(self, before: Tensor) -> float:
