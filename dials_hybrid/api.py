@@ -224,7 +224,7 @@ def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
     contract = report.contract(
         job.problem,
         result,
-        **bonds_and_angles(structure, result, cell_cov),
+        **bonds_and_angles(structure, result, cell_cov, job.parts),
         space_group=str(structure.space_group_info()),
         warnings=list(dict.fromkeys([*job.messages, *messages])),
         dials_version=dials_version(),
@@ -292,7 +292,9 @@ def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> lis
     if outputs.map:
         io_maps.write_map(outputs.map, outcome.structure, result)
     if outputs.shelx:
-        io_shelx_write.write_shelx(outputs.shelx, outcome.structure, problem, result)
+        io_shelx_write.write_shelx(
+            outputs.shelx, outcome.structure, problem, result, job.constraints
+        )
     if outputs.problem:
         outcome.checkpoint.save(outputs.problem)
     if outputs.json:
