@@ -19,7 +19,7 @@ from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
 from dials_hybrid import crystal as physics
-from dials_hybrid import io_cctbx, io_cif_mtz, io_dials, io_geometry, io_results
+from dials_hybrid import io_cctbx, io_cif_mtz, io_dials, io_disorder, io_geometry, io_results
 from dials_hybrid.data import Fourier, InputError
 
 
@@ -238,6 +238,16 @@ def test_cif_of_the_refined_structure(tmp_path, structure, problem, result):
     assert [block[f"_atom_site_fract_{x}"][0][-3:] for x in "xyz"] == ["(4)", "000", "667"]
     assert list(block["_atom_site_fract_y"])[1].endswith("(4)")
     assert list(block["_atom_site_U_iso_or_equiv"])[0] == "0.0070(12)"
+
+
+def test_cif_tells_the_parts_of_a_disorder(tmp_path, structure, problem, result):
+    path, group = tmp_path / "a.cif", "_atom_site_disorder_group"
+    io_cif_mtz.write_cif(path, structure, problem, result, CONTRACT)
+    assert group not in read_cif(path)[0]
+    parted = problem.replace(provenance={io_disorder.KEY: [0, 2]})
+    io_cif_mtz.write_cif(path, structure, parted, result, CONTRACT)
+    assert list(read_cif(path)[0][group]) == [".", "2"]
+    assert io_disorder.parts_of(path, 2) == (0, 2)
 
 
 def test_cif_has_uncertainties_of_anisotropic_atoms(tmp_path, structure, problem, result):
