@@ -1,12 +1,19 @@
-"""Run every benchmark and print its table."""
+"""Run benchmarks and print their tables: python -m benchmarks [NAME...], by default DEFAULT.
 
-from . import integrators, pets, propagation, quartz, simulated, thickness, uncertainties
+The others take from some minutes to an hour each.
+"""
+
+import importlib
+import sys
+
+DEFAULT = ("propagation", "integrators", "quartz", "pets", "simulated")
+OTHERS = ("jana", "missing_atoms", "nuisance", "optimisers", "thickness", "uncertainties")
 
 if __name__ == "__main__":
-    propagation.main()
-    integrators.main()
-    quartz.main()
-    pets.main()
-    simulated.main()
-    thickness.main()
-    uncertainties.main()
+    chosen = sys.argv[1:] or DEFAULT
+    unknown = set(chosen) - {*DEFAULT, *OTHERS}
+    if unknown:
+        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(DEFAULT + OTHERS)}")
+    sys.argv[1:] = []  # those that take arguments run with their defaults
+    for name in chosen:
+        importlib.import_module(f"benchmarks.{name}").main()

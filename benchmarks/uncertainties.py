@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from cctbx import adptbx
 from dials_hybrid import beams, crystal, electron, simulate
 from dials_hybrid.data import Observations, Problem, Result, Scan, Structure
 from dials_hybrid.io_cctbx import to_structure
-from dials_hybrid.model import ModelSettings
+from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import DepthGrid
 from dials_hybrid.refine import Refinement, RefineSettings
 from dials_hybrid.uncertainty import star_lengths
@@ -42,6 +43,8 @@ SETTINGS = ModelSettings(
     thickness_start=250.0,
     valence=ValenceSettings("none"),
 )
+
+QUICK = dataclasses.replace(SETTINGS, g_max=1.0, s_max=0.01)  # for times alone
 
 
 def true_structure() -> Structure:
@@ -190,6 +193,58 @@ def run_case(seed: int, settings: ModelSettings = SETTINGS) -> dict[str, float]:
     return normalised_errors(true, refinement.run())
 
 
+def in_p1() -> Structure:
+    """Return the atoms of one cell without symmetry: 9 of quartz, 60 parameters or more."""
+    quartz = cases.quartz().expand_to_p1()
+    for atom in quartz.scatterers():
+        if atom.scattering_type == "O":
+            atom.convert_to_anisotropic(quartz.unit_cell())
+    return to_structure(quartz)
+
+
+def calculated(structure: Structure, seed: int) -> tuple[Scan, Observations]:
+    """Return data of the refinement's own model, with noise: quick, and right for times."""
+    sweep = scan(structure)
+    windows_, first, last = windows(structure, sweep)
+    nothing = np.ones(len(first))
+    o = observations(windows_, first, last, nothing, nothing)
+    model = HybridModel(Problem(structure, sweep, o), QUICK)
+    with torch.no_grad():
+        made = model.intensities(model.value_profiles())
+    sigma = PROPORTIONAL * made + 0.01 * made.mean()
+    noise = torch.as_tensor(np.random.default_rng(seed).normal(size=len(made)))
+    return sweep, o.replace(intensity=made + sigma * noise, sigma=sigma)
+
+
+class _Timed(Refinement):
+    """Notes how long the result takes after the last iteration, s.u. and all."""
+
+    def _result(self, *end):
+        began = time.process_time()
+        result = super()._result(*end)
+        self.seconds = time.process_time() - began
+        return result
+
+
+def timing(true: Structure, seed: int = 0) -> dict:
+    """Return the row of the table of times: of a refinement, and of its s.u. among it."""
+    sweep, measured_ = calculated(true, seed)
+    start = displaced(true, np.random.default_rng(1000 + seed))
+    refinement = _Timed(Problem(start, sweep, measured_), QUICK, RefineSettings())
+    began = time.process_time()
+    result = refinement.run()
+    total = time.process_time() - began
+    return {
+        "atoms": len(true.labels),
+        "parameters of the structure": result.summary["n_parameters_structure"],
+        "reflections": len(measured_.intensity),
+        "iterations": result.summary["iterations"],
+        "refinement / s": total - refinement.seconds,
+        "s.u. / s": refinement.seconds,
+        "ratio": refinement.seconds / (total - refinement.seconds),
+    }
+
+
 def table(errors: list[dict[str, float]]) -> list[dict]:
     """Return mean and standard deviation of every quantity, and of all together.
 
@@ -214,7 +269,9 @@ def main(seeds=range(30)) -> None:
         found = table([run_case(seed, settings) for seed in seeds])
         common.print_table(f"Errors over s.u., {len(seeds)} data sets, {name}", found)
         rows += [{"model": name, "data sets": len(seeds), **row} for row in found]
-    common.save("uncertainties", rows)
+    times = [timing(true) for true in (true_structure(), in_p1())]
+    common.print_table("Processor time of the s.u. beside that of the refinement", times)
+    common.save("uncertainties", rows, times=times)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,8 @@ def _make_refinement(job: Job, progress: Progress | None) -> Refinement:
 def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
     """Combine the result of a checkpoint with the job into what is reported."""
     result = checkpoint.result
+    if result.fourier is not None and result.fourier.change is None:  # of an earlier version
+        result = result.replace(fourier=None)
     structure = update_xray_structure(job.xray_structure, result.structure)
     summary = {
         **result.summary,
@@ -222,7 +224,7 @@ def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
     contract = report.contract(
         job.problem,
         result,
-        **bonds_and_angles(structure, result, cell_cov),
+        **bonds_and_angles(structure, result, cell_cov, job.parts),
         space_group=str(structure.space_group_info()),
         warnings=list(dict.fromkeys([*job.messages, *messages])),
         dials_version=dials_version(),
@@ -290,7 +292,9 @@ def write(outcome: Outcome, outputs: Outputs, cutting: Cutting = CUTTING) -> lis
     if outputs.map:
         io_maps.write_map(outputs.map, outcome.structure, result)
     if outputs.shelx:
-        io_shelx_write.write_shelx(outputs.shelx, outcome.structure, problem, result)
+        io_shelx_write.write_shelx(
+            outputs.shelx, outcome.structure, problem, result, job.constraints
+        )
     if outputs.problem:
         outcome.checkpoint.save(outputs.problem)
     if outputs.json:

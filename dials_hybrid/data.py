@@ -320,10 +320,13 @@ class Fourier(Record):
     hkl: Tensor  # (M, 3) int64
     f_calc: Tensor  # (M,) complex, A, of the refined model with its charges and dipoles
     gradient: Tensor  # (1 + P, M) complex, A^-1: of the residuals, then of P random signs
+    change: Tensor | None = None  # (M,) complex, A, what the data ask for; not in old files
 
     def __post_init__(self):
         m = len(self.hkl)
         self._expect("f_calc", m)
+        if self.change is not None:
+            self._expect("change", m)
         self._expect("gradient", len(self.gradient), m)
 
 

@@ -10,18 +10,27 @@ the steepest descent of half the chi squared, against the curvature that one get
 signs e_i = +-1, since the mean of |sum_i e_i sqrt(w_i) dI_i/dF(g)|^2 is sum_i w_i |dI_i/dF(g)|^2
 (M. F. Hutchinson 1989, doi:10.1080/03610918908812806). An observation counts by its error and
 by how strongly it depends on F(g): a weak beam fed by others does not, however large its Io/Ic.
+
+Gradient over curvature is the direction in which all F(g) should change. How far is tried: an
+intensity is no linear function of F(g), and where much is missing a linear step goes wrong by a
+factor of two either way.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .crystal import reciprocal_length_sq
-from .data import Fourier
+from .data import Fourier, Structure
 from .parallel import in_threads
 
 PROBES = 16  # random signs; the curvature is known to sqrt(1 / PROBES) of itself
+TRIALS = 4  # lengths of the change that are tried
+_LONGEST = 3.0  # times the last trial that the next one may be
 
 
 def seeds(observed: Tensor, calculated: Tensor, sigma: Tensor, work: Tensor) -> Tensor:
@@ -71,13 +80,97 @@ def gradients(model, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fourier(model, table_gradients: Tensor) -> Fourier:
-    """Return structure factors and gradients by them, as far out as there are observations."""
-    hkl, o = model.couplings.hkl, model.problem.observations
-    cell = model.problem.structure.cell
-    g_sq = reciprocal_length_sq(cell, hkl)
-    inside = (g_sq > 0) & (g_sq <= reciprocal_length_sq(cell, o.hkl).max() * (1 + 1e-9))
+    """Return structure factors and gradients by them, as far out as there are observations.
+
+    The change of all of them has the length of one linear step.
+    """
+    structure, inside = model.problem.structure, _inside(model)
+    hkl = model.couplings.hkl[inside]
+    gradient = table_gradients[:, :-1][:, inside] * model.potential_factor
     return Fourier(
-        hkl=hkl[inside],
-        f_calc=model.crystal(hkl[inside]),
-        gradient=table_gradients[:, :-1][:, inside] * model.potential_factor,
+        hkl=hkl,
+        f_calc=model.crystal(hkl),
+        gradient=gradient,
+        change=linear_change(structure, hkl, gradient),
     )
+
+
+def table_change(model, change: Tensor) -> Tensor:
+    """Return the change (M + 1,) in A^-1 of the model's potential table by that of `fourier`."""
+    inside = _inside(model)
+    moved = change.new_zeros(len(inside) + 1)
+    moved[:-1][inside] = change * model.potential_factor
+    return moved
+
+
+def _inside(model) -> Tensor:
+    """Return which couplings (M,) lie within the observations, the origin left out."""
+    cell = model.problem.structure.cell
+    g_sq = reciprocal_length_sq(cell, model.couplings.hkl)
+    limit = reciprocal_length_sq(cell, model.problem.observations.hkl).max() * (1 + 1e-9)
+    return (g_sq > 0) & (g_sq <= limit)
+
+
+def linear_change(structure: Structure, hkl: Tensor, gradient: Tensor) -> Tensor:
+    """Return the change (M,) in A of the structure factors that a gradient (1 + P, M) asks for.
+
+    The gradient of each set of equivalents over its curvature, which is damped by its median, so
+    that nothing is made of F on which the data hardly depend. The length follows from the
+    curvature along that direction, which P random signs tell to sqrt(2 / P) of itself.
+    """
+    orbits = _Orbits(structure, hkl)
+    summed = orbits.summed(gradient)
+    # of a centric reflection one component can change, of others two
+    curvature = summed[1:].abs().square().mean(0) / (2 - orbits.centric.double())
+    typical = curvature[orbits.present].median().clamp(min=1e-30)
+    change = torch.where(orbits.present, summed[0] / (curvature + typical), 0.0)
+    along = (gradient.conj() * change).real.sum(1)
+    return change * along[0] / along[1:].square().mean().clamp(min=1e-30)
+
+
+class _Orbits:
+    """The equivalents of reflections hkl (M, 3), which hold both mates of each, others or not."""
+
+    def __init__(self, structure: Structure, hkl: Tensor):
+        hkl = hkl.to(structure.sym_rot.device)
+        moved = torch.einsum("mi,sij->smj", hkl, structure.sym_rot.round().long())
+        span = 2 * int(torch.maximum(hkl.abs().max(), moved.abs().max())) + 1
+        steps = hkl.new_tensor([span**2, span, 1])
+        key, order = (hkl @ steps).sort()
+
+        def place(wanted: Tensor) -> Tensor:
+            return order[torch.searchsorted(key, wanted @ steps).clamp(max=len(key) - 1)]
+
+        self.place, self.mates = place(moved), place(-hkl)  # (S, M) of h R, (M,) of -h
+        # F(h) = exp(2 pi i h.t) F(h R)
+        turn = 2 * math.pi * (structure.sym_trans @ hkl.double().T)
+        there = (hkl[self.place] == moved).all(-1)
+        self.phase = torch.polar(there.double(), turn)
+        same, opposite = ((moved == sign * hkl).all(-1) for sign in (1, -1))
+        self.copies = (same.sum(0) + opposite.sum(0)).double()
+        self.centric = opposite.any(0)
+        # the phases of an absent reflection's copies cancel
+        self.present = (self.phase * same).sum(0).abs() > 0.5
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Return the sums (..., M) over equivalents, brought to the phase of each member."""
+        sums = (self.phase * values[..., self.place]).sum(-2)
+        return (sums + sums[..., self.mates].conj()) / self.copies
+
+
+def best_length(misfit: Callable[[float], float], slope: float) -> float:
+    """Return the factor on a change at which a misfit is least, zero if none lowers it.
+
+    `slope` < 0 is that of the misfit at zero. Each of TRIALS calls goes to where a parabola
+    through start, slope and the last trial has its minimum; the first to one.
+    """
+    start, length = misfit(0.0), 1.0
+    best, least = 0.0, start
+    for _ in range(TRIALS):
+        value = misfit(length)
+        if value < least:
+            best, least = length, value
+        bend = (value - start - slope * length) / length**2
+        further = -slope / (2 * bend) if bend > 0 else math.inf
+        length = min(further, _LONGEST * length)
+    return best

@@ -92,6 +92,15 @@ def u_equivalent(structure: Structure) -> Tensor:
     return torch.where(structure.anisotropic, structure.u_star @ weights, structure.u_iso)
 
 
+def least_u(structure: Structure) -> Tensor:
+    """Return the smallest principal U of every atom, (A,) A^2; negative where U is indefinite."""
+    order = torch.tensor([[0, 3, 4], [3, 1, 5], [4, 5, 2]])
+    axes = to_cartesian(structure.cell).to(structure.u_star)
+    tensor = axes @ structure.u_star[:, order] @ axes.T
+    least = torch.linalg.eigvalsh(tensor)[:, 0]
+    return torch.where(structure.anisotropic, least, structure.u_iso)
+
+
 def neighbours(structure: Structure, atom: int) -> tuple[Tensor, Tensor]:
     """Return the distance in A of every atom to `atom`, and the operator of its nearest image.
 

@@ -10,6 +10,7 @@ from cctbx import crystal, geometry, sgtbx, uctbx
 from cctbx.array_family import flex
 
 from .data import Result
+from .io_disorder import Parts, exclude
 from .io_structures import OVERLAP, neutral
 
 BOND_BUFFER = 3.5  # A around the asymmetric unit in which bonds are looked for
@@ -17,11 +18,12 @@ TIED = 1e-6  # A or degree; a smaller s.u. belongs to what symmetry or a constra
 UNIT = sgtbx.rt_mx()
 
 
-def neighbours(xray_structure) -> list[list[list[tuple]]]:
+def neighbours(xray_structure, parts: Parts = ()) -> list[list[list[tuple]]]:
     """Return, for each atom, its bonds by covalent radii: groups equal by its site symmetry.
 
     A bond is (index of the other atom, operator that takes that atom to the bond's end). Atoms
-    nearer than OVERLAP, which share a site or are parts of a disorder, are not bonded.
+    nearer than OVERLAP, which share a site, and those whose `parts` exclude one another are not
+    bonded.
     """
     mappings = xray_structure.asu_mappings(buffer_thickness=BOND_BUFFER)
     table = crystal.pair_asu_table(asu_mappings=mappings)
@@ -37,7 +39,12 @@ def neighbours(xray_structure) -> list[list[list[tuple]]]:
             for group in of_j
         ]
         apart = [
-            [(j, op) for j, op in ends if cell.distance(sites[i], op * sites[j]) > OVERLAP]
+            [
+                (j, op)
+                for j, op in ends
+                if cell.distance(sites[i], op * sites[j]) > OVERLAP
+                and not exclude(parts, i, j, not op.is_unit_mx())
+            ]
             for ends in groups
         ]
         out.append([ends for ends in apart if ends])
@@ -134,10 +141,11 @@ class _Sites:
         return {"angle": found.angle_model, "su": su}
 
 
-def bonds_and_angles(xray_structure, result: Result, cell_cov=None) -> dict:
+def bonds_and_angles(xray_structure, result: Result, cell_cov=None, parts: Parts = ()) -> dict:
     """Return lists `bonds` and `angles` with lengths in A, angles in degree, and their s.u.
 
-    `cell_cov` is the covariance of the cell, see `cell_covariance`. Each entry names its atoms
+    `cell_cov` is the covariance of the cell, see `cell_covariance`; `parts` are those of a
+    disorder. Each entry names its atoms
     and, as CIF does, their symmetry codes. A bond between two atoms stands once, one of two
     atoms of an orbit at each of them. The s.u. is None where it is not known or nothing is free.
     """
@@ -150,7 +158,7 @@ def bonds_and_angles(xray_structure, result: Result, cell_cov=None) -> dict:
         return {"atoms": [labels[i] for i, _ in ends], "symmetry": codes}
 
     bonds, angles = [], []
-    for i, groups in enumerate(neighbours(xray_structure)):
+    for i, groups in enumerate(neighbours(xray_structure, parts)):
         others = sorted(
             (end for ends in groups for end in ends),
             key=lambda end: sites.length(((i, UNIT), end)),
@@ -160,8 +168,10 @@ def bonds_and_angles(xray_structure, result: Result, cell_cov=None) -> dict:
                 bond = ((i, UNIT), end)
                 bonds.append({**named(bond), **sites.distance(bond)})
         for first, last in itertools.combinations(others, 2):
-            if sites.length((first, last)) <= OVERLAP:
-                continue  # alternatives of a mixed site
+            between = first[1].inverse().multiply(last[1])
+            alternative = exclude(parts, first[0], last[0], not between.is_unit_mx())
+            if alternative or sites.length((first, last)) <= OVERLAP:
+                continue  # never there together, or of a mixed site
             corner = (first, (i, UNIT), last)
             angles.append({**named(corner), **sites.angle(corner)})
     return {"bonds": bonds, "angles": angles}

@@ -10,6 +10,7 @@ import torch
 from .data import InputError, Structure
 from .freedom import Constraints, basis, tied, with_usual_riding_u
 from .io_cctbx import to_structure, update_xray_structure, with_cell
+from .io_disorder import Parts
 from .io_hydrogens import idealised, parents_of_hydrogens, usual_groups, usual_u_factor
 from .io_shelx import Instructions
 
@@ -38,16 +39,23 @@ class Parameters:
 DEFAULTS = Parameters()
 
 
-def constrained(xray_structure, parameters: Parameters, instructions: Instructions | None):
+def constrained(
+    xray_structure,
+    parameters: Parameters,
+    instructions: Instructions | None,
+    parts: Parts = (),
+):
     """Return a cctbx structure that meets the constraints at the start, its record, and these.
 
     The record has the freedom that they leave. `instructions` are those of a SHELX file; None
-    without. Raises InputError when the choices do not fit the structure.
+    without. `parts` are those of a disorder. Raises InputError when the choices do not fit the
+    structure.
     """
     record = to_structure(xray_structure)
-    constraints = resolve(record, parameters, instructions)
+    constraints = resolve(record, parameters, instructions, parts)
     if parameters.hydrogens == "riding":
-        record = _with_usual_hydrogens(xray_structure, record, constraints, instructions)
+        known = instructions.hydrogens if instructions else ()
+        record = _with_usual_hydrogens(xray_structure, record, constraints, known, parts)
     record = tied(record, constraints)
     moved = update_xray_structure(xray_structure, record)
     if constraints.same_site:  # an atom may have come to a special position
@@ -56,14 +64,16 @@ def constrained(xray_structure, parameters: Parameters, instructions: Instructio
     return moved, with_freedom(record, constraints), constraints
 
 
-def _with_usual_hydrogens(xray_structure, record, constraints, instructions) -> Structure:
-    """Return the record with ideal places and U of the H atoms that ride."""
+def _with_usual_hydrogens(xray_structure, record, constraints, known, parts: Parts) -> Structure:
+    """Return the record with ideal places and U of the H atoms that ride.
+
+    `known` are the groups of a SHELX file.
+    """
     parents = dict(constraints.riding)
-    known = instructions.hydrogens if instructions else ()
     given = {group.parent for group in known}
-    usual = [g for g in usual_groups(xray_structure, parents) if g.parent not in given]
+    usual = [g for g in usual_groups(xray_structure, parents, parts) if g.parent not in given]
     groups = tuple(g for g in (*known, *usual) if set(g.atoms) <= parents.keys())
-    ideal = idealised(xray_structure, groups, parents)
+    ideal = idealised(xray_structure, groups, parents, parts)
     sites = torch.tensor(list(ideal.sites_frac()), dtype=torch.float64)
     return with_usual_riding_u(record.replace(site=sites), constraints)
 
@@ -77,6 +87,7 @@ def resolve(
     structure: Structure,
     parameters: Parameters = DEFAULTS,
     instructions: Instructions | None = None,
+    parts: Parts = (),
 ) -> Constraints:
     """Return the constraints that hold: of the file, of hydrogens, and the user's on top.
 
@@ -86,7 +97,7 @@ def resolve(
     if parameters.hydrogens == "free":
         found = replace(found, riding=(), riding_u=())
     elif parameters.hydrogens == "riding" or instructions is None:
-        found = _with_riding_hydrogens(structure, found)
+        found = _with_riding_hydrogens(structure, found, parts)
     found = _with_shared(structure, found, parameters)
     for text in parameters.occupancies:
         found = _with_linked_occupancies(structure, found, text)
@@ -153,13 +164,13 @@ def _shared_atoms(structure: Structure, name: str, text: str) -> tuple[int, ...]
 # --- hydrogens ------------------------------------------------------------------------------
 
 
-def _with_riding_hydrogens(structure: Structure, found: Constraints) -> Constraints:
+def _with_riding_hydrogens(structure: Structure, found: Constraints, parts: Parts) -> Constraints:
     """Let all H atoms ride that have a parent, also where the file says nothing of them."""
-    parents = parents_of_hydrogens(structure) | dict(found.riding)
+    parents = parents_of_hydrogens(structure, parts) | dict(found.riding)
     known = {atom for atom, _, _ in found.riding_u} | found.fixed_u
     known |= {atom for group in found.linked_u for atom, _ in group}
     riding_u = tuple(
-        (atom, parent, usual_u_factor(structure, parents, atom))
+        (atom, parent, usual_u_factor(structure, parents, atom, parts))
         for atom, parent in parents.items()
         if atom not in known and not bool(structure.anisotropic[atom])
     )

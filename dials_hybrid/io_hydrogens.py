@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from cctbx import xray
+from cctbx.array_family import flex
 from smtbx.refinement import constraints as smtbx_constraints
 from smtbx.refinement.constraints.geometrical import hydrogens as geometries
 from smtbx.utils import connectivity_table
 
 from .data import Structure
 from .freedom import neighbours
+from .io_disorder import Parts, exclude
 from .io_structures import neutral
 
 logger = logging.getLogger("dials.hybrid.io_hydrogens")
@@ -57,45 +59,70 @@ class HydrogenGroup:
     length: float | None = None
 
 
-def parents_of_hydrogens(structure: Structure) -> dict[int, int]:
-    """Return the nearest atom that each H atom is bonded to; H atoms without are left out."""
+def parents_of_hydrogens(structure: Structure, parts: Parts = ()) -> dict[int, int]:
+    """Return the nearest atom that each H atom is bonded to; H atoms without are left out.
+
+    `parts` are those of a disorder.
+    """
     names = [structure.elements[k] for k in structure.type.tolist()]
     reach = torch.tensor([_REACH.get(name, 0.0) for name in names], dtype=torch.float64)
     parents = {}
     for atom in (i for i, name in enumerate(names) if name == "H"):
         length = neighbours(structure, atom)[0]
-        length = torch.where(length < reach, length, torch.inf)
+        never = torch.tensor([exclude(parts, atom, other) for other in range(len(names))])
+        length = torch.where((length < reach) & ~never, length, torch.inf)
         if bool(length.isfinite().any()):
             parents[atom] = int(length.argmin())
     return parents
 
 
-def usual_u_factor(structure: Structure, parents: dict[int, int], atom: int) -> float:
+def usual_u_factor(
+    structure: Structure, parents: dict[int, int], atom: int, parts: Parts = ()
+) -> float:
     """Return U_iso(H) / U_eq(parent): 1.5 on O and in groups of three, which turn, else 1.2."""
     parent = parents[atom]
-    siblings = sum(p == parent for p in parents.values())
+    siblings = sum(p == parent and not exclude(parts, atom, h) for h, p in parents.items())
     on_oxygen = structure.elements[int(structure.type[parent])] == "O"
     return 1.5 if on_oxygen or siblings >= 3 else 1.2
 
 
-def usual_groups(xray_structure, parents: dict[int, int]) -> tuple[HydrogenGroup, ...]:
-    """Return the groups of H whose geometry follows from the bonds of their parents."""
-    table = _bonds(xray_structure).extract_pair_sym_table(
+def usual_groups(
+    xray_structure, parents: dict[int, int], parts: Parts = ()
+) -> tuple[HydrogenGroup, ...]:
+    """Return the groups of H whose geometry follows from the bonds of their parents.
+
+    The H atoms of one parent that are in different `parts` of a disorder are groups of their own.
+    """
+    table = bond_table(xray_structure, parts).pair_asu_table.extract_pair_sym_table(
         skip_j_seq_less_than_i_seq=False, all_interactions_from_inside_asu=True
     )
     names = [neutral(sc.scattering_type) for sc in xray_structure.scatterers()]
+    members: dict[tuple, list[int]] = {}
+    for atom, parent in parents.items():
+        members.setdefault((parent, parts[atom] if parts else 0), []).append(atom)
     groups = []
-    for parent in sorted(set(parents.values())):
-        atoms = tuple(atom for atom, p in parents.items() if p == parent)
-        others = sum(len(ops) for j, ops in table[parent].items() if names[j] != "H")
+    for (parent, _), atoms in sorted(members.items()):
+        others = sum(
+            len(ops)
+            for j, ops in table[parent].items()
+            if names[j] != "H" and not exclude(parts, atoms[0], j)
+        )
         geometry = _USUAL.get((names[parent], len(atoms), others))
         if geometry is not None:
-            groups.append(HydrogenGroup(parent, atoms, geometry))
+            groups.append(HydrogenGroup(parent, tuple(atoms), geometry))
     return tuple(groups)
 
 
-def _bonds(xray_structure):
-    return connectivity_table(_plain(xray_structure)).pair_asu_table
+def bond_table(xray_structure, parts: Parts = ()):
+    """Return smtbx's bonds, with none between parts that exclude one another."""
+    if not parts:
+        return connectivity_table(_plain(xray_structure))
+    size_t = flex.size_t
+    return connectivity_table(
+        _plain(xray_structure),
+        conformer_indices=size_t([max(part, 0) for part in parts]),
+        sym_excl_indices=size_t([max(-part, 0) for part in parts]),
+    )
 
 
 def _plain(xray_structure):
@@ -108,18 +135,23 @@ def _plain(xray_structure):
     return fresh
 
 
-def idealised(xray_structure, groups: tuple[HydrogenGroup, ...], parents: dict[int, int]):
+def idealised(
+    xray_structure,
+    groups: tuple[HydrogenGroup, ...],
+    parents: dict[int, int],
+    parts: Parts = (),
+):
     """Return a copy with the H atoms of the groups at their ideal places.
 
     The places are those of smtbx's geometrical constraints, torsions kept. A warning names the
     H atoms with a parent that stay as they are: in no group, or not near the ideal place.
     """
     moved = _plain(xray_structure)
-    bonds = connectivity_table(_plain(xray_structure))
+    bonds = bond_table(xray_structure, parts)
     left = set(parents)
     for group in groups:
         try:
-            sites = _ideal_sites(moved, bonds, group)
+            sites = ideal_sites(moved, bonds, group)
         except (smtbx_constraints.InvalidConstraint, RuntimeError, IndexError):
             continue  # bonds that the geometry does not fit
         start = [xray_structure.scatterers()[i].site for i in group.atoms]
@@ -136,7 +168,11 @@ def idealised(xray_structure, groups: tuple[HydrogenGroup, ...], parents: dict[i
     return result
 
 
-def _ideal_sites(xray_structure, bonds, group: HydrogenGroup) -> list[tuple]:
+def ideal_sites(xray_structure, bonds, group: HydrogenGroup) -> list[tuple]:
+    """Return the places of a group's atoms by its geometry and a `bond_table`, torsions kept.
+
+    Raises what smtbx does, InvalidConstraint among others, where the geometry does not fit.
+    """
     copy = xray_structure.deep_copy_scatterers()
     element = copy.scatterers()[group.parent].scattering_type
     constraint = getattr(geometries, group.geometry)(

@@ -10,6 +10,7 @@ import torch
 
 from .data import Restraints
 from .io_bonds import UNIT, neighbours
+from .io_disorder import Parts, exclude
 from .io_structures import OVERLAP, neutral
 
 SAME_DISTANCE = 3  # digits of A to which copies of a pair are told apart
@@ -56,12 +57,12 @@ def _hydrogen(xray_structure) -> list[bool]:
 class _Pairs:
     """Bonded (1,2) and next (1,3) pairs of the atoms other than H, each once by symmetry."""
 
-    def __init__(self, xray_structure):
-        self.structure = xray_structure
+    def __init__(self, xray_structure, parts: Parts):
+        self.structure, self.parts = xray_structure, parts
         hydrogen = _hydrogen(xray_structure)
         self.bonds = [
             [] if hydrogen[i] else [g for g in groups if not hydrogen[g[0][0]]]
-            for i, groups in enumerate(neighbours(xray_structure))
+            for i, groups in enumerate(neighbours(xray_structure, parts))
         ]
         self.seen: set[tuple] = set()
 
@@ -92,13 +93,16 @@ class _Pairs:
         # an inversion relates equal tensors
         trivial = i == j and abs(operator.r().order()) <= 1 + (operator.r().determinant() < 0)
         # parts of a mixed site have no line between them, though both are bonded to a third atom
-        if length > OVERLAP and key not in self.seen and not trivial:
+        apart = exclude(self.parts, i, j, not operator.is_unit_mx())
+        if length > OVERLAP and key not in self.seen and not trivial and not apart:
             self.seen.add(key)
             yield i, j, operator
 
 
-def _similar_adps(xray_structure, chosen, sigma: float, sigma_terminal: float | None):
-    pairs, chosen = _Pairs(xray_structure), set(chosen)
+def _similar_adps(
+    xray_structure, chosen, sigma: float, sigma_terminal: float | None, parts: Parts = ()
+):
+    pairs, chosen = _Pairs(xray_structure, parts), set(chosen)
     loose = sigma_terminal or 2 * sigma
     return [
         Entry(
@@ -113,8 +117,8 @@ def _similar_adps(xray_structure, chosen, sigma: float, sigma_terminal: float | 
 
 
 def _rigid(kind: str):
-    def build(xray_structure, chosen, sigma: float, sigma_next: float | None):
-        pairs = _Pairs(xray_structure)
+    def build(xray_structure, chosen, sigma: float, sigma_next: float | None, parts: Parts = ()):
+        pairs = _Pairs(xray_structure, parts)
         chosen = set(chosen) & set(_anisotropic(xray_structure))
         both = itertools.chain(
             ((sigma, pair) for pair in pairs.bonded()),
@@ -133,8 +137,10 @@ def _anisotropic(xray_structure) -> list[int]:
     return [i for i, sc in enumerate(xray_structure.scatterers()) if sc.flags.use_u_aniso()]
 
 
-def _isotropic_adps(xray_structure, chosen, sigma: float, sigma_terminal: float | None):
-    pairs, hydrogen = _Pairs(xray_structure), _hydrogen(xray_structure)
+def _isotropic_adps(
+    xray_structure, chosen, sigma: float, sigma_terminal: float | None, parts: Parts = ()
+):
+    pairs, hydrogen = _Pairs(xray_structure, parts), _hydrogen(xray_structure)
     loose = sigma_terminal or 2 * sigma
     return [
         Entry("isotropic_adp", 0.0, loose if pairs.terminal(i) else sigma, ((i, UNIT),))

@@ -14,6 +14,7 @@ from cctbx import sgtbx
 
 from .data import InputError, Restraints
 from .io_bonds import UNIT, neighbours
+from .io_disorder import Parts
 from .io_restraint_entries import ADP_ENTRIES, Entry, as_tensor, record
 from .io_structures import is_shelx_atom, neutral, shelx_lines
 
@@ -42,9 +43,12 @@ class RestraintOptions:
     isotropic_adp: float | None = None
 
 
-def restraints_of(xray_structure, options: RestraintOptions, path) -> Restraints | None:
+def restraints_of(
+    xray_structure, options: RestraintOptions, path, parts: Parts = ()
+) -> Restraints | None:
     """Return the restraints that the options, and the structure's file, ask for; None if none.
 
+    Those along bonds join no atoms whose `parts` exclude one another.
     Raises InputError, naming the parameter or the instruction, when one cannot be used.
     """
     entries = list(_written(xray_structure, options))
@@ -52,9 +56,9 @@ def restraints_of(xray_structure, options: RestraintOptions, path) -> Restraints
     for kind in ADP_ENTRIES:
         sigma = getattr(options, kind)
         if sigma is not None:
-            entries += ADP_ENTRIES[kind](xray_structure, chosen, sigma, None)
+            entries += ADP_ENTRIES[kind](xray_structure, chosen, sigma, None, parts)
     if options.shelx and Path(path).suffix.lower() in SHELX_ENDINGS:
-        entries += _of_shelx(path, xray_structure)
+        entries += _of_shelx(path, xray_structure, parts)
     return record(entries) if entries else None
 
 
@@ -216,6 +220,7 @@ class _ShelxAtoms:
     elements: list = dataclasses.field(default_factory=list)
     classes: dict = dataclasses.field(default_factory=dict)  # residue number -> class
     operators: dict = dataclasses.field(default_factory=dict)  # "$1" -> rt_mx
+    parts: Parts = ()
 
     def residues(self, suffix: str | None) -> list[int]:
         """Return the residues that an instruction such as DFIX_4, DFIX_LEU or DFIX_* is for."""
@@ -265,9 +270,10 @@ class _ShelxAtoms:
         return self.names.index((name, residue)), operator
 
 
-def _of_shelx(path, xray_structure) -> list[Entry]:
+def _of_shelx(path, xray_structure, parts: Parts) -> list[Entry]:
     """Return the restraints of a SHELX file; what is not used is logged as a warning."""
     atoms, instructions = _shelx_contents(path, xray_structure)
+    atoms.parts = parts
     entries, skipped = [], []
     for name, suffix, words in instructions:
         line = " ".join([name if suffix is None else f"{name}_{suffix}", *words])
@@ -323,7 +329,7 @@ def _shelx_entries(name, words, atoms: _ShelxAtoms, residue: int, xray_structure
         chosen = [i for i, _ in members] or range(len(atoms.names))
         sigma, other = [*numbers, None, None][:2]
         return ADP_ENTRIES[_SHELX_ADP[name]](
-            xray_structure, chosen, sigma or _SHELX_SIGMA[name], other
+            xray_structure, chosen, sigma or _SHELX_SIGMA[name], other, atoms.parts
         )
     target = numbers.pop(0) if name in ("DFIX", "DANG") else 0.0
     sigma = numbers[0] if numbers else _SHELX_SIGMA[name]

@@ -24,7 +24,7 @@ logger = logging.getLogger("dials.hybrid.io_shelx")
 SUFFIXES = (".ins", ".res")
 
 # AFIX mn: the geometry m of hydrogen atoms, as the name of smtbx's class
-_GEOMETRIES = {
+GEOMETRIES = {
     1: "tertiary_xh_site",
     2: "secondary_xh2_sites",
     3: "staggered_terminal_tetrahedral_xh3_sites",
@@ -172,11 +172,11 @@ class _Reading:
         if n in _FIXED:
             self.fixed_u |= set(atoms)
             self.fixed_site |= set(atoms) if n == 1 else set()
-        elif n in _RIDING and (m == 0 or m in _GEOMETRIES) and self.pivot is not None:
+        elif n in _RIDING and (m == 0 or m in GEOMETRIES) and self.pivot is not None:
             self.riding += [(atom, self.pivot) for atom in atoms]
             if m:
                 self.hydrogens.append(
-                    HydrogenGroup(self.pivot, tuple(atoms), _GEOMETRIES[m], length)
+                    HydrogenGroup(self.pivot, tuple(atoms), GEOMETRIES[m], length)
                 )
             if _RIDING[n]:
                 self.unhonoured.append(f"{_RIDING[n]} of AFIX {10 * m + n}")

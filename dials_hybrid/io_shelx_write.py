@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import io
+import logging
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from cctbx import adptbx, miller, sgtbx
+from cctbx import miller, sgtbx
 from cctbx.array_family import flex
 from cctbx.eltbx import covalent_radii, tiny_pse
 from scipy.optimize import least_squares
 
 from . import __version__, io_cif_mtz
 from .data import Problem, Result
+from .freedom import SYMMETRY_ALONE, Constraints
 from .io_cctbx import update_xray_structure
 from .io_cif_items import formula_units
+from .io_disorder import KEY
 from .io_measurement import cell_su
 from .io_results import writing
+from .io_shelx_atoms import AtomLines, fvar_lines, wrapped
 from .io_structures import form_factor_registry, neutral
+
+logger = logging.getLogger("dials.hybrid.io_shelx_write")
 
 _LARGEST = 9999.0  # of the intensities: HKLF 4 has eight columns for a number
 _S_MAX = 1.0  # A^-1, as far as the four Gaussians of SFAC have to follow the form factors
@@ -30,15 +36,23 @@ def names(prefix) -> tuple[str, str]:
     return f"{prefix}.res", f"{prefix}.hkl"
 
 
-def write_shelx(prefix, xray_structure, problem: Problem, result: Result) -> None:
+def write_shelx(
+    prefix,
+    xray_structure,
+    problem: Problem,
+    result: Result,
+    constraints: Constraints = SYMMETRY_ALONE,
+) -> None:
     """Write PREFIX.res and PREFIX.hkl, from which a kinematical refinement can go on.
 
     The intensities are the merged |F|^2 that `io_cif_mtz.miller_arrays` has as `corrected`, on a
-    new scale. Raises InputError when a file cannot be written.
+    new scale. A warning names the `constraints` that SHELXL has no words for. Raises InputError
+    when a file cannot be written.
     """
     refined = update_xray_structure(xray_structure, result.structure)
     corrected = io_cif_mtz.miller_arrays(xray_structure, problem, result)["corrected"]
-    texts = (instructions(refined, problem, Path(prefix).name), hklf(corrected))
+    title = Path(prefix).name
+    texts = (instructions(refined, problem, title, constraints), hklf(corrected))
     for path, text in zip(names(prefix), texts, strict=True):
         with writing(path) as temporary:
             temporary.write_text(text, encoding="ascii", errors="replace")
@@ -55,10 +69,23 @@ def hklf(corrected) -> str:
     return buffer.getvalue()
 
 
-def instructions(refined, problem: Problem, title: str) -> str:
+def instructions(
+    refined, problem: Problem, title: str, constraints: Constraints = SYMMETRY_ALONE
+) -> str:
     """Return the text of a .res file of a cctbx structure."""
     refined = _centre_at_origin(refined)
-    content = _content(refined)
+    content, labels = _content(refined), _labels(refined)
+    parts = tuple(problem.provenance.get(KEY, ()))
+    atoms = AtomLines(refined, labels, list(content), constraints, parts)
+    atom_lines = atoms.write()
+    if atoms.coding.left:
+        what = ", ".join(atoms.coding.left)
+        logger.warning("%s.res: these constraints cannot be written to it: %s", title, what)
+    shared = [
+        line
+        for command, group in atoms.coding.shared
+        for line in wrapped(command, [labels[i] for i in group])
+    ]
     lines = [
         f"TITL {title} in {refined.space_group_info()}",
         f"REM dials_hybrid {__version__}; data corrected for multiple scattering",
@@ -74,8 +101,9 @@ def instructions(refined, problem: Problem, title: str) -> str:
         "BOND",
         "CONF",
         "WGHT 0.1",
-        "FVAR 1.0",
-        *_atoms(refined, list(content)),
+        *shared,
+        *fvar_lines(atoms.coding.variables),
+        *atom_lines,
         "HKLF 4",
         "END",
     ]
@@ -160,21 +188,10 @@ def _form_factor(element: str) -> list[str]:
     ]
 
 
-def _atoms(refined, elements: list[str]) -> list[str]:
-    """Atom lines; occupancies, in parts of the general position, are fixed."""
-    cell, lines, taken = refined.unit_cell(), [], set()
-    for sc in refined.scatterers():
-        element = neutral(sc.scattering_type)
-        label = _short_label(sc.label, element, taken)
-        place = " ".join(f"{x:.6f}" for x in sc.site)
-        line = f"{label:<4} {elements.index(element) + 1} {place} {10 + sc.weight():.5f}"
-        if not sc.flags.use_u_aniso():
-            lines.append(f"{line} {sc.u_iso:.5f}")
-            continue
-        u11, u22, u33, u12, u13, u23 = adptbx.u_star_as_u_cif(cell, sc.u_star)
-        rest = " ".join(f"{u:.5f}" for u in (u33, u23, u13, u12))
-        lines += [f"{line} {u11:.5f} {u22:.5f} =", f"  {rest}"]
-    return lines
+def _labels(refined) -> list[str]:
+    taken: set[str] = set()
+    atoms = refined.scatterers()
+    return [_short_label(sc.label, neutral(sc.scattering_type), taken) for sc in atoms]
 
 
 def _short_label(label: str, element: str, taken: set) -> str:

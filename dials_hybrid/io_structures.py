@@ -125,6 +125,18 @@ def cif_items(path, keys, block: str | None = None) -> dict[str, str]:
     return {key: chosen[key] for key in keys if isinstance(chosen.get(key), str)}
 
 
+def cif_loop(path, key: str, block: str | None = None) -> list[str]:
+    """Return the values of a key, in a loop or not, of the block that holds the structure.
+
+    Empty where the key is not there. `block` as in `read_structure`; raises InputError when there
+    is no such block.
+    """
+    path = Path(path)
+    model = iotbx.cif.reader(input_string=_text(path), raise_if_errors=False).model()
+    chosen = model[_choose_block(path, model, block)]
+    return _values(chosen, key) if key in chosen else []
+
+
 def _values(block, key: str) -> list[str]:
     """Return a CIF item as a list, also when it stands outside a loop."""
     value = block[key]

@@ -15,6 +15,7 @@ from .data import InputError, Problem, Result, Structure, block_of
 from .freedom import Constraints
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection, format_table
+from .io_disorder import KEY, Parts, parts_of
 from .io_measurement import stated
 from .io_restraints import RestraintOptions, count_kinds, in_basis, restraints_of
 from .io_structures import read_structure
@@ -79,6 +80,11 @@ class Job:
     numerics: dict = field(default_factory=dict)  # what was chosen by its error
     constraints: Constraints = Constraints()  # those in problem.structure.freedom
     result: Result | None = None  # of a continued problem that needs no more refinement
+
+    @property
+    def parts(self) -> Parts:
+        """Parts of a disorder that the atoms belong to; empty without."""
+        return tuple(self.problem.provenance.get(KEY, ()))
 
     @property
     def writes_back(self) -> bool:
@@ -169,13 +175,14 @@ def load(files, structure, options: Options = Options()) -> Job:
     """
     xray_structure = read_structure(structure, options.block)
     shelx = io_shelx.read_instructions(structure) if io_shelx.is_shelx(structure) else None
+    parts = parts_of(structure, xray_structure.scatterers().size(), options.block)
     loaded = read(files)
     xray_structure = loaded.reconcile(xray_structure, structure)
     rows, table = loaded.select(options.selection)
     logger.info("Selection of reflections:\n%s\n", format_table(table))
     scan, observations = loaded.observed(rows, options.sampling, options.selection)
     xray_structure, record, constraints = io_constraints.constrained(
-        xray_structure, options.parameters, shelx
+        xray_structure, options.parameters, shelx, parts
     )
     by_frame = options.free_by == "frames"
     groups = block_of(observations, scan) if by_frame else unique_groups(record, observations.hkl)
@@ -189,12 +196,14 @@ def load(files, structure, options: Options = Options()) -> Job:
         int((free_parameters.parent >= 0).sum()),
     )
     provenance = {**loaded.provenance(structure), **stated(structure, options.block)}
+    if parts:
+        provenance[KEY] = list(parts)
     problem = Problem(
         record,
         scan,
         observations.replace(free=free),
         provenance,
-        restraints_of(xray_structure, options.restraints, structure),
+        restraints_of(xray_structure, options.restraints, structure, parts),
     )
     if problem.restraints is not None:
         logger.info("Restraints: %s", count_kinds(problem.restraints))

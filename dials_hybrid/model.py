@@ -336,9 +336,14 @@ class HybridModel(nn.Module):
         out = self.settings.propagator(potential, excitation, batch.probe, self.settings.depth)
         return out.flatten(0, 1)[batch.slot].double()
 
-    def profiles(self) -> Tensor:
-        """Return, for every link and depth, the intensity integrated over its window, (L, D)."""
-        table, rotation = self.share.spread(self.potential_table(), self.orientation())
+    def profiles(self, moved: Tensor | None = None) -> Tensor:
+        """Return, for every link and depth, the intensity integrated over its window, (L, D).
+
+        `moved` (M + 1,) in A^-1 is added to the potential table.
+        """
+        table = self.potential_table()
+        table = table if moved is None else table + moved.to(table)
+        table, rotation = self.share.spread(table, self.orientation())
         out = self._per_link()
 
         def propagate(batch):
@@ -354,9 +359,11 @@ class HybridModel(nn.Module):
         return self.depth.new_zeros(links, *extra, len(self.depth))
 
     @torch.no_grad()
-    def value_profiles(self, fidelity: Fidelity | None = None) -> Tensor:
+    def value_profiles(
+        self, fidelity: Fidelity | None = None, moved: Tensor | None = None
+    ) -> Tensor:
         """Return `profiles` of `coarser(fidelity)` without the means to differentiate them."""
-        return self.coarser(fidelity).profiles()
+        return self.coarser(fidelity).profiles(moved)
 
     def intensities(self, profiles: Tensor) -> Tensor:
         """Return the calculated intensity of every observation, (R,)."""

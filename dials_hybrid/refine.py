@@ -21,7 +21,8 @@ from torch import Tensor
 from . import fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .crystal import metric
-from .data import InputError, Problem, Result
+from .data import Fourier, InputError, Problem, Result
+from .freedom import least_u
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
@@ -34,6 +35,7 @@ logger = logging.getLogger("dials.hybrid.refine")
 UNHELD = 0.5  # proximity that hardly holds a step
 LOOSENED = 3  # times that a step may be let go before the end
 NOTHING = 1e-4  # part of the cost that is not worth another trial
+LOWEST_U = -0.05  # A^2; beyond, exp(-2 pi^2 g^2 U) grows until the waves are no numbers
 
 
 HEADER = (
@@ -321,16 +323,18 @@ class Refinement:
             problem = LeastSquares(cheap, sigma_w, state.proximity)
             x = solve(problem, cheap.start(), 10)
             predicted = before - problem.cost(x)
-            sites = self.model.crystal.site().detach().clone()
+            sites, lowest = self.model.crystal.site().detach().clone(), self._lowest_u()
             cheap.apply(x)
-            fresh = self.follow(cheap)
-            trial = LeastSquares(fresh, sigma_w, 0)
-            gain = before - trial.cost(fresh.start())
+            gain = -math.inf
+            if self._lowest_u() >= min(LOWEST_U, lowest):
+                fresh = self.follow(cheap)
+                trial = LeastSquares(fresh, sigma_w, 0)
+                gain = before - trial.cost(fresh.start())
             if gain > 0.8 * predicted:
                 state.proximity = max(state.proximity / 4, 1e-2)
             elif gain < 0.4 * predicted:
                 state.proximity *= 4
-            if gain > 0 or predicted < NOTHING * before:
+            if gain > 0 or (math.isfinite(gain) and predicted < NOTHING * before):
                 break
             self._restore()
             if self._at_end(predicted / before):
@@ -350,6 +354,10 @@ class Refinement:
     def _at_end(self, promise: float) -> bool:
         """Whether a promise that was not kept is no more than a settled end may make."""
         return promise < self.stage.loose * self.settings.cost_tolerance
+
+    def _lowest_u(self) -> float:
+        """Smallest principal U of all atoms, in A^2."""
+        return float(least_u(self.model.crystal.refined()).min())
 
     @torch.no_grad()
     def _site_shift(self, before: Tensor) -> float:
@@ -447,8 +455,24 @@ class Refinement:
         weight = weight * (result.scale.to(smooth) / smooth)  # what the nuisance terms change
         try:
             gradients = self.passes.potential_gradients(weight, fidelity=slopes)
+            terms = fourier.fourier(self.model.coarser(slopes), gradients)
+            terms = self._of_best_length(terms, sigma_w)
         except KeyboardInterrupt:
             logger.warning("Interrupted: no difference map is made")
             return result
-        terms = fourier.fourier(self.model.coarser(slopes), gradients)
         return result.replace(fourier=terms.to("cpu"))
+
+    def _of_best_length(self, terms: Fourier, sigma_w: Tensor) -> Fourier:
+        """Return the terms with the change of all structure factors as long as fits best."""
+        o, slopes = self.problem.observations, self.plan[-1].slopes
+        model = self.model.coarser(slopes)
+
+        def misfit(length: float) -> float:
+            moved = fourier.table_change(model, length * terms.change).cpu()
+            with torch.no_grad():
+                profiles = self.passes.value_profiles(fidelity=slopes, moved=moved)
+                residual = (o.intensity - model.intensities(profiles)) / sigma_w
+            return 0.5 * float(residual[~o.free].square().sum())
+
+        slope = -float((terms.gradient[0].conj() * terms.change).real.sum())
+        return terms.replace(change=fourier.best_length(misfit, slope) * terms.change)

@@ -21,6 +21,7 @@ from dials_hybrid.data import Fourier, Problem
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_structures import ELECTRON_TABLE
 from dials_hybrid.model import HybridModel
+from dials_hybrid.refine import Refinement, RefineSettings
 
 
 def amplitudes(structure, d_min=0.65):
@@ -43,7 +44,9 @@ def kinematic(full, partial, weight=1.0, seed=0):
     probes = (weight / 2) ** 0.5 * (rng.normal(size=(32, half)) + 1j * rng.normal(size=(32, half)))
     probes = np.concatenate([probes, probes.conj()], 1)
     gradient = np.concatenate([weight * (wanted - present)[None], probes])
-    return Fourier(torch.tensor(hkl), torch.tensor(present), torch.tensor(gradient))
+    hkl, present, gradient = map(torch.tensor, (hkl, present, gradient))
+    change = fourier.linear_change(to_structure(partial), hkl, gradient)
+    return Fourier(hkl, present, gradient, change)
 
 
 def without(structure, label):
@@ -113,25 +116,73 @@ CELL = (6.0, 6.0, 5.0, 90.0, 90.0, 90.0)
 
 
 def test_dynamical_data_bring_back_an_atom():
-    """120 degrees to d = 1.25 A, R 0.37 without the atom, which scatters as the others."""
+    """120 degrees to d = 0.83 A, R 0.36 without the atom, which scatters as the others."""
     whole = tiny.triclinic(SITES, [3.0] * 4, [8.0] * 4, CELL)
     part = tiny.triclinic(SITES[:3], [3.0] * 3, [8.0] * 3, CELL)
     scan = tiny.scan(blocks=40, width=3.0, cell=CELL)
-    o = tiny.observations(whole, scan, 0.8, window=0.8)
-    settings = tiny.settings(thickness="single", thickness_start=150.0)
+    o = tiny.observations(whole, scan, 1.2, window=0.8)
+    settings = tiny.settings(thickness="single", thickness_start=150.0, g_max=1.2)
     with torch.no_grad():
-        truth, model = (HybridModel(Problem(s, scan, o), settings) for s in (whole, part))
-        observed, calculated = (m.intensities(m.profiles()) for m in (truth, model))
-    sigma = 0.05 * observed + 0.01 * observed.mean()
-    weight = fourier.seeds(observed, calculated, sigma, torch.ones(len(observed)).bool())
-    terms = fourier.fourier(model, model.potential_gradients(weight))
+        truth = HybridModel(Problem(whole, scan, o), settings)
+        observed = truth.intensities(truth.profiles())
+        sigma = 0.05 * observed + 0.01 * observed.mean()
+        refinement = Refinement(
+            Problem(part, scan, o.replace(intensity=observed)), settings, RefineSettings()
+        )
+        model = refinement.model
+        calculated = model.intensities(model.profiles())
+    result = types.SimpleNamespace(calculated=calculated, sigma_weight=sigma)
+    result.replace = lambda **changes: types.SimpleNamespace(**changes)
+    result = refinement.with_fourier(result)
     structure = xray.structure(crystal_symmetry=crystal.symmetry(CELL, "P 1"))
     for i, site in enumerate(SITES[:3]):
         structure.add_scatterer(xray.scatterer(f"C{i}", site=site, u=0.01))
-    found = io_maps.map_summary(structure, types.SimpleNamespace(fourier=terms))
+    found = io_maps.map_summary(structure, result)
     top, second = found["peaks"][:2]
-    assert distance(structure, top["xyz"], SITES[3]) < 0.2
+    assert distance(structure, top["xyz"], SITES[3]) < 0.1
     assert top["height"] > 1.5 * second["height"]
+    # the data agree with the changed structure factors far better
+    moved = fourier.table_change(model, result.fourier.change)
+    with torch.no_grad():
+        changed = model.intensities(model.profiles(moved))
+    misfit = [(((observed - x) / sigma) ** 2).sum() for x in (calculated, changed)]
+    assert misfit[1] < 0.2 * misfit[0]
+
+
+@pytest.mark.parametrize("curvature", [0.5, 8.0])
+def test_the_change_is_as_long_as_the_misfit_wants(curvature):
+    """A linear step that would go three times too far, or half as far as it should."""
+    calls = []
+
+    def misfit(length):
+        calls.append(length)
+        return 10 - 2 * length + curvature * length**2 + 0.1 * length**3
+
+    best = fourier.best_length(misfit, -2.0)
+    assert best == pytest.approx(np.roots([0.3, 2 * curvature, -2]).max(), rel=0.1)
+    assert len(calls) == 1 + fourier.TRIALS
+    assert fourier.best_length(lambda length: length, -2.0) == 0
+
+
+def test_the_change_has_the_symmetry_of_the_crystal():
+    """From a gradient without any: F(h) = F(h R) exp(2 pi i h.t), F(-h) conjugate, absences."""
+    structure = to_structure(synthetic.quartz_structure())
+    half = torch.tensor(
+        [[h, k, m] for h in range(-3, 4) for k in range(-3, 4) for m in range(-4, 5)]
+    )
+    hkl = half[half.abs().sum(1) > 0]
+    hkl = hkl[[all(abs(x) <= 3 for x in (h, k, h + k)) for h, k, _ in hkl.tolist()]]
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(5, len(hkl), dtype=torch.complex128, generator=generator)
+    change = fourier.linear_change(structure, hkl, gradient)
+    place = {tuple(h): i for i, h in enumerate(hkl.tolist())}
+    for rotation, shift in zip(structure.sym_rot, structure.sym_trans, strict=True):
+        moved = [place[tuple(h)] for h in (hkl @ rotation.long()).tolist()]
+        turn = torch.exp(2j * np.pi * (hkl.double() @ shift))
+        assert torch.allclose(change, turn * change[moved])
+    assert torch.allclose(change, change[[place[tuple(h)] for h in (-hkl).tolist()]].conj())
+    absent = (hkl[:, 0] == 0) & (hkl[:, 1] == 0) & (hkl[:, 2] % 3 != 0)
+    assert bool(absent.any()) and not change[absent].any() and bool(change[~absent].all())
 
 
 def test_real_quartz_shows_the_oxygen_left_out(quartz_dials):

@@ -19,7 +19,7 @@ from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
 from dials_hybrid import crystal as physics
-from dials_hybrid import io_cctbx, io_cif_mtz, io_dials, io_geometry, io_results
+from dials_hybrid import io_cctbx, io_cif_mtz, io_dials, io_disorder, io_geometry, io_results
 from dials_hybrid.data import Fourier, InputError
 
 
@@ -240,6 +240,16 @@ def test_cif_of_the_refined_structure(tmp_path, structure, problem, result):
     assert list(block["_atom_site_U_iso_or_equiv"])[0] == "0.0070(12)"
 
 
+def test_cif_tells_the_parts_of_a_disorder(tmp_path, structure, problem, result):
+    path, group = tmp_path / "a.cif", "_atom_site_disorder_group"
+    io_cif_mtz.write_cif(path, structure, problem, result, CONTRACT)
+    assert group not in read_cif(path)[0]
+    parted = problem.replace(provenance={io_disorder.KEY: [0, 2]})
+    io_cif_mtz.write_cif(path, structure, parted, result, CONTRACT)
+    assert list(read_cif(path)[0][group]) == [".", "2"]
+    assert io_disorder.parts_of(path, 2) == (0, 2)
+
+
 def test_cif_has_uncertainties_of_anisotropic_atoms(tmp_path, structure, problem, result):
     su = torch.zeros(2, 6, dtype=torch.float64)
     su[1] = torch.tensor([0.0012, 0.0011, 0.0004, 0.0009, 0, math.nan]).double()
@@ -420,7 +430,8 @@ def fourier_terms(problem, result, curvature):
     shuffled = hkl[torch.randperm(len(hkl), generator=torch.Generator().manual_seed(1))]
     f_calc = torch.tensor(1.1 * structure_factors(problem, result, shuffled.tolist()))
     probes = curvature**0.5 * f_calc / f_calc.abs().clamp(min=1e-9)
-    return Fourier(shuffled, f_calc, torch.stack([1e-6 * f_calc, probes, -probes]))
+    gradient = torch.stack([1e-6 * f_calc, probes, -probes])
+    return Fourier(shuffled, f_calc, gradient, change=0 * f_calc)
 
 
 def test_the_model_has_the_last_word_on_structure_factors(structure, problem, result):

@@ -9,11 +9,22 @@ import pytest
 pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 
 import synthetic
+import test_io_constraints
+import test_io_disorder
 from cctbx import crystal, xray
 from iotbx import reflection_file_reader
 
-from dials_hybrid import io_cctbx, io_cif_mtz, io_shelx_write, io_structures
+from dials_hybrid import (
+    io_cctbx,
+    io_cif_mtz,
+    io_constraints,
+    io_disorder,
+    io_shelx,
+    io_shelx_write,
+    io_structures,
+)
 from dials_hybrid.data import InputError
+from dials_hybrid.freedom import Constraints
 
 
 @pytest.fixture
@@ -80,6 +91,87 @@ def test_a_centre_that_is_not_at_the_origin_is_moved_there(made):
     assert "\nLATT 1\n" in text
     site = [float(x) for x in re.search(r"\nC1 +1 (\S+) (\S+) (\S+)", text).groups()]
     assert site != pytest.approx([0.1, 0.2, 0.3])
+
+
+def round_trip(made, path, given: str, **choices):
+    """Return the text written of a SHELX file, and the constraints before and after."""
+    path.write_text(given)
+    structure = io_structures.read_structure(path)
+    parts = io_disorder.parts_of(path, structure.scatterers().size())
+    moved, _, constraints = io_constraints.constrained(
+        structure, io_constraints.Parameters(**choices), io_shelx.read_instructions(path), parts
+    )
+    problem = made[1].replace(provenance={io_disorder.KEY: list(parts)})
+    text = io_shelx_write.instructions(moved, problem, "a", constraints)
+    path.write_text(text)
+    return text, moved, constraints, io_shelx.read_instructions(path)
+
+
+@pytest.mark.parametrize("hydrogens", ["as_given", "riding"])
+def test_constraints_are_read_back(tmp_path, made, hydrogens):
+    """AFIX, EXYZ, EADP, U by free variables and multiples, linked occupancies, what is fixed."""
+    given = test_io_constraints.INS
+    path = tmp_path / "a.res"
+    text, moved, before, after = round_trip(made, path, given, hydrogens=hydrogens)
+    assert after.constraints == before
+    assert "\nFVAR 1.0 0.60000\n" in text and "\nEXYZ NA1 K1\n" in text
+    found = io_structures.read_structure(path)
+    for mine, theirs in zip(moved.scatterers(), found.scatterers(), strict=True):
+        assert theirs.site == pytest.approx(mine.site, abs=1e-5)
+        assert theirs.occupancy == pytest.approx(mine.occupancy, abs=1e-4)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_parts_and_ideal_hydrogen_atoms(tmp_path, made):
+    """A geometry is named where the atoms are at its places, with their own distance."""
+    path = tmp_path / "a.res"
+    text, _, before, after = round_trip(made, path, test_io_disorder.INS, hydrogens="riding")
+    assert io_disorder.parts_of(path, 6) == test_io_disorder.PARTS
+    assert after.constraints == before
+    assert text.count("\nAFIX 143 0.9930\n") == 2 and "\nPART 0\nHKLF" in text
+    geometry = "terminal_tetrahedral_xh_site"
+    assert {(g.parent, g.atoms, g.geometry) for g in after.hydrogens} == {
+        (2, (3,), geometry),
+        (4, (5,), geometry),
+    }
+    crooked = round_trip(made, path, test_io_disorder.INS, hydrogens="as_given")[0]
+    assert "AFIX 14" not in crooked
+
+
+@pytest.mark.parametrize("total", [1.0, 0.8])
+def test_a_sum_of_occupancies_is_kept(made, total):
+    """By one free variable, in shares of the sum."""
+    structure = xray.structure(crystal_symmetry=crystal.symmetry((6, 6, 6, 90, 90, 90), "P 1"))
+    for label, part in (("Ca1", 0.6), ("Mg1", 0.4)):
+        structure.add_scatterer(
+            xray.scatterer(label, site=(0.1, 0.2, 0.3), u=0.01, occupancy=total * part)
+        )
+    group = ((0, 1.0), (1, -1.0))
+    text = io_shelx_write.instructions(structure, made[1], "a", Constraints(occ=(group,)))
+    assert "\nFVAR 1.0 0.60000\n" in text
+    found = re.findall(r"\n(?:Ca1|Mg1) +\d \S+ \S+ \S+ (\S+)", text)
+    assert found == [f"{20 + total:.5f}", f"{-20 - total:.5f}"]
+
+
+def test_constraints_without_words_are_named(made, warnings_logged):
+    structure = xray.structure(crystal_symmetry=crystal.symmetry((6, 6, 6, 90, 90, 90), "P 1"))
+    for i, label in enumerate(("Ca1", "Mg1", "Fe1")):
+        structure.add_scatterer(xray.scatterer(label, site=(0.1, 0.2, 0.3 + i / 5), u=0.01))
+    three = Constraints(occ=(((0, 1.0), (2, -1.0)), ((1, 1.0), (2, -1.0))))
+    text = io_shelx_write.instructions(structure, made[1], "a", three)
+    (said,) = warnings_logged()
+    assert "occupancies of Ca1 Fe1, occupancies of Mg1 Fe1" in said
+    assert text.count(" 11.00000 ") == 3, "fixed"
+
+
+def test_a_riding_atom_is_written_beside_its_parent(made):
+    """SHELXL adds the parent's shift to it, which turns with a copy by symmetry."""
+    structure = xray.structure(crystal_symmetry=crystal.symmetry((6, 7, 8, 90, 90, 90), "P 1 21 1"))
+    structure.add_scatterer(xray.scatterer("C1", site=(0.1, 0.2, 0.3), u=0.01))
+    structure.add_scatterer(xray.scatterer("H1", site=(-0.2, 0.72, -0.35), u=0.02))
+    riding = Constraints(riding=((1, 0),), riding_u=((1, 0, 1.2),))
+    text = io_shelx_write.instructions(structure, made[1], "a", riding)
+    assert "AFIX 3\nH1   2 0.200000 0.220000 0.350000 11.00000 -1.20000\nAFIX 0" in text
 
 
 def test_labels_are_short_and_differ():

@@ -538,6 +538,37 @@ def test_peaks_of_the_difference_map_stand_in_the_order_of_their_height(problem,
     assert rows == [("-12.00", "-6.0", "Xc1"), ("+9.00", "+4.5", "Xa1"), ("+4.00", "+2.0", "Xb1")]
 
 
+def bond(su, *ends):
+    labels, codes = zip(*ends, strict=True)
+    return {"atoms": list(labels), "symmetry": list(codes), "length": 1.6123, "su": su}
+
+
+def page_of_bonds(problem, result, path, bonds, angles=()):
+    contract = report.contract(problem, result, bonds=bonds, angles=list(angles))
+    report.write_html(path / "a.html", problem, result, contract)
+    return (path / "a.html").read_text(encoding="utf-8")
+
+
+def test_bonds_and_angles_stand_with_symmetry_and_uncertainty(problem, result, tmp_path):
+    bonds = [
+        bond(0.0021, ("Si1", "."), ("O1", "3_565")),
+        bond(None, ("C1", "."), ("H<1>", ".")),
+    ]
+    angle = {"atoms": ["O1", "Si1", "O1"], "symmetry": ["2_655", ".", "."]}
+    angle |= {"angle": 109.474, "su": 0.15}
+    text = page_of_bonds(problem, result, tmp_path, bonds, [angle])
+    assert "Si1–O1<sup>3_565</sup></th><td>1.612(2)</td>" in text
+    assert "C1–H&lt;1&gt;</th><td>1.6123</td>" in text
+    assert "O1<sup>2_655</sup>–Si1–O1</th><td>109.47(15)</td>" in text
+    assert text.count("<details open>") == 3 and "2 bonds" in text and "1 angle<" in text
+
+
+def test_a_long_table_of_bonds_is_folded(problem, result, tmp_path, html):
+    many = [bond(0.002, ("Si1", "."), ("O1", "."))] * 31
+    assert "<details>\n<summary>31 bonds" in page_of_bonds(problem, result, tmp_path, many)
+    assert "Bonds and angles" not in html, "a section without bonds"
+
+
 def test_candidates_without_a_score_come_last():
     scores = [None, 0.3, None, 0.2]
     found = [{"operator": str(i), "hand": "as given", "r1_obs": r} for i, r in enumerate(scores)]

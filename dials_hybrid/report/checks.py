@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data import Problem, Result, Structure
-from ..freedom import u_equivalent
+from ..freedom import least_u, u_equivalent
 from .arrays import Arrays, arrays, as_numpy, r1_by
-from .contacts import cartesian_u, nearest, radii
+from .contacts import nearest, radii
 
 ALERT, NOTE = "alert", "note"
 
@@ -129,7 +129,7 @@ def displacements(sites: list[dict]) -> list[Check]:
 
 def indefinite(structure: Structure) -> list[Check]:
     """Tell of anisotropic atoms whose U tensor is not positive definite."""
-    smallest = np.linalg.eigvalsh(cartesian_u(structure))[:, 0]
+    smallest = as_numpy(least_u(structure))
     bad = structure.anisotropic.cpu().numpy() & (smallest <= 0)
     if not bad.any():
         return []

@@ -19,6 +19,7 @@ from .arrays import Arrays, arrays, as_numpy
 from .figures import draw_all
 
 _N_WORST = 20
+_UNFOLDED = 30  # bonds or angles; a longer table is folded
 
 
 def with_su(value: float | None, su: float | None, digits: int = 5) -> str:
@@ -168,6 +169,17 @@ def _occupancy(value: float, su: float | None) -> str:
     return with_su(value, su) if su else f"{value:.4g}"
 
 
+def _geometry_rows(entries: list[dict], value: str, digits: int) -> list[dict]:
+    """Return bonds or angles as their (label, symmetry code) and the value with its s.u."""
+    return [
+        {
+            "ends": list(zip(entry["atoms"], entry["symmetry"], strict=True)),
+            "value": with_su(entry[value], entry["su"], digits),
+        }
+        for entry in entries
+    ]
+
+
 def _peak_rows(contract: dict) -> list[dict]:
     """Return the peaks and holes of the difference map, the largest first."""
     found = contract["map_peaks"] or {"peaks": [], "holes": []}
@@ -300,6 +312,9 @@ def write_html(path, problem: Problem, result: Result, contract: dict) -> None:
         thickness=_thickness_rows(data),
         worst=_worst(data),
         sites=_site_rows(contract),
+        bonds=_geometry_rows(contract["bonds"], "length", digits=4),
+        angles=_geometry_rows(contract["angles"], "angle", digits=2),
+        unfolded=_UNFOLDED,
         peaks=_peak_rows(contract),
         candidates=_candidates(contract),
         settings=_settings(contract),

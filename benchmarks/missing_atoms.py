@@ -1,0 +1,90 @@
+"""Does an atom that is left out come back? Real data, one atom removed, only thickness fitted.
+
+The highest peak of the difference map should lie within 0.1 A of it. The expected height is that
+of the atom's potential to the same resolution: the map leaves alone what the data do not tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from cctbx import crystal, sgtbx
+from cctbx.array_family import flex
+
+from dials_hybrid import api, io_maps, validation
+from dials_hybrid.io_cctbx import to_structure
+from dials_hybrid.io_structures import ELECTRON_TABLE
+
+from . import common
+
+OPTIONS = api.Options(
+    model=api.ModelSettings(g_max=1.0, s_max=0.01),
+    refine=api.RefineSettings(iterations=0),
+    sampling=api.Sampling(1.0, 0.1),
+    test_settings=False,
+    refine_settings="none",
+)
+# files, structure, atom, and every how many-th frame
+SETS = (
+    ("quartz_dials/integrated.expt", "quartz_dials/integrated.refl", "O1", 1),
+    ("cspbbr3_pets/CsPbBr_P67-crot-050_dyn.cif_pets", None, "Br1", 8),
+    ("cspbbr3_pets/CsPbBr_P67-crot-050_dyn.cif_pets", None, "Br2", 8),
+)
+MODELS = {"quartz_dials": common.MODEL, "cspbbr3_pets": "cspbbr3_pets/cspbbr3.cif"}
+
+
+def run_case(data: str, more: str | None, label: str, every: int) -> dict:
+    """Return the row of the table of one atom left out."""
+    folder = common.data_folder()
+    files = [folder / name for name in (data, more) if name]
+    set_name = data.split("/")[0]
+    job = api.load(files, folder / MODELS[set_name], OPTIONS)
+    whole = job.xray_structure
+    chosen = flex.bool([atom.label == label for atom in whole.scatterers()])
+    partial, missing = whole.select(~chosen), whole.select(chosen)
+    problem = job.problem.replace(structure=to_structure(partial))
+    kept = torch.arange(len(problem.scan.sweep)) % every == 0
+    problem = validation.keep_blocks(problem, kept)
+    job = dataclasses.replace(job, xray_structure=partial, problem=problem, loaded=None)
+    outcome = api.refine(api.choose_setting(job))
+    first, second = outcome.contract["map_peaks"]["peaks"][:2]
+    settings = crystal.special_position_settings(partial.crystal_symmetry())
+    images = settings.sym_equiv_sites(first["xyz"])
+    off = sgtbx.min_sym_equiv_distance_info(images, missing.scatterers()[0].site).dist()
+    return {
+        "set": set_name,
+        "left out": label,
+        "frames": int(kept.sum()),
+        "R1": outcome.contract["final"]["r1_obs"],
+        "off the atom / A": off,
+        "height / V": first["height"],
+        "of the atom / V": _height(missing, outcome),
+        "height / r.m.s.": first["sigma"],
+        "next peak / V": second["height"],
+    }
+
+
+def _height(missing, outcome) -> float:
+    """Height in V of an atom's potential, to the resolution of the map."""
+    symmetry = missing.crystal_symmetry()
+    terms = io_maps.map_coefficients(symmetry, outcome.result.fourier)["difference"]
+    missing.scattering_type_registry(table=ELECTRON_TABLE)
+    f = terms.structure_factors_from_scatterers(missing, algorithm="direct").f_calc()
+    values = io_maps.potential_map(f).real_map_unpadded().as_numpy_array()
+    return float(values.max()) * io_maps.VOLT
+
+
+def main() -> None:
+    """Print the table and write benchmarks/results/missing_atoms.json."""
+    known = [case for case in SETS if (common.data_folder() / case[0]).is_file()]
+    if not known:
+        print(f"missing atoms: no data in {common.data_folder()}; set DIALS_HYBRID_DATA")
+        return
+    rows = [run_case(*case) for case in known]
+    common.save("missing_atoms", rows)
+    common.print_table("Highest peak of the difference map without one atom", rows)
+
+
+if __name__ == "__main__":
+    main()

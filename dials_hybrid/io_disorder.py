@@ -1,0 +1,63 @@
+"""Which atoms are alternatives of one another: PART of SHELX, _atom_site_disorder_group of CIF.
+
+The meaning is that of SHELXL (G. M. Sheldrick 2015, doi:10.1107/S2053229614024218): atoms of two
+parts, both not zero, are never there together and are not bonded. Those of a part below zero are
+not bonded to their symmetry equivalents either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .data import InputError
+from .io_structures import cif_loop, is_shelx_atom, shelx_lines
+
+Parts = tuple[int, ...]  # one for each atom, or none at all if no atom has one
+KEY = "parts"  # of the provenance of a problem
+_SHELX, _CIF = (".res", ".ins"), (".cif", ".mmcif")
+GROUP = "_atom_site_disorder_group"
+
+
+def parts_of(path, count: int, block: str | None = None) -> Parts:
+    """Return the parts of the `count` atoms of a structure file; none where all are zero.
+
+    Of a CIF that is the data block of the structure, chosen as `read_structure` does. Empty, too,
+    where the file does not tell the parts of all atoms.
+    """
+    suffix = Path(path).suffix.lower()
+    try:
+        if suffix in _SHELX:
+            found = _shelx_parts(Path(path))[:count]  # what follows are peaks
+        elif suffix in _CIF:
+            found = [_number(word) for word in cif_loop(path, GROUP, block)]
+        else:
+            found = []
+    except InputError:
+        return ()
+    return tuple(found) if len(found) == count and any(found) else ()
+
+
+def _shelx_parts(path: Path) -> list[int]:
+    part, found = 0, []
+    for words in shelx_lines(path):
+        command = words[0].split("_")[0].upper()
+        if command == "PART":
+            part = int(float(words[1])) if len(words) > 1 else 0
+        elif is_shelx_atom(command, words):
+            found.append(part)
+    return found
+
+
+def _number(word: str) -> int:
+    """Return the number of a disorder group, letters in the order of the alphabet."""
+    try:
+        return int(word)
+    except ValueError:
+        return ord(word[0].upper()) - ord("A") + 1 if word[0].isalpha() else 0
+
+
+def exclude(parts: Parts, i: int, j: int, moved: bool = False) -> bool:
+    """Return whether atoms i and j are never there together; `moved`: j by symmetry."""
+    if not parts or not parts[i] or not parts[j]:
+        return False
+    return parts[i] != parts[j] or (parts[i] < 0 and moved)
