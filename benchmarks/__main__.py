@@ -13,7 +13,9 @@ if __name__ == "__main__":
     chosen = sys.argv[1:] or DEFAULT
     unknown = set(chosen) - {*DEFAULT, *OTHERS}
     if unknown:
-        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(DEFAULT + OTHERS)}")
+        sys.exit(
+            f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(DEFAULT + OTHERS)}"
+        )
     sys.argv[1:] = []  # those that take arguments run with their defaults
     for name in chosen:
         importlib.import_module(f"benchmarks.{name}").main()

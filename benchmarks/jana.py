@@ -30,7 +30,7 @@ THICKNESS = 336.91  # A, as Jana refined it
 # rows and the frames as sharp as Jana takes them
 OPTIONS = (
     "parameters.fix=all all",
-    "thickness.model=single",
+    "thickness.model=plate",
     "valence.model=none",
     "depth.step=10",
     "depth.max=600",
