@@ -450,6 +450,7 @@ class Refinement:
         """
         o, slopes = self.problem.observations, self.plan[-1].slopes
         calculated, sigma_w = (x.to(o.intensity) for x in (result.calculated, result.sigma_weight))
+        logger.info("Difference map: a pass for each of %d gradients", 1 + fourier.PROBES)
         weight = fourier.seeds(o.intensity, calculated, sigma_w, ~o.free)
         smooth = self.model.scale(self.model.scale_matrix).detach()
         weight = weight * (result.scale.to(smooth) / smooth)  # what the nuisance terms change
