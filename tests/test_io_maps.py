@@ -131,7 +131,8 @@ def test_dynamical_data_bring_back_an_atom():
         )
         model = refinement.model
         calculated = model.intensities(model.profiles())
-    result = types.SimpleNamespace(calculated=calculated, sigma_weight=sigma)
+        scale = model.scale(model.scale_matrix)
+    result = types.SimpleNamespace(calculated=calculated, sigma_weight=sigma, scale=scale)
     result.replace = lambda **changes: types.SimpleNamespace(**changes)
     result = refinement.with_fourier(result)
     structure = xray.structure(crystal_symmetry=crystal.symmetry(CELL, "P 1"))
