@@ -37,20 +37,37 @@ def in_threads(function: Callable, items: Sequence, threads: int) -> None:
         for item in items:
             function(item)
         return
-    all_cores, with_grad = torch.get_num_threads(), torch.is_grad_enabled()
+    with_grad = torch.is_grad_enabled()
 
     def call(item):
         with torch.set_grad_enabled(with_grad):
             function(item)
 
-    torch.set_num_threads(max(1, all_cores // threads))
-    pool = ThreadPoolExecutor(threads)
+    with cores_used(max(1, torch.get_num_threads() // threads)):
+        pool = ThreadPoolExecutor(threads)
+        try:
+            for _ in pool.map(call, items):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def cores_used(cores: int) -> Iterator[None]:
+    """Let operations of torch run on that many cores each, within the body.
+
+    The number is one for the whole process and reaches into libraries that are then at work in
+    other threads, so that it is left alone where it is right already, as in those of `in_threads`.
+    """
+    before = torch.get_num_threads()
+    if cores == before:
+        yield
+        return
+    torch.set_num_threads(cores)
     try:
-        for _ in pool.map(call, items):
-            pass
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(all_cores)
+        torch.set_num_threads(before)
 
 
 class LostProcess(Exception):

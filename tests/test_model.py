@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 
 import pytest
 import tiny
@@ -410,6 +411,26 @@ def test_threads_change_nothing(problem, monkeypatch):
             torch.set_num_threads(before)
     for one, many in zip(*found, strict=True):
         assert torch.allclose(one, many, rtol=1e-12, atol=1e-15)
+
+
+def test_threads_leave_the_number_of_cores_alone(problem, monkeypatch):
+    """It is one for the whole process: to set it while others multiply is not safe."""
+    monkeypatch.setattr(model_room, "_CACHE_ELEMENTS", 1)
+    before, called, really = torch.get_num_threads(), [], torch.set_num_threads
+
+    def watched(cores):
+        called.append((threading.current_thread() is threading.main_thread(), cores))
+        really(cores)
+
+    torch.set_num_threads(2)
+    try:
+        model = disturbed(problem)
+        monkeypatch.setattr(torch, "set_num_threads", watched)
+        model.tangents()
+        model.value_profiles()
+    finally:
+        really(before)
+    assert called == [(True, 1), (True, 2)] * 2
 
 
 def test_an_error_in_a_thread_comes_out():

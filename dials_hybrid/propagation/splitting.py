@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..parallel import in_threads
+from ..parallel import cores_used, in_threads
 from .base import DepthGrid, Probe, start_waves
 from .series import Series
 
@@ -277,18 +277,14 @@ class _Cut:
 
     def each(self, function: Callable, work: Iterable[tuple]) -> list:
         """Return the function's values of the arguments in `work`, one tuple for each strip."""
-        work, all_cores = list(work), torch.get_num_threads()
+        work = list(work)
         out = [None] * len(work)
 
         def call(place: int) -> None:
             out[place] = function(*work[place])
 
-        if len(work) == 1:
-            torch.set_num_threads(self.cores)
-        try:
+        with cores_used(self.cores if len(work) == 1 else torch.get_num_threads()):
             in_threads(call, range(len(work)), len(work))
-        finally:
-            torch.set_num_threads(all_cores)
         return out
 
 
