@@ -24,9 +24,9 @@ from dials_hybrid.refine import build_model
 from . import common, uncertainties
 
 SEED = 1
-PASSES = 200  # of Adam and L-BFGS, at most
+PASSES = 100  # of Adam and L-BFGS, at most
 STEPS = 12  # of Gauss-Newton
-RATES = (0.03, 0.1, 0.3)  # of Adam
+RATES = (0.1, 0.3)  # of Adam
 NEAR = 0.01  # part of the gain that may be missing at the end
 
 
@@ -95,7 +95,7 @@ def by_adam(case: Case, rate: float) -> Track:
         cost = case.cost(model)
         cost.backward()
         optimiser.step()
-        track.add(float(cost))
+        track.add(float(cost.detach()))
     return track
 
 
@@ -114,7 +114,7 @@ def by_lbfgs(case: Case) -> Track:
         optimiser.zero_grad()
         cost = case.cost(model)
         cost.backward()
-        track.add(float(cost))
+        track.add(float(cost.detach()))
         return cost
 
     optimiser.step(closure)
