@@ -14,6 +14,10 @@ by how strongly it depends on F(g): a weak beam fed by others does not, however 
 Gradient over curvature is the direction in which all F(g) should change. How far is tried: an
 intensity is no linear function of F(g), and where much is missing a linear step goes wrong by a
 factor of two either way.
+
+Each random sign costs a sweep. On quartz, against the change from 64 signs, the correlation of that
+from 16, 8, 4 is 0.99, 0.98, 0.94, and with the average of the shell 0.99, 0.98, 0.96; the average
+alone gives 0.94.
 """
 
 from __future__ import annotations
@@ -28,7 +32,9 @@ from .crystal import reciprocal_length_sq
 from .data import Fourier, Structure
 from .parallel import in_threads
 
-PROBES = 16  # random signs; the curvature is known to sqrt(1 / PROBES) of itself
+PROBES = 6  # random signs; the curvature is known to sqrt(1 / PROBES) of itself
+_SHELL = 40  # F(g) of about the same |g| whose curvatures are averaged
+_SHELL_PROBES = 2  # random signs that this average counts as
 TRIALS = 4  # lengths of the change that are tried
 _LONGEST = 3.0  # times the last trial that the next one may be
 
@@ -122,10 +128,22 @@ def linear_change(structure: Structure, hkl: Tensor, gradient: Tensor) -> Tensor
     summed = orbits.summed(gradient)
     # of a centric reflection one component can change, of others two
     curvature = summed[1:].abs().square().mean(0) / (2 - orbits.centric.double())
+    g_sq = reciprocal_length_sq(structure.cell, hkl)
+    curvature = _steadied(curvature, g_sq, orbits.present, len(gradient) - 1)
     typical = curvature[orbits.present].median().clamp(min=1e-30)
     change = torch.where(orbits.present, summed[0] / (curvature + typical), 0.0)
     along = (gradient.conj() * change).real.sum(1)
     return change * along[0] / along[1:].square().mean().clamp(min=1e-30)
+
+
+def _steadied(curvature: Tensor, g_sq: Tensor, present: Tensor, probes: int) -> Tensor:
+    """Return curvatures (M,) of few signs, each drawn to the mean of its shell in |g|."""
+    rows = torch.nonzero(present).flatten()
+    out = curvature.clone()
+    for shell in rows[g_sq[rows].argsort()].split(_SHELL):
+        own = curvature[shell]
+        out[shell] = (probes * own + _SHELL_PROBES * own.mean()) / (probes + _SHELL_PROBES)
+    return out
 
 
 class _Orbits:

@@ -57,7 +57,7 @@ def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[St
     """Return the stages for a pass with derivatives of at most `limit` 10^12 operations.
 
     None is no limit: then, as where the limit is kept by the full model, there is one stage.
-    `updates` is the number of new error models in the first stage.
+    `updates` is the number of iterations of a stage that may begin with a new error model.
     """
     whole = (Stage("joint", None, None, 1.0, updates),)
     if limit is None or not isinstance(model.settings.propagator, Splitting):
@@ -68,7 +68,7 @@ def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[St
     slopes = _first_within(model, rungs, limit * TERA)
     return (
         Stage("coarse", rungs[0], slopes, 0.6, updates, STALE_IN_STAGES, STALE, LOOSE),
-        Stage("joint", None, slopes, 1.0, 1, STALE_IN_STAGES, STALE),
+        Stage("joint", None, slopes, 1.0, updates, STALE_IN_STAGES, STALE),
     )
 
 

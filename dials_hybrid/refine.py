@@ -35,6 +35,7 @@ logger = logging.getLogger("dials.hybrid.refine")
 UNHELD = 0.5  # proximity that hardly holds a step
 LOOSENED = 3  # times that a step may be let go before the end
 NOTHING = 1e-4  # part of the cost that is not worth another trial
+ROUNDS = 3  # of error model and step in turn, at one point of linearisation
 LOWEST_U = -0.05  # A^2; beyond, exp(-2 pi^2 g^2 U) grows until the waves are no numbers
 
 
@@ -285,7 +286,7 @@ class Refinement:
         for _ in range(3):
             problem = LeastSquares(cheap, self.sigma_w(self.intensities(cheap)), 1e9)
             cheap.apply(solve(problem, cheap.start(), 6))
-            self._fit_error_model(cheap)
+            self._fit_error_model(cheap, self.intensities(cheap))
         calculated = self.intensities(cheap)
         self.state.start = {
             "calculated": calculated.tolist(),
@@ -294,15 +295,15 @@ class Refinement:
         self._remember()
         self._record("thickness", LeastSquares(cheap, self.sigma_w(calculated), 0), 0.0)
 
-    def _fit_error_model(self, cheap: CheapModel) -> None:
+    def _fit_error_model(self, cheap: CheapModel, calculated: Tensor) -> None:
         """Choose the error model by the residuals, as large as they were without their own pull.
 
         Parameters follow the strong reflections most. Left as they are, their residuals would
         tell of too small an error in proportion to the intensity, which makes them pull more.
+        `calculated` (R,) may be of a point to which a step from the linearisation leads.
         """
         o = self.problem.observations
         work = ~o.free
-        calculated = self.intensities(cheap)
         leverage = uncertainty.curvature_of(cheap, self.state.error_model).leverage
         self.state.error_model = losses.fit_error_model(
             o.intensity[work], calculated[work], o.sigma[work], leverage[work]
@@ -316,7 +317,7 @@ class Refinement:
         """
         state = self.state
         if state.iteration - state.stage_began < self.stage.updates:
-            self._fit_error_model(cheap)
+            self._update_error_model(cheap)
         sigma_w = self.sigma_w(self.intensities(cheap))
         before = LeastSquares(cheap, sigma_w, 0).cost(cheap.start())
         for _ in range(6):
@@ -351,6 +352,17 @@ class Refinement:
         self._checkpoint()
         return fresh, shift, predicted / before
 
+    def _update_error_model(self, cheap: CheapModel) -> None:
+        """Fit the error model, then again where a step with it leads to, and so on.
+
+        Each follows the other slowly, and a round costs little beside a new propagation.
+        """
+        calculated = self.intensities(cheap)
+        for _ in range(ROUNDS):
+            self._fit_error_model(cheap, calculated)
+            problem = LeastSquares(cheap, self.sigma_w(calculated), self.state.proximity)
+            calculated = cheap.evaluate(solve(problem, cheap.start(), 10), jacobian=False)[0]
+
     def _at_end(self, promise: float) -> bool:
         """Whether a promise that was not kept is no more than a settled end may make."""
         return promise < self.stage.loose * self.settings.cost_tolerance
@@ -368,8 +380,6 @@ class Refinement:
 
     def _settled(self, shift: float, promise: float) -> bool:
         settings, loose = self.settings, self.stage.loose
-        if self.state.iteration - self.state.stage_began <= self.stage.updates:
-            return False
         return promise < loose * settings.cost_tolerance and shift < loose * settings.site_tolerance
 
     def _held_back(self, cheap: CheapModel) -> bool:
