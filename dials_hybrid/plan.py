@@ -37,7 +37,7 @@ USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 class Stage:
     """One stage: where its intensities and their derivatives come from; None is the full model.
 
-    `share` is the part of all iterations after which it ends at the latest, `updates` the number
+    `slopes` are the derivatives by the structure, `turns` those by the orientation. `share` is the part of all iterations after which it ends at the latest, `updates` the number
     of its iterations that begin with a new error model, `stale` the number of steps after which
     derivatives by the structure are formed anew, `trusted` the same where a step failed, `loose`
     multiplies the tolerances of convergence.
@@ -46,6 +46,7 @@ class Stage:
     name: str
     values: Fidelity | None
     slopes: Fidelity | None
+    turns: Fidelity | None
     share: float
     updates: int
     stale: int = STALE
@@ -59,23 +60,29 @@ def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[St
     None is no limit: then, as where the limit is kept by the full model, there is one stage.
     `updates` is the number of iterations of a stage that may begin with a new error model.
     """
-    whole = (Stage("joint", None, None, 1.0, updates),)
+    whole = (Stage("joint", None, None, None, 1.0, updates),)
     if limit is None or not isinstance(model.settings.propagator, Splitting):
         return whole
     if operations(model) <= limit * TERA:
         return whole
     rungs = ladder(model)
     slopes = _first_within(model, rungs, limit * TERA)
+    turns = _first_within(model, [None, *rungs], limit * TERA, directions=0)
+    first_turns = turns or rungs[0]
     return (
-        Stage("coarse", rungs[0], slopes, 0.6, updates, STALE_IN_STAGES, STALE, LOOSE),
-        Stage("joint", None, slopes, 1.0, updates, STALE_IN_STAGES, STALE),
+        Stage("coarse", rungs[0], slopes, first_turns, 0.6, updates, STALE_IN_STAGES, STALE, LOOSE),
+        Stage("joint", None, slopes, turns, 1.0, updates, STALE_IN_STAGES, STALE),
     )
 
 
-def _first_within(model: HybridModel, rungs: list[Fidelity], limit: float) -> Fidelity:
-    """Return the finest rung whose passes keep the limit, or the coarsest of all."""
+def _first_within(model: HybridModel, rungs: list, limit: float, directions: int | None = None):
+    """Return the finest rung whose passes keep the limit, or the coarsest of all.
+
+    Those are passes with derivatives by the orientation and by `directions` of the structure,
+    by default all.
+    """
     for rung in rungs:
-        if operations(model.coarser(rung)) <= limit:
+        if operations(model.coarser(rung), directions) <= limit:
             return rung
     return rungs[-1]
 
@@ -99,35 +106,51 @@ def ladder(model: HybridModel) -> list[Fidelity]:
     ]
 
 
-def operations(model: HybridModel, derivatives: bool = True) -> float:
-    """Return the floating-point operations of a pass, about.
+def operations(model: HybridModel, directions: int | None = None) -> float:
+    """Return the floating-point operations of a pass with derivatives, about.
 
-    Products of complex matrices count: of the waves with the exponentials and their derivatives
-    in every stage, and those that the exponentials and their derivatives are made of.
+    By the orientation, and by `directions` of the structure, by default all. Products of complex
+    matrices count: of the waves with the exponentials and their derivatives in every stage, and
+    those that the exponentials and their derivatives are made of.
     """
-    directions = sum(p.numel() for p in model.crystal.parameters()) if derivatives else 0
+    if directions is None:
+        directions = sum(p.numel() for p in model.crystal.parameters())
+    return _operations(model, 2 * directions + 3, SERIES * (directions + 0.5))
+
+
+def value_operations(model: HybridModel) -> float:
+    """Return the floating-point operations of a pass without derivatives, about."""
+    return _operations(model, 1, 0.5 * SERIES)
+
+
+def _operations(model: HybridModel, waves: int, products: float) -> float:
+    """Of a number of waves in each sample, and products of whole matrices in each block."""
     settings, samples = model.settings, model.problem.scan.angle.shape[1]
     stages = settings.propagator.waves_kept(0, settings.depth)
     beams = model.beams.counts.double()
-    waves = beams**2 * samples * stages * (2 * directions + 3 if derivatives else 1)
-    return float(8 * (waves + SERIES * beams**3 * (directions + 0.5)).sum())
+    return float(8 * (beams**2 * samples * stages * waves + products * beams**3).sum())
 
 
 def expected_operations(model: HybridModel, plan: tuple[Stage, ...]) -> float:
     """Return the operations of all passes of a usual refinement."""
     slopes = model.coarser(plan[0].slopes)
     # an adjoint sweep takes twice the operations of a value
-    work = operations(slopes) + 2 * (1 + PROBES) / USUAL_PASSES * operations(slopes, False)
+    work = operations(slopes) + 2 * (1 + PROBES) / USUAL_PASSES * value_operations(slopes)
     if len(plan) == 1:
         return USUAL_PASSES * work
-    first, last = (operations(model.coarser(s.values), derivatives=False) for s in plan)
+    first, last = (
+        operations(model.coarser(s.turns), 0)
+        + (s.values != s.turns) * value_operations(model.coarser(s.values))
+        for s in plan
+    )
     return 2 * work + 8 * first + 5 * last
 
 
 def format_plan(plan: tuple[Stage, ...]) -> str:
     """Return the stages as lines for the log, and where standard uncertainties come from."""
     lines = [
-        f"Stage {stage.name}: intensities from {_described(stage.values)}; their derivatives from "
+        f"Stage {stage.name}: intensities from {_described(stage.values)}; derivatives by "
+        f"orientation from {_described(stage.turns)}, by the structure from "
         f"{_described(stage.slopes)}"
         for stage in plan
     ]

@@ -180,11 +180,14 @@ class Refinement:
 
     def _passed(self, crystal: Tensor | None = None) -> Linearisation:
         """Return profiles and slopes as the stage asks, those by the structure unless given."""
-        stage, fresh = self.stage, crystal is None
-        profiles, slopes, orientation = self.passes.tangents(structure=fresh, fidelity=stage.slopes)
-        if stage.values != stage.slopes:
-            profiles = self.passes.value_profiles(fidelity=stage.values)
-        return Linearisation(profiles, slopes if fresh else crystal, orientation)
+        stage, passes, given = self.stage, self.passes, crystal is not None
+        if not given:
+            profiles, crystal, turns = passes.tangents(fidelity=stage.slopes)
+        if given or stage.turns != stage.slopes:
+            profiles, _, turns = passes.tangents(structure=False, fidelity=stage.turns)
+        if stage.values != stage.turns:
+            profiles = passes.value_profiles(fidelity=stage.values)
+        return Linearisation(profiles, crystal, turns)
 
     def _values(self) -> CheapModel:
         """Propagate at the present parameters, without derivatives."""
