@@ -8,6 +8,7 @@ import os as _os
 # slower, and waiting passively costs little on a quiet one.
 _os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Before cctbx is: both bring a libgomp, the first one serves both, and with the one of the system
-# sums of torch in two threads go wrong or end in a corrupted heap.
+# Before cctbx is: it brings stand-ins for OpenMP by which there is one thread, number 0. Those that
+# are loaded first answer torch, which then works on one core; and what torch and MKL start in
+# threads all the same is done by each of them: products that add, sorts and sums go wrong.
 import torch as _torch  # noqa: E402, F401
