@@ -295,18 +295,7 @@ class Refinement:
         self._record("thickness", LeastSquares(cheap, self.sigma_w(calculated), 0), 0.0)
 
     def _fit_error_model(self, cheap: CheapModel) -> None:
-        """Choose the error model by the residuals, as large as they were without their own pull.
-
-        Parameters follow the strong reflections most. Left as they are, their residuals would
-        tell of too small an error in proportion to the intensity, which makes them pull more.
-        """
-        o = self.problem.observations
-        work = ~o.free
-        calculated = self.intensities(cheap)
-        leverage = uncertainty.curvature_of(cheap, self.state.error_model).leverage
-        self.state.error_model = losses.fit_error_model(
-            o.intensity[work], calculated[work], o.sigma[work], leverage[work]
-        )
+        self.state.error_model = uncertainty.error_model_of(cheap, self.state.error_model)
 
     def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, float, float]:
         """One outer iteration.
