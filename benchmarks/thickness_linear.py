@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dials_hybrid import cross_validation, losses, thickness, uncertainty
 from dials_hybrid.checkpoint import Checkpoint
-from dials_hybrid.freedom import metric
+from dials_hybrid.freedom import lengths
 from dials_hybrid.linear import CheapModel, Linearisation
 from dials_hybrid.losses import ErrorModel
 from dials_hybrid.model import HybridModel
@@ -117,7 +117,7 @@ class Around:
         curvature = uncertainty.curvature_of(cheap, error_model)
         means = (model.thickness().detach() @ model.depth).tolist()
         moved = model.crystal.refined().site - true.site
-        distance = torch.einsum("ai,ij,aj->a", moved, metric(true.cell).to(moved), moved).sqrt()
+        distance = lengths(true.cell, moved)
         return {
             "thickness": name,
             "R1": losses.r1(o.intensity, calculated, work),

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from . import fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
-from .crystal import metric
 from .data import Fourier, InputError, Problem, Result
-from .freedom import least_u
+from .freedom import least_u, lengths
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
@@ -352,8 +351,7 @@ class Refinement:
     def _site_shift(self, before: Tensor) -> float:
         """Largest distance that a site moved, in A."""
         moved = self.model.crystal.site() - before
-        g = metric(self.problem.structure.cell).to(moved)
-        return float(torch.einsum("ai,ij,aj->a", moved, g, moved).max().sqrt())
+        return float(lengths(self.problem.structure.cell, moved).max())
 
     def _settled(self, shift: float, promise: float) -> bool:
         settings, loose = self.settings, self.stage.loose
