@@ -1,3 +1,3 @@
 """Measurements of accuracy and speed; `make bench` runs some, `make bench ARGS=NAME` the others."""
 
-import dials_hybrid  # noqa: F401  # before cctbx: it loads torch with its own libgomp
+import dials_hybrid  # noqa: F401  # before cctbx, or torch has one core

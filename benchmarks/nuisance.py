@@ -21,13 +21,14 @@ from dials_hybrid.corrections import Term, Terms
 from dials_hybrid.cross_validation import unique_groups
 from dials_hybrid.io_cctbx import update_xray_structure
 from dials_hybrid.linear import CheapModel, LeastSquares, solve
-from dials_hybrid.losses import fit_error_model, r1
+from dials_hybrid.losses import r1
 from dials_hybrid.nuisance import About
 from dials_hybrid.outcome import End, result_of
 from dials_hybrid.refine import Refinement
-from dials_hybrid.uncertainty import curvature_of
+from dials_hybrid.uncertainty import error_model_of
 
 from . import common
+from .linearised import step
 
 CHOICES = {
     "none": (),
@@ -59,25 +60,16 @@ class Ended:
         model, state = self.refinement.model, self.refinement.state
         before = {k: v.clone() for k, v in model.state_dict().items()}
         error_model, plain = state.error_model, model.nuisance
-        o, thickness = model.problem.observations, model.settings.thickness_start
+        thickness = model.settings.thickness_start
         model.nuisance = Terms(terms, lambda: About.of(model.problem, model.wavenumber, thickness))
         cheap = CheapModel(model, self.linearisation)
         for _ in range(ROUNDS):
-            sigma = state.error_model.robust_sigma(o.intensity, cheap.intensities(), o.sigma)
-            x = solve(LeastSquares(cheap, sigma, 0), cheap.start(), 10)
-            cheap.apply(x)
-            cheap = CheapModel(model, cheap.moved(x))
-            state.error_model = self._error_model(cheap)
+            cheap = step(cheap, state.error_model, iterations=10)
+            state.error_model = error_model_of(cheap, state.error_model)
         row = self._row(cheap)
         state.error_model, model.nuisance = error_model, plain
         model.load_state_dict(before)
         return row
-
-    def _error_model(self, cheap: CheapModel):
-        o, calculated = self.job.problem.observations, cheap.intensities()
-        leverage = curvature_of(cheap, self.refinement.state.error_model).leverage
-        work = ~o.free
-        return fit_error_model(o.intensity[work], calculated[work], o.sigma[work], leverage[work])
 
     def held_out(self, cheap: CheapModel) -> torch.Tensor:
         """Return the intensities (R,) that fits to the other parts predict."""

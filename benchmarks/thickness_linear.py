@@ -15,12 +15,14 @@ from torch import Tensor
 
 from dials_hybrid import cross_validation, losses, thickness, uncertainty
 from dials_hybrid.checkpoint import Checkpoint
-from dials_hybrid.freedom import metric
-from dials_hybrid.linear import CheapModel, LeastSquares, Linearisation, solve
+from dials_hybrid.freedom import lengths
+from dials_hybrid.linear import CheapModel, Linearisation
 from dials_hybrid.losses import ErrorModel
 from dials_hybrid.model import HybridModel
 from dials_hybrid.refine import Refinement
 from dials_hybrid.thickness import Views
+
+from .linearised import step, weighted
 
 STARTS = (0.7, 0.8, 0.9, 1.0, 1.2)  # mean thickness over that of the refinement; the best counts
 HELD, FREE = 1e9, 1e-2  # proximity: thickness and scale alone, then everything
@@ -77,11 +79,11 @@ class Around:
         for factor in STARTS:
             self.reset(name, factor * self.mean)
             cheap = self.fitted(self.error_model)
-            costs.append(weighted(cheap, self.error_model, 0).cost(cheap.start()))
+            costs.append(weighted(cheap, self.error_model).cost(cheap.start()))
         self.reset(name, STARTS[costs.index(min(costs))] * self.mean)
         cheap, error_model = self.fitted(self.error_model), self.error_model
         for _ in range(4):
-            error_model = errors_of(cheap, error_model)
+            error_model = uncertainty.error_model_of(cheap, error_model)
             cheap = step(cheap, error_model, FREE)
         return cheap, error_model
 
@@ -106,7 +108,7 @@ class Around:
         """Return the row of the table; the structure of the start is the true one."""
         began = time.monotonic()
         cheap, error_model = self.best(name)
-        model, problem = self.model, weighted(cheap, error_model, 0)
+        model, problem = self.model, weighted(cheap, error_model)
         o, true = model.problem.observations, model.problem.structure
         calculated = cheap.intensities()
         groups = cross_validation.unique_groups(true, o.hkl)
@@ -115,7 +117,7 @@ class Around:
         curvature = uncertainty.curvature_of(cheap, error_model)
         means = (model.thickness().detach() @ model.depth).tolist()
         moved = model.crystal.refined().site - true.site
-        distance = torch.einsum("ai,ij,aj->a", moved, metric(true.cell).to(moved), moved).sqrt()
+        distance = lengths(true.cell, moved)
         return {
             "thickness": name,
             "R1": losses.r1(o.intensity, calculated, work),
@@ -129,26 +131,3 @@ class Around:
             "error in proportion": error_model.p,
             "time / s": round(time.monotonic() - began),
         }
-
-
-def weighted(cheap: CheapModel, error_model: ErrorModel, proximity: float) -> LeastSquares:
-    """Return the least squares at the present parameters, outliers let go."""
-    o = cheap.model.problem.observations
-    sigma = error_model.robust_sigma(o.intensity, cheap.intensities(), o.sigma)
-    return LeastSquares(cheap, sigma, proximity)
-
-
-def step(cheap: CheapModel, error_model: ErrorModel, proximity: float) -> CheapModel:
-    """Return the model after a step to the minimum, moved to first order."""
-    x = solve(weighted(cheap, error_model, proximity), cheap.start(), 15)
-    lin = cheap.moved(x)
-    cheap.apply(x)
-    return CheapModel(cheap.model, lin)
-
-
-def errors_of(cheap: CheapModel, error_model: ErrorModel) -> ErrorModel:
-    """Return the error model of the residuals, as large as they were without their own pull."""
-    o = cheap.model.problem.observations
-    leverage = uncertainty.curvature_of(cheap, error_model).leverage
-    values = (o.intensity, cheap.intensities(), o.sigma, leverage)
-    return losses.fit_error_model(*(v[~o.free].detach() for v in values))

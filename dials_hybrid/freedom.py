@@ -67,6 +67,12 @@ def metric(cell: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def lengths(cell: Tensor, vectors: Tensor) -> Tensor:
+    """Return the lengths (...) in A of fractional vectors (..., 3)."""
+    g = metric(cell).to(vectors)
+    return torch.einsum("...i,ij,...j->...", vectors, g, vectors).clamp(min=0).sqrt()
+
+
 def to_cartesian(cell: Tensor) -> Tensor:
     """Return the cell axes (3, 3) in A as columns, a along x and b in the plane of x and y."""
     return torch.linalg.cholesky(metric(cell)).T.contiguous()
@@ -109,8 +115,7 @@ def neighbours(structure: Structure, atom: int) -> tuple[Tensor, Tensor]:
     images = torch.einsum("sij,aj->sai", structure.sym_rot, structure.site)
     apart = structure.site[atom] - images - structure.sym_trans[:, None]
     apart = apart - apart.round()
-    g = metric(structure.cell).to(apart)
-    length, operator = torch.einsum("sai,ij,saj->sa", apart, g, apart).clamp(min=0).sqrt().min(0)
+    length, operator = lengths(structure.cell, apart).min(0)
     return length, operator
 
 

@@ -119,9 +119,7 @@ def cif_items(path, keys, block: str | None = None) -> dict[str, str]:
 
     `block` as in `read_structure`. Raises InputError when there is no such block.
     """
-    path = Path(path)
-    model = iotbx.cif.reader(input_string=_text(path), raise_if_errors=False).model()
-    chosen = model[_choose_block(path, model, block)]
+    chosen = _structure_block(Path(path), block)
     return {key: chosen[key] for key in keys if isinstance(chosen.get(key), str)}
 
 
@@ -131,10 +129,14 @@ def cif_loop(path, key: str, block: str | None = None) -> list[str]:
     Empty where the key is not there. `block` as in `read_structure`; raises InputError when there
     is no such block.
     """
-    path = Path(path)
-    model = iotbx.cif.reader(input_string=_text(path), raise_if_errors=False).model()
-    chosen = model[_choose_block(path, model, block)]
+    chosen = _structure_block(Path(path), block)
     return _values(chosen, key) if key in chosen else []
+
+
+def _structure_block(path: Path, block: str | None):
+    """Return the items of the block that holds the structure, also of a CIF with errors in it."""
+    model = iotbx.cif.reader(input_string=_text(path), raise_if_errors=False).model()
+    return model[_choose_block(path, model, block)]
 
 
 def _values(block, key: str) -> list[str]:

@@ -149,8 +149,10 @@ class CheapModel:
         return self._outputs(flat), jacfwd(self._outputs)(flat)
 
     def _sum_links(self, values: Tensor) -> Tensor:
+        """Sums (R, ...) over the links of each observation, of values (L, ...)."""
         out = values.new_zeros(self.rows, *values.shape[1:])
-        return out.index_add(0, self.observation, values)
+        # index_add of matrices fails in threads where cctbx was imported before torch
+        return out.index_put_((self.observation,), values, accumulate=True)
 
     def _moved_profiles(self, x: Tensor) -> Tensor:
         local = self._local_rotation(x[self.parts.orientation])

@@ -8,20 +8,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call, jacfwd
 
 from . import absorption, beams, crystal, electron, fourier, thickness
 from .absorption import Absorption, NoAbsorption
+from .batches import Batch, Replayed, make_batch
 from .corrections import Term, Terms
 from .curves import CurveBasis
-from .data import Problem, Record
+from .data import Problem
 from .fidelity import Fidelity, thinned
 from .kinematic import powers
 from .losses import SmoothScale
 from .nuisance import About
+from .orientation import OrientationCurve
 from .parallel import ALONE, Alone, Team, in_threads
-from .propagation import DepthGrid, Moves, Probe, Propagator, Splitting
+from .propagation import DepthGrid, Moves, Propagator, Splitting
 from .restraints import RestrainedCrystal, Restrainer
 from .thickness import ThicknessPrior, Views
 from .valence import ValenceSettings
@@ -86,77 +87,6 @@ class ModelSettings:
             "nuisance": tuple(Term(**term) for term in values.get("nuisance", ())),
         }
         return cls(**{**values, **nested})
-
-
-class OrientationCurve(nn.Module):
-    """Small rotations of the crystal in the laboratory frame, smooth over each sweep.
-
-    A rotation about the beam changes no excitation error, so two components remain, along the
-    rotation axis (as far as it is across the beam) and across both.
-    """
-
-    def __init__(self, scan, spacing: float, sigma: float, stiffness: float):
-        super().__init__()
-        self.basis = CurveBasis.over(scan.block_angle, scan.sweep, spacing)
-        self.sigma, self.stiffness = sigma, stiffness
-        self.register_buffer("matrix", self.basis.matrix(scan.block_angle, scan.sweep))
-        self.register_buffer("roughness", self.basis.roughness())
-        self.register_buffer("directions", across_beam(scan.axis, scan.s0))
-        # in units of the prior's sigma
-        self.offset = nn.Parameter(torch.zeros(self.basis.size, 2, dtype=torch.float64))
-
-    def forward(self) -> Tensor:
-        """Return the rotation vector of every block, (F, 3) rad."""
-        return self.sigma * torch.einsum("fk,fkx->fx", self.matrix @ self.offset, self.directions)
-
-    def prior_operator(self) -> Tensor:
-        """Return the matrix that takes the flat offsets to prior residuals: size, curvature."""
-        identity = torch.eye(self.basis.size, dtype=torch.float64, device=self.offset.device)
-        per_component = torch.cat([identity, self.stiffness**0.5 * self.roughness])
-        return torch.kron(per_component, torch.eye(2).to(per_component))
-
-
-def across_beam(axis: Tensor, s0: Tensor) -> Tensor:
-    """Return two unit vectors across the beam, the first nearest to the axis: (F, 2, 3)."""
-    beam = s0 / s0.norm(dim=-1, keepdim=True)
-    first = axis - (axis * beam).sum(-1, keepdim=True) * beam
-    first = first / first.norm(dim=-1, keepdim=True)
-    return torch.stack([first, torch.linalg.cross(beam, first)], 1)
-
-
-@dataclass(frozen=True)
-class _Batch(Record):
-    """Blocks that are propagated together, padded to the same number of beams and slots."""
-
-    blocks: Tensor  # (f,)
-    hkl: Tensor  # (f, N, 3)
-    obliquity: Tensor  # (f, N) m_g = 1 / sqrt(1 + g_n / K_n)
-    valid: Tensor  # (f, N) bool, false where padded
-    probe: Probe
-    links: Tensor  # (l,) links of these blocks
-    slot: Tensor  # (l,) flat index into (f, B)
-
-
-class _Replayed(torch.autograd.Function):
-    """A function of (batch, table, rotation) that keeps nothing and is run again backwards.
-
-    The waves of one batch at a time are then held. torch.utils.checkpoint does not free what
-    a propagator keeps outside its saved tensors.
-    """
-
-    @staticmethod
-    def forward(ctx, function, batch: _Batch, table: Tensor, rotation: Tensor) -> Tensor:
-        ctx.function, ctx.batch = function, batch
-        ctx.save_for_backward(table, rotation)
-        return function(batch, table, rotation)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
-        with torch.enable_grad():
-            out = ctx.function(ctx.batch, *inputs)
-        return (None, None, *torch.autograd.grad(out, inputs, grad))
 
 
 class HybridModel(nn.Module):
@@ -310,25 +240,25 @@ class HybridModel(nn.Module):
             self.crystal, self.settings.absorption, self.problem.scan.wavelength
         )
 
-    def excitation(self, batch: _Batch, rotation: Tensor) -> Tensor:
+    def excitation(self, batch: Batch, rotation: Tensor) -> Tensor:
         """Return S_g m_g^2 (f, N, T) in A^-1 of a batch, in double precision."""
         scan, blocks = self.problem.scan, batch.blocks
         vectors = self._vectors(batch, rotation)
         s = beams.excitation_errors(vectors, scan.s0[blocks], self.wavenumber[blocks])
         return s * batch.obliquity.square()[:, :, None]
 
-    def potential(self, batch: _Batch, table: Tensor) -> Tensor:
+    def potential(self, batch: Batch, table: Tensor) -> Tensor:
         """Return (U + iU')_(h-g) m_g m_h / 2K (..., f, N, N) in A^-1 from a table (..., M + 1)."""
         m, places = batch.obliquity, self.couplings.places(batch.hkl, batch.valid)
         return (table[..., places] * (m[:, :, None] * m[:, None, :])).to(self.settings.dtype)
 
-    def _vectors(self, batch: _Batch, rotation: Tensor) -> Tensor:
+    def _vectors(self, batch: Batch, rotation: Tensor) -> Tensor:
         """g in the laboratory frame, (f, N, T, 3) A^-1."""
         turn = beams.rotation_matrices(rotation[batch.blocks])[:, None]
         setting = turn @ self.problem.scan.setting[batch.blocks]
         return torch.einsum("ftij,fnj->fnti", setting, batch.hkl.double())
 
-    def batch_profiles(self, batch: _Batch, table: Tensor, rotation: Tensor) -> Tensor:
+    def batch_profiles(self, batch: Batch, table: Tensor, rotation: Tensor) -> Tensor:
         """Return the profiles of the links of one batch, (l, D)."""
         dtype = self.settings.dtype
         excitation = self.excitation(batch, rotation).to(dtype.to_real())
@@ -347,7 +277,7 @@ class HybridModel(nn.Module):
         out = self._per_link()
 
         def propagate(batch):
-            out[batch.links] = _Replayed.apply(self.batch_profiles, batch, table, rotation)
+            out[batch.links] = Replayed.apply(self.batch_profiles, batch, table, rotation)
 
         # the graph of a gradient is built in one thread
         in_threads(propagate, self.batches, 1 if torch.is_grad_enabled() else self.workers)
@@ -469,7 +399,7 @@ class HybridModel(nn.Module):
         picked = ordered.permute(1, 2, 0, 3).flatten(0, 1)[batch.slot]
         return profiles.flatten(0, 1)[batch.slot].double(), picked.double()
 
-    def _excitation_moves(self, batch: _Batch, rotation: Tensor) -> Tensor:
+    def _excitation_moves(self, batch: Batch, rotation: Tensor) -> Tensor:
         """m_g^2 dS_g/d(local rotation), dS_g = -((K + g).(e x g)) / K, (2, f, N, T), per sigma."""
         scan, blocks = self.problem.scan, batch.blocks
         vectors = self._vectors(batch, rotation)
@@ -482,35 +412,3 @@ class HybridModel(nn.Module):
             out.append(-(k_plus_g * turned).sum(-1) / self.wavenumber[blocks, None, None])
         scale = self.orientation.sigma * batch.obliquity.square()[:, :, None]
         return scale * torch.stack(out)
-
-
-def make_batch(problem: Problem, beam_set, blocks: Tensor, wavenumber: Tensor) -> _Batch:
-    """Collect the beams and links of some blocks."""
-    observations, scan = problem.observations, problem.scan
-    n = int(beam_set.counts[blocks].max())
-    where = torch.full((len(scan.sweep),), -1)
-    where[blocks] = torch.arange(len(blocks))
-    links = torch.nonzero(where[observations.link_block] >= 0).flatten()
-    row = where[observations.link_block[links]]
-    order = torch.argsort(row, stable=True)
-    links, row = links[order], row[order]
-    per_row = torch.bincount(row, minlength=len(blocks))
-    column = torch.arange(len(row)) - (torch.cumsum(per_row, 0) - per_row)[row]
-    slots = int(per_row.max())
-    beam = torch.zeros(len(blocks), slots, dtype=torch.int64)
-    beam[row, column] = beam_set.link_beam[links]
-    sample = torch.arange(scan.angle.shape[1])
-    inside = (sample >= observations.link_first[links, None]) & (
-        sample <= observations.link_last[links, None]
-    )
-    weight = torch.zeros(len(blocks), slots, len(sample), dtype=torch.float64)
-    weight[row, column] = inside * scan.sample_width[blocks[row]]
-    return _Batch(
-        blocks=blocks,
-        hkl=beam_set.hkl[blocks, :n],
-        obliquity=beams.obliquity(scan, blocks, beam_set.hkl[blocks, :n], wavenumber),
-        valid=beam_set.valid[blocks, :n],
-        probe=Probe(torch.zeros(len(blocks), dtype=torch.int64), beam, weight),
-        links=links,
-        slot=row * slots + column,
-    )

@@ -37,8 +37,9 @@ USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 class Stage:
     """One stage: where its intensities and their derivatives come from; None is the full model.
 
-    `slopes` are the derivatives by the structure, `turns` those by the orientation. `share` is the part of all iterations after which it ends at the latest, `updates` the number
-    of its iterations that begin with a new error model, `stale` the number of steps after which
+    `slopes` are the derivatives by the structure, `turns` those by the orientation. `share` is
+    the part of all iterations after which it ends at the latest, `updates` the number of its
+    iterations that may begin with a new error model, `stale` the number of steps after which
     derivatives by the structure are formed anew, `trusted` the same where a step failed, `loose`
     multiplies the tolerances of convergence.
     """

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from . import fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
-from .crystal import metric
 from .data import Fourier, InputError, Problem, Result
-from .freedom import least_u
+from .freedom import least_u, lengths
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
@@ -289,7 +288,7 @@ class Refinement:
         for _ in range(3):
             problem = LeastSquares(cheap, self.sigma_w(self.intensities(cheap)), 1e9)
             cheap.apply(solve(problem, cheap.start(), 6))
-            self._fit_error_model(cheap, self.intensities(cheap))
+            self.state.error_model = uncertainty.error_model_of(cheap, self.state.error_model)
         calculated = self.intensities(cheap)
         self.state.start = {
             "calculated": calculated.tolist(),
@@ -297,20 +296,6 @@ class Refinement:
         }
         self._remember()
         self._record("thickness", LeastSquares(cheap, self.sigma_w(calculated), 0), 0.0)
-
-    def _fit_error_model(self, cheap: CheapModel, calculated: Tensor) -> None:
-        """Choose the error model by the residuals, as large as they were without their own pull.
-
-        Parameters follow the strong reflections most. Left as they are, their residuals would
-        tell of too small an error in proportion to the intensity, which makes them pull more.
-        `calculated` (R,) may be of a point to which a step from the linearisation leads.
-        """
-        o = self.problem.observations
-        work = ~o.free
-        leverage = uncertainty.curvature_of(cheap, self.state.error_model).leverage
-        self.state.error_model = losses.fit_error_model(
-            o.intensity[work], calculated[work], o.sigma[work], leverage[work]
-        )
 
     def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, float, float]:
         """One outer iteration.
@@ -360,10 +345,10 @@ class Refinement:
 
         Each follows the other slowly, and a round costs little beside a new propagation.
         """
-        calculated = self.intensities(cheap)
+        state, calculated = self.state, self.intensities(cheap)
         for _ in range(ROUNDS):
-            self._fit_error_model(cheap, calculated)
-            problem = LeastSquares(cheap, self.sigma_w(calculated), self.state.proximity)
+            state.error_model = uncertainty.error_model_of(cheap, state.error_model, calculated)
+            problem = LeastSquares(cheap, self.sigma_w(calculated), state.proximity)
             calculated = cheap.evaluate(solve(problem, cheap.start(), 10), jacobian=False)[0]
 
     def _at_end(self, promise: float) -> bool:
@@ -378,8 +363,7 @@ class Refinement:
     def _site_shift(self, before: Tensor) -> float:
         """Largest distance that a site moved, in A."""
         moved = self.model.crystal.site() - before
-        g = metric(self.problem.structure.cell).to(moved)
-        return float(torch.einsum("ai,ij,aj->a", moved, g, moved).max().sqrt())
+        return float(lengths(self.problem.structure.cell, moved).max())
 
     def _settled(self, shift: float, promise: float) -> bool:
         settings, loose = self.settings, self.stage.loose

@@ -12,7 +12,7 @@ from torch import Tensor
 from .crystal import OCC_UNIT, SITE_UNIT, U_UNIT
 from .freedom import equivalent_weights, star_lengths
 from .linear import CheapModel, LeastSquares
-from .losses import ErrorModel
+from .losses import ErrorModel, fit_error_model
 
 _UNSEEN = 1e-12  # of the largest eigenvalue: such directions get no information
 
@@ -158,6 +158,24 @@ def curvature_of(cheap: CheapModel, error_model: ErrorModel) -> Curvature:
     return Curvature(
         (o.intensity - intensity) * weight, j * weight[:, None], prior, j_prior, error_model
     )
+
+
+@torch.no_grad()
+def error_model_of(
+    cheap: CheapModel, present: ErrorModel, calculated: Tensor | None = None
+) -> ErrorModel:
+    """Return the error model of the residuals, as large as they were without their own pull.
+
+    They are those of working reflections. Parameters, which `present` has led to, follow the
+    strong ones most; left as they are, their residuals would tell of too small an error in
+    proportion to the intensity, which makes them pull more. `calculated` (R,) may be of a point
+    to which a step leads; by default it is of where the linearisation was made.
+    """
+    o = cheap.model.problem.observations
+    calculated = cheap.intensities() if calculated is None else calculated
+    leverage = curvature_of(cheap, present).leverage
+    work = ~o.free
+    return fit_error_model(o.intensity[work], calculated[work], o.sigma[work], leverage[work])
 
 
 def _site_su(crystal, covariance: Tensor) -> Tensor:

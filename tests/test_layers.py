@@ -22,6 +22,8 @@ LEVELS = {
     "crystal": 2,
     "absorption": 2,
     "beams": 2,
+    "batches": 2,
+    "orientation": 2,
     "propagation": 2,
     "thickness": 2,
     "losses": 2,

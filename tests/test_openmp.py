@@ -1,9 +1,18 @@
-"""torch and cctbx in one process, each with threads."""
+"""torch and cctbx in one process, each with threads.
 
+cctbx brings stand-ins for OpenMP by which there is one thread, number 0; imported before torch,
+they answer torch. What runs in threads all the same then does everything in each of them:
+`index_add` of matrices corrupts sums or memory, a sort of 200 000 integers crashes, and after
+`torch.set_num_threads(2)` baddbmm(c, a, b) is c + 2 a b.
+"""
+
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 SUMS = """
 import {first}
@@ -17,6 +26,43 @@ for n, columns in [(100, 60), (1000, 200)] * 20:
     assert torch.allclose(found.sum(0), values.sum(0))
 """
 
+LATE = """
+import iotbx.cif
+import pytest
+
+with pytest.warns(RuntimeWarning, match="import torch, or dials_hybrid, before cctbx"):
+    import dials_hybrid
+import torch
+
+assert torch.get_num_threads() == 1
+assert (torch.randint(0, 10**9, (300_000,)).sort().values.diff() >= 0).all()
+a = torch.rand(2, 200, 200, dtype=torch.complex128)
+assert torch.allclose(torch.baddbmm(a, a, a), a + a @ a)
+"""
+
+EVALUATED = """
+import sys
+
+import iotbx.cif
+import torch
+
+import tiny
+from dials_hybrid.linear import CheapModel, Linearisation
+from dials_hybrid.refine import build_model
+
+torch.set_num_threads(int(sys.argv[1]))
+torch.manual_seed(0)
+problem = tiny.problem(blocks=12)
+model = build_model(problem, tiny.settings(), seed=0)
+links, depths = len(problem.observations.link_block), len(model.depth)
+parameters = sum(p.numel() for p in model.crystal.parameters())
+shapes = (links, depths), (links, parameters, depths), (links, 2, depths)
+cheap = CheapModel(model, Linearisation(*(torch.rand(s, dtype=torch.float64) for s in shapes)))
+x = cheap.start() + 0.1
+found = [cheap.evaluate(x) for _ in range(10)]
+torch.save([torch.stack([f[i].detach() for f in found]) for i in (0, 2)], sys.argv[2])
+"""
+
 
 @pytest.mark.parametrize(
     "first", ["dials_hybrid.io_structures", "dials_hybrid.api", "dials_hybrid.io_dials"]
@@ -24,3 +70,24 @@ for n, columns in [(100, 60), (1000, 200)] * 20:
 def test_sums_in_threads_are_right_beside_cctbx(first):
     run = subprocess.run([sys.executable, "-c", SUMS.format(first=first)], capture_output=True)
     assert run.returncode == 0, run.stderr.decode()[-500:]
+
+
+def test_torch_after_cctbx_is_warned_of_and_keeps_to_one_core():
+    run = subprocess.run([sys.executable, "-c", LATE], capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()[-500:]
+
+
+def test_intensities_and_jacobian_are_right_where_cctbx_came_first(tmp_path):
+    found = {}
+    for threads in (1, 2):
+        file = tmp_path / f"{threads}.pt"
+        # what torch is told of threads does not reach the OpenMP that starts them
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        command = [sys.executable, "-c", EVALUATED, str(threads), str(file)]
+        here = Path(__file__).parent
+        run = subprocess.run(command, capture_output=True, cwd=here, env=env, timeout=100)
+        assert run.returncode == 0, run.stderr.decode()[-500:]
+        found[threads] = torch.load(file)
+    for one, two in zip(found[1], found[2], strict=True):
+        assert float(one.abs().max()) > 0
+        torch.testing.assert_close(two, one[:1].expand_as(two), rtol=1e-12, atol=1e-12)

@@ -14,18 +14,12 @@ from .views import Views
 HIDDEN = 8  # units of each of two layers
 
 
-class CommonDistribution(ThicknessModel):
-    """One free distribution for all orientations."""
+class Headed(ThicknessModel):
+    """A model whose outputs are those that a head takes."""
 
-    def __init__(self, depth: Tensor, views: Views, start: float, prior: ThicknessPrior):
+    def __init__(self, depth: Tensor, head: Head):
         super().__init__(depth)
-        self.blocks = len(views.angle)
-        self.head = FreeHead(depth, views, start, prior)
-        self.shape = nn.Parameter(torch.zeros(self.head.size - 1, dtype=torch.float64))
-
-    def outputs(self) -> Tensor:
-        """See the base class; no stretch."""
-        return torch.cat([self.shape, self.shape.new_zeros(1)]).repeat(self.blocks, 1)
+        self.head = head
 
     def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
         """See the base class."""
@@ -36,7 +30,20 @@ class CommonDistribution(ThicknessModel):
         return self.head.penalties(outputs)
 
 
-class NeuralThickness(ThicknessModel):
+class CommonDistribution(Headed):
+    """One free distribution for all orientations."""
+
+    def __init__(self, depth: Tensor, views: Views, start: float, prior: ThicknessPrior):
+        super().__init__(depth, FreeHead(depth, views, start, prior))
+        self.blocks = len(views.angle)
+        self.shape = nn.Parameter(torch.zeros(self.head.size - 1, dtype=torch.float64))
+
+    def outputs(self) -> Tensor:
+        """See the base class; no stretch."""
+        return torch.cat([self.shape, self.shape.new_zeros(1)]).repeat(self.blocks, 1)
+
+
+class NeuralThickness(Headed):
     """A small network from features of the orientation to the numbers of a head.
 
     The views say what the features are, and which network sees a block. The last layer starts
@@ -51,8 +58,7 @@ class NeuralThickness(ThicknessModel):
         prior: ThicknessPrior,
         head: type[Head],
     ):
-        super().__init__(depth)
-        self.head = head(depth, views, start, prior)
+        super().__init__(depth, head(depth, views, start, prior))
         self.register_buffer("features", views.features)
         self.register_buffer("network", views.network)
         inputs = views.features.shape[1]
@@ -64,14 +70,6 @@ class NeuralThickness(ThicknessModel):
         """See the base class."""
         out = torch.stack([network(self.features) for network in self.networks])
         return out[self.network, torch.arange(len(self.network), device=self.network.device)]
-
-    def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
-        """See the base class."""
-        return self.head.distribution(outputs, depth)
-
-    def penalties(self, outputs: Tensor) -> Tensor:
-        """See the base class."""
-        return self.head.penalties(outputs)
 
 
 def _network(inputs: int, outputs: int) -> nn.Sequential:
