@@ -102,6 +102,7 @@ def ladder(model: HybridModel) -> list[Fidelity]:
     g_max, s_max = min(reach, settings.g_max), settings.s_max
     return [
         Fidelity(settings.g_max, s_max, fine),
+        Fidelity(settings.g_max, s_max / 2, fine),
         Fidelity(g_max, s_max / 2, fine),
         Fidelity(g_max, s_max / 4, coarse),
     ]
