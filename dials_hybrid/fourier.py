@@ -138,12 +138,12 @@ def linear_change(structure: Structure, hkl: Tensor, gradient: Tensor) -> Tensor
 
 def _steadied(curvature: Tensor, g_sq: Tensor, present: Tensor, probes: int) -> Tensor:
     """Return curvatures (M,) of few signs, each drawn to the mean of its shell in |g|."""
-    rows = torch.nonzero(present).flatten()
-    out = curvature.clone()
-    for shell in rows[g_sq[rows].argsort()].split(_SHELL):
-        own = curvature[shell]
-        out[shell] = (probes * own + _SHELL_PROBES * own.mean()) / (probes + _SHELL_PROBES)
-    return out
+    # equivalents, whose |g| differ by rounding, stay together
+    _, same, counts = torch.unique(g_sq.round(decimals=9), return_inverse=True, return_counts=True)
+    shell = ((counts.cumsum(0) - counts) // _SHELL)[same]
+    total = torch.bincount(shell, curvature * present)
+    mean = (total / torch.bincount(shell, present.double()).clamp(min=1))[shell]
+    return (probes * curvature + _SHELL_PROBES * mean) / (probes + _SHELL_PROBES)
 
 
 class _Orbits:

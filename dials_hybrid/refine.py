@@ -353,7 +353,7 @@ class Refinement:
 
     def _at_end(self, promise: float) -> bool:
         """Whether a promise that was not kept is no more than a settled end may make."""
-        return promise < self.stage.loose * self.settings.cost_tolerance
+        return abs(promise) < self.stage.loose * self.settings.cost_tolerance
 
     def _lowest_u(self) -> float:
         """Smallest principal U of all atoms, in A^2."""

@@ -215,7 +215,7 @@ def test_an_interrupt_before_anything_is_refined_goes_on(truth, monkeypatch):
         raise KeyboardInterrupt
 
     loop = refinement(truth[0])
-    monkeypatch.setattr(loop, "_fit_error_model", interrupt)
+    monkeypatch.setattr(refine_room.uncertainty, "error_model_of", interrupt)
     with pytest.raises(KeyboardInterrupt):
         loop.run()
 
