@@ -34,7 +34,8 @@ logger = logging.getLogger("dials.hybrid.refine")
 UNHELD = 0.5  # proximity that hardly holds a step
 LOOSENED = 3  # times that a step may be let go before the end
 NOTHING = 1e-4  # part of the cost that is not worth another trial
-ROUNDS = 3  # of error model and step in turn, at one point of linearisation
+ROUNDS = 2  # of error model and step in turn, at one point of linearisation
+SHORT = 3  # iterations of such a step
 LOWEST_U = -0.05  # A^2; beyond, exp(-2 pi^2 g^2 U) grows until the waves are no numbers
 
 
@@ -303,14 +304,14 @@ class Refinement:
         Returns the new linearisation, the largest site shift (A), and the part of the cost that
         the step had promised to gain.
         """
-        state = self.state
+        state, x = self.state, cheap.start()
         if state.iteration - state.stage_began < self.stage.updates:
-            self._update_error_model(cheap)
+            x = self._update_error_model(cheap)
         sigma_w = self.sigma_w(self.intensities(cheap))
         before = LeastSquares(cheap, sigma_w, 0).cost(cheap.start())
         for _ in range(6):
             problem = LeastSquares(cheap, sigma_w, state.proximity)
-            x = solve(problem, cheap.start(), 10)
+            x = solve(problem, x, 10)
             predicted = before - problem.cost(x)
             sites, lowest = self.model.crystal.site().detach().clone(), self._lowest_u()
             cheap.apply(x)
@@ -331,6 +332,7 @@ class Refinement:
                 break
             if self.age > self.stage.trusted:
                 cheap = self.linearise()
+            x = cheap.start()
         else:
             fresh, trial = cheap, LeastSquares(cheap, sigma_w, 0)
         state.iteration += 1
@@ -340,16 +342,18 @@ class Refinement:
         self._checkpoint()
         return fresh, shift, predicted / before
 
-    def _update_error_model(self, cheap: CheapModel) -> None:
-        """Fit the error model, then again where a step with it leads to, and so on.
+    def _update_error_model(self, cheap: CheapModel) -> Tensor:
+        """Fit the error model, then again where a step with it leads to; return where that is.
 
-        Each follows the other slowly, and a round costs little beside a new propagation.
+        Each follows the other slowly, and a propagation in between would take longer.
         """
-        state, calculated = self.state, self.intensities(cheap)
+        state, x, calculated = self.state, cheap.start(), self.intensities(cheap)
         for _ in range(ROUNDS):
             state.error_model = uncertainty.error_model_of(cheap, state.error_model, calculated)
             problem = LeastSquares(cheap, self.sigma_w(calculated), state.proximity)
-            calculated = cheap.evaluate(solve(problem, cheap.start(), 10), jacobian=False)[0]
+            x = solve(problem, x, SHORT)
+            calculated = cheap.evaluate(x, jacobian=False)[0]
+        return x
 
     def _at_end(self, promise: float) -> bool:
         """Whether a promise that was not kept is no more than a settled end may make."""
