@@ -76,7 +76,12 @@ def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[St
     )
 
 
-def _first_within(model: HybridModel, rungs: list, limit: float, directions: int | None = None):
+def _first_within(
+    model: HybridModel,
+    rungs: list[Fidelity | None],
+    limit: float,
+    directions: int | None = None,
+) -> Fidelity | None:
     """Return the finest rung whose passes keep the limit, or the coarsest of all.
 
     Those are passes with derivatives by the orientation and by `directions` of the structure,

@@ -61,15 +61,14 @@ def test_a_step_to_where_waves_are_no_numbers_is_taken_back(problem, monkeypatch
 
     def first_leap(least_squares, x, iterations):
         found = solve(least_squares, x, iterations)
-        if least_squares.proximity < 1e9 and len(wild) < 2:
+        # neither where thickness and scale start, nor in the short rounds of the error model
+        if least_squares.proximity < 1e9 and iterations > refine_room.SHORT and len(wild) < 2:
             part = least_squares.cheap.model.crystal.slices()["u_shift"]
             found[part] = -50 / 0.003
             wild.append(least_squares.proximity)
         return found
 
     monkeypatch.setattr(refine_room, "solve", first_leap)
-    # it solves as well
-    monkeypatch.setattr(Refinement, "_update_error_model", lambda _, cheap: cheap.start())
     result = Refinement(problem, SETTINGS, RefineSettings(6)).run()
     assert len(wild) == 2 and wild[1] > wild[0]
     assert all(bool(x.isfinite().all()) for x in numbers(result))

@@ -100,6 +100,7 @@ def test_a_coarser_model_is_near(model):
 def test_rungs_are_less_and_less_work(model):
     work = [operations(model), *(operations(model.coarser(rung)) for rung in ladder(model))]
     assert work == sorted(work, reverse=True) and work[-1] < work[0] / 3
+    assert value_operations(model) < work[0] / 10
     assert value_operations(model) < operations(model, 0) < work[0] / 4
 
 
