@@ -138,7 +138,6 @@ def with_cell(structure, unit_cell):
 def to_structure(xray_structure) -> Structure:
     """Return the `Structure` record of a cctbx xray.structure, ions taken as neutral atoms."""
     scatterers = xray_structure.scatterers()
-    _warn_ions(scatterers)
     names = [neutral(sc.scattering_type) for sc in scatterers]
     elements = sorted(set(names))
     operators = list(xray_structure.space_group())
@@ -163,17 +162,6 @@ def to_structure(xray_structure) -> Structure:
         labels=tuple(sc.label for sc in scatterers),
         elements=tuple(elements),
     )
-
-
-def _warn_ions(scatterers) -> None:
-    types = {sc.scattering_type for sc in scatterers}
-    ions = sorted(t for t in types if any(c in t for c in "+-"))
-    if ions:
-        logger.warning(
-            "Ions %s are treated as neutral atoms: the electron tables of ions lack the "
-            "divergent term at small angles",
-            ", ".join(ions),
-        )
 
 
 def _tensor(values) -> torch.Tensor:

@@ -11,6 +11,7 @@ from .data import InputError, Structure
 from .freedom import Constraints, basis, tied, with_usual_riding_u
 from .io_cctbx import to_structure, update_xray_structure, with_cell
 from .io_disorder import Parts
+from .io_displacements import candidates, enough, with_displacements
 from .io_hydrogens import idealised, parents_of_hydrogens, usual_groups, usual_u_factor
 from .io_shelx import Instructions
 
@@ -25,7 +26,9 @@ class Parameters:
 
     `fix` and `free` hold a kind of KINDS and atoms, such as "site Si1 O*"; the others hold
     atoms: labels, elements, labels with * and ?, or all. In `occupancies` a lone + stands
-    between the sides whose sum is kept. `hydrogens` is one of HYDROGENS.
+    between the sides whose sum is kept. `hydrogens` is one of HYDROGENS. `displacements`, one of
+    io_displacements.CHOICES, says whether atoms of an isotropic structure become anisotropic where
+    data are enough; `anisotropic` and `isotropic` hold atoms that are made so.
     """
 
     fix: tuple[str, ...] = ()
@@ -34,6 +37,9 @@ class Parameters:
     same_u: tuple[str, ...] = ()
     occupancies: tuple[str, ...] = ()
     hydrogens: str = "as_given"
+    displacements: str = "auto"
+    anisotropic: tuple[str, ...] = ()
+    isotropic: tuple[str, ...] = ()
 
 
 DEFAULTS = Parameters()
@@ -44,13 +50,30 @@ def constrained(
     parameters: Parameters,
     instructions: Instructions | None,
     parts: Parts = (),
+    unique: int = 0,
 ):
     """Return a cctbx structure that meets the constraints at the start, its record, and these.
 
     The record has the freedom that they leave. `instructions` are those of a SHELX file; None
-    without. `parts` are those of a disorder. Raises InputError when the choices do not fit the
-    structure.
+    without. `parts` are those of a disorder. `unique` is the number of unique observed
+    reflections, which decides on the kind of displacements where the user leaves that open.
+    Raises InputError when the choices do not fit the structure.
     """
+    chosen = _with_chosen_displacements(xray_structure, parameters)
+    found = _constrained(chosen, parameters, instructions, parts)
+    _, record, constraints = found
+    if not unique or _displacements_are_chosen(record, parameters):
+        return found
+    tensors = candidates(record, constraints)
+    if not tensors:
+        return found
+    chosen = with_displacements(chosen, anisotropic=tensors)
+    fuller = _constrained(chosen, parameters, instructions, parts)
+    return fuller if enough(fuller[1], unique) else found
+
+
+def _constrained(xray_structure, parameters: Parameters, instructions, parts: Parts):
+    """Return what `constrained` does, for the kinds of displacements that the structure has."""
     record = to_structure(xray_structure)
     constraints = resolve(record, parameters, instructions, parts)
     if parameters.hydrogens == "riding":
@@ -62,6 +85,31 @@ def constrained(
         moved = with_cell(moved, moved.unit_cell())
         record = to_structure(moved)
     return moved, with_freedom(record, constraints), constraints
+
+
+def _with_chosen_displacements(xray_structure, parameters: Parameters):
+    """Return the structure with the atoms that the user names made anisotropic or isotropic."""
+    record = to_structure(xray_structure)
+
+    def named(name: str) -> set[int]:
+        texts = getattr(parameters, name)
+        return {
+            atom
+            for text in texts
+            for atom in select_atoms(record, _words(text), f'parameters.{name}="{text}"')
+        }
+
+    both = named("anisotropic") & named("isotropic")
+    if both:
+        names = ", ".join(record.labels[atom] for atom in sorted(both))
+        raise InputError(f"{names}: parameters.anisotropic and parameters.isotropic both name them")
+    return with_displacements(xray_structure, named("anisotropic"), named("isotropic"))
+
+
+def _displacements_are_chosen(record: Structure, parameters: Parameters) -> bool:
+    """Whether the user, or the structure with an anisotropic atom, has decided on the kinds."""
+    by_user = parameters.anisotropic or parameters.isotropic
+    return bool(parameters.displacements != "auto" or by_user or record.anisotropic.any())
 
 
 def _with_usual_hydrogens(xray_structure, record, constraints, known, parts: Parts) -> Structure:

@@ -282,6 +282,7 @@ def check_structure(structure, path) -> None:
             "correct the element symbols"
         )
     _check_occupancies(structure, path)
+    _warn_ions(structure)
     _warn_displacements(structure, path)
     _warn_overlaps(structure, path)
 
@@ -314,6 +315,17 @@ def _check_occupancies(structure, path) -> None:
         raise InputError(f"{path}: every atom has zero occupancy; correct the occupancies")
     if empty:
         logger.warning("%s: zero occupancy, these atoms do not count: %s", path, ", ".join(empty))
+
+
+def _warn_ions(structure) -> None:
+    types = {sc.scattering_type for sc in structure.scatterers()}
+    ions = sorted(t for t in types if any(c in t for c in "+-"))
+    if ions:
+        logger.warning(
+            "Ions %s are treated as neutral atoms: the electron tables of ions lack the "
+            "divergent term at small angles",
+            ", ".join(ions),
+        )
 
 
 def _warn_displacements(structure, path) -> None:

@@ -13,6 +13,7 @@ from .checkpoint import RefineSettings, State
 from .cross_validation import choose_free, unique_groups
 from .data import InputError, Problem, Result, Structure, block_of
 from .freedom import Constraints
+from .io_cctbx import to_structure
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection, format_table
 from .io_disorder import KEY, Parts, parts_of
@@ -181,8 +182,9 @@ def load(files, structure, options: Options = Options()) -> Job:
     rows, table = loaded.select(options.selection)
     logger.info("Selection of reflections:\n%s\n", format_table(table))
     scan, observations = loaded.observed(rows, options.sampling, options.selection)
+    seen = unique_groups(to_structure(xray_structure), observations.hkl[observations.observed])
     xray_structure, record, constraints = io_constraints.constrained(
-        xray_structure, options.parameters, shelx, parts
+        xray_structure, options.parameters, shelx, parts, unique=len(seen.unique())
     )
     by_frame = options.free_by == "frames"
     groups = block_of(observations, scan) if by_frame else unique_groups(record, observations.hkl)

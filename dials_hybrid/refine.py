@@ -273,9 +273,10 @@ class Refinement:
 
     def _next_stage(self, cheap: CheapModel) -> CheapModel:
         """Go on to the next stage of the plan at the present parameters."""
+        slopes = self.stage.slopes
         self.state.stage += 1
         self.state.stage_began = self.state.iteration
-        return self.follow(cheap)  # all stages have the same derivatives
+        return self.follow(cheap) if self.stage.slopes == slopes else self.linearise()
 
     def _start(self, cheap: CheapModel) -> None:
         """Fit thickness and scale alone, atoms and orientations fixed."""

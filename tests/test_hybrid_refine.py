@@ -381,6 +381,21 @@ def test_a_problem_travels_to_a_machine_without_dials_and_back(crystal, here, mo
     assert max(table["intensity.hybrid.calc"]) == pytest.approx(float(result.calculated.max()))
 
 
+def test_the_user_chooses_which_atoms_are_anisotropic(crystal, here):
+    (here / "isotropic.cif").write_text(crystal.model.read_text().replace("Uani", "Uiso"))
+    files = [str(crystal.expt), str(crystal.refl), "isotropic.cif"]
+    only = ("hand_and_indexing.test=False", "output.problem_only=True")
+
+    def found() -> list[bool]:
+        return Checkpoint.load("hybrid_refined.h5").problem.structure.anisotropic.tolist()
+
+    hybrid_refine.run([*files, *only, "parameters.anisotropic=O1"])
+    assert found() == [False, True]
+    hybrid_refine.run([*files, *only, "parameters.displacements=as_given"])
+    assert found() == [False, False]
+    assert "no atom is called X" in failure(*files, "parameters.isotropic=X")
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [(["output.problem=None"], "output.problem"), (["output.problem=no/x.h5"], "no folder no")],

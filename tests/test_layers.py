@@ -51,6 +51,7 @@ LEVELS = {
     "io_structures": 5,
     "io_settings": 5,
     "io_constraints": 5,
+    "io_displacements": 5,
     "io_hydrogens": 5,
     "io_shelx": 5,
     "io_bonds": 5,

@@ -263,6 +263,9 @@ def _parameters(params) -> api.Parameters:
         same_u=given(params.same_u),
         occupancies=given(params.occupancies),
         hydrogens=params.hydrogens,
+        displacements=params.displacements,
+        anisotropic=given(params.anisotropic),
+        isotropic=given(params.isotropic),
     )
 
 

@@ -1,0 +1,60 @@
+"""Which atoms move the same way in all directions, and which have a displacement tensor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from .data import Structure
+from .freedom import Constraints
+
+logger = logging.getLogger("dials.hybrid.io_displacements")
+
+CHOICES = ("auto", "as_given")
+ENOUGH = 10.0  # unique observed reflections for each free parameter of the structure
+HYDROGEN = ("H", "D", "T")
+
+
+def candidates(structure: Structure, constraints: Constraints) -> list[int]:
+    """Return the numbers of the atoms that may become anisotropic: all but hydrogen.
+
+    Nor those of a fixed U, or of one that is shared with hydrogen.
+    """
+    names = [structure.elements[k] for k in structure.type.tolist()]
+    left = {i for i, name in enumerate(names) if name in HYDROGEN}
+    for group in constraints.linked_u:
+        atoms = {atom for atom, _ in group}
+        left |= atoms if atoms & left else set()
+    return [i for i in range(len(names)) if i not in left | constraints.fixed_u]
+
+
+def with_displacements(
+    xray_structure, anisotropic: Iterable[int] = (), isotropic: Iterable[int] = ()
+):
+    """Return a copy of a cctbx structure in which these atoms have another kind of displacement.
+
+    Atoms are given by their numbers. A tensor starts at the sphere that U_iso is, and U_iso at
+    the mean of the tensor's principal values.
+    """
+    changed = xray_structure.deep_copy_scatterers()
+    cell = changed.unit_cell()
+    for atom in anisotropic:
+        changed.scatterers()[atom].convert_to_anisotropic(unit_cell=cell)
+    for atom in isotropic:
+        changed.scatterers()[atom].convert_to_isotropic(unit_cell=cell)
+    return changed
+
+
+def enough(structure: Structure, unique: int) -> bool:
+    """Return whether `unique` observed reflections suffice for the structure's freedom; log it."""
+    freedom = structure.freedom
+    parameters = len(freedom.site) + len(freedom.u_iso) + len(freedom.occ)
+    good = unique >= ENOUGH * parameters
+    logger.info(
+        "Anisotropic displacements would take %d parameters of the structure, for %d unique "
+        "observed reflections: atoms but hydrogen %s (parameters.displacements)",
+        parameters,
+        unique,
+        "become anisotropic" if good else "stay isotropic",
+    )
+    return good
