@@ -134,6 +134,7 @@ def refinement_items(problem: Problem, result: Result, contract: dict) -> dict:
         "_refine_ls_wR_factor_ref": factor("wr2_all"),
         "_refine_ls_goodness_of_fit_ref": factor("gof"),
         "_refine_ls_abs_structure_details": _absolute_structure(contract),
+        "_refine_ls.abs_structure_z-score": _z_score(contract),
         "_refine_ls_weighting_scheme": "calc",
         "_refine_ls_weighting_details": _weights(contract.get("error_model")),
         "_refine_ls_shift/su_max_lt": _largest_shift(result),
@@ -162,6 +163,14 @@ def _absolute_structure(contract: dict) -> str | None:
     how = "Dynamical refinement of both hands, Klar et al. (2023), doi:10.1038/s41557-023-01186-1."
     sentence = found["verdict"]
     return f"{sentence[0].upper()}{sentence[1:]}. {how if 'z_score' in found else ''}".strip()
+
+
+def _z_score(contract: dict) -> str | None:
+    """The z-score, or the dictionary's word for a structure that has none."""
+    found = contract.get("absolute_structure") or {}
+    if str(found.get("verdict")).startswith("not applicable"):
+        return "."
+    return f"{found['z_score']:.2f}" if "z_score" in found else None
 
 
 def _weights(error_model: dict | None) -> str | None:

@@ -274,14 +274,15 @@ def test_cif_tells_the_absolute_structure(tmp_path, structure, problem, result):
     def details(found):
         contract = {**CONTRACT, "absolute_structure": found}
         io_cif_mtz.write_cif(tmp_path / "a.cif", structure, problem, result, contract)
-        return read_cif(tmp_path / "a.cif")[0]["_refine_ls_abs_structure_details"]
+        block = read_cif(tmp_path / "a.cif")[0]
+        names = "_refine_ls_abs_structure_details", "_refine_ls.abs_structure_z-score"
+        return tuple(block[name] for name in names)
 
-    assert details(None) == "?"
-    assert details({"verdict": "not applicable: centrosymmetric"}) == (
-        "Not applicable: centrosymmetric."
-    )
-    tested = details({"verdict": "determined, P 32 2 1: z = 9.0", "z_score": 9.0})
-    assert tested.startswith("Determined, P 32 2 1: z = 9.0. ") and "Klar" in tested
+    assert details(None) == ("?", "?")
+    none = details({"verdict": "not applicable: centrosymmetric"})
+    assert none == ("Not applicable: centrosymmetric.", ".")
+    tested, z = details({"verdict": "determined, P 32 2 1: z = 9.0", "z_score": 9.0})
+    assert tested.startswith("Determined, P 32 2 1: z = 9.0. ") and "Klar" in tested and z == "9.00"
 
 
 def test_cif_of_the_experiment(tmp_path, structure, problem, result):
