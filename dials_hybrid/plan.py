@@ -25,7 +25,6 @@ from .propagation import Splitting
 TERA = 1e12
 LOOSE = 5.0  # the first stage need not converge as the last one does
 STALE = 5  # steps after which derivatives by the structure are formed anew
-FINER = 3.0  # a pass of the last stage may take so many times the limit, as there are one or two
 STALE_IN_STAGES = 10  # the same where they are approximate at any age
 # 1 / (|g| t) is the spacing (rad) of samples that integrates a rocking curve exactly: as
 # |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
@@ -59,10 +58,8 @@ class Stage:
 def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[Stage, ...]:
     """Return the stages for a pass with derivatives of at most `limit` 10^12 operations.
 
-    Of the last stage it may take FINER times that: there are one or two, which give the standard
-    uncertainties. None is no limit: then, as where the limit is kept by the full model, there is
-    one stage. `updates` is the number of iterations of a stage that may begin with a new error
-    model.
+    None is no limit: then, as where the limit is kept by the full model, there is one stage.
+    `updates` is the number of iterations of a stage that may begin with a new error model.
     """
     whole = (Stage("joint", None, None, None, 1.0, updates),)
     if limit is None or not isinstance(model.settings.propagator, Splitting):
@@ -73,10 +70,9 @@ def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[St
     slopes = _first_within(model, rungs, limit * TERA)
     turns = _first_within(model, [None, *rungs], limit * TERA, directions=0)
     first_turns = turns or rungs[0]
-    last_slopes = _first_within(model, rungs, FINER * limit * TERA)
     return (
         Stage("coarse", rungs[0], slopes, first_turns, 0.6, updates, STALE_IN_STAGES, STALE, LOOSE),
-        Stage("joint", None, last_slopes, turns, 1.0, updates, STALE_IN_STAGES, STALE),
+        Stage("joint", None, slopes, turns, 1.0, updates, STALE_IN_STAGES, STALE),
     )
 
 
@@ -144,18 +140,17 @@ def _operations(model: HybridModel, waves: int, products: float) -> float:
 
 def expected_operations(model: HybridModel, plan: tuple[Stage, ...]) -> float:
     """Return the operations of all passes of a usual refinement."""
-    first_pass, last_pass = (operations(model.coarser(plan[i].slopes)) for i in (0, -1))
+    slopes = model.coarser(plan[0].slopes)
     # an adjoint sweep takes twice the operations of a value
-    adjoint = 2 * (1 + PROBES) * value_operations(model.coarser(plan[-1].slopes))
+    work = operations(slopes) + 2 * (1 + PROBES) / USUAL_PASSES * value_operations(slopes)
     if len(plan) == 1:
-        return USUAL_PASSES * first_pass + adjoint
+        return USUAL_PASSES * work
     first, last = (
         operations(model.coarser(s.turns), 0)
         + (s.values != s.turns) * value_operations(model.coarser(s.values))
         for s in plan
     )
-    anew = (plan[0].slopes != plan[-1].slopes) * last_pass
-    return 2 * first_pass + anew + adjoint + 8 * first + 5 * last
+    return 2 * work + 8 * first + 5 * last
 
 
 def format_plan(plan: tuple[Stage, ...]) -> str:

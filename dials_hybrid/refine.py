@@ -36,6 +36,7 @@ LOOSENED = 3  # times that a step may be let go before the end
 NOTHING = 1e-4  # part of the cost that is not worth another trial
 ROUNDS = 2  # of error model and step in turn, at one point of linearisation
 SHORT = 3  # iterations of such a step
+CALM = 2  # steps in turn that bring less than the tolerance, at the end of a stage
 LOWEST_U = -0.05  # A^2; beyond, exp(-2 pi^2 g^2 U) grows until the waves are no numbers
 
 
@@ -87,6 +88,15 @@ def build_model(
     return HybridModel(problem, settings, device, share)
 
 
+@dataclass(frozen=True)
+class Step:
+    """An outer iteration: the largest site shift (A), the parts of the cost promised and gained."""
+
+    shift: float
+    promise: float
+    gain: float
+
+
 class Refinement:
     """One refinement from start to end; `run` returns the Result."""
 
@@ -114,6 +124,7 @@ class Refinement:
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
         self.loosened = 0  # times that an end was not one
+        self.calm = 0  # steps in turn that brought little
 
     @property
     def stage(self) -> Stage:
@@ -220,8 +231,8 @@ class Refinement:
                     cheap = self._next_stage(cheap)
                 if self.age >= self.stage.stale:
                     cheap = self.linearise()
-                cheap, shift, promise = self._iterate(cheap)
-                if not self._settled(shift, promise):
+                cheap, step = self._iterate(cheap)
+                if not self._settled(step):
                     continue
                 if self._held_back(cheap):
                     cheap = self.linearise()
@@ -273,10 +284,10 @@ class Refinement:
 
     def _next_stage(self, cheap: CheapModel) -> CheapModel:
         """Go on to the next stage of the plan at the present parameters."""
-        slopes = self.stage.slopes
+        self.calm = 0
         self.state.stage += 1
         self.state.stage_began = self.state.iteration
-        return self.follow(cheap) if self.stage.slopes == slopes else self.linearise()
+        return self.follow(cheap)  # all stages have the same derivatives
 
     def _start(self, cheap: CheapModel) -> None:
         """Fit thickness and scale alone, atoms and orientations fixed."""
@@ -299,12 +310,8 @@ class Refinement:
         self._remember()
         self._record("thickness", LeastSquares(cheap, self.sigma_w(calculated), 0), 0.0)
 
-    def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, float, float]:
-        """One outer iteration.
-
-        Returns the new linearisation, the largest site shift (A), and the part of the cost that
-        the step had promised to gain.
-        """
+    def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, Step]:
+        """One outer iteration: return the new linearisation, and the step that led there."""
         state, x = self.state, cheap.start()
         if state.iteration - state.stage_began < self.stage.updates:
             x = self._update_error_model(cheap)
@@ -338,10 +345,10 @@ class Refinement:
             fresh, trial = cheap, LeastSquares(cheap, sigma_w, 0)
         state.iteration += 1
         self._remember()
-        shift = self._site_shift(sites)
-        self._record(self.stage.name, trial, shift)
+        step = Step(self._site_shift(sites), predicted / before, gain / before)
+        self._record(self.stage.name, trial, step.shift)
         self._checkpoint()
-        return fresh, shift, predicted / before
+        return fresh, step
 
     def _update_error_model(self, cheap: CheapModel) -> Tensor:
         """Fit the error model, then again where a step with it leads to; return where that is.
@@ -370,17 +377,28 @@ class Refinement:
         moved = self.model.crystal.site() - before
         return float(lengths(self.problem.structure.cell, moved).max())
 
-    def _settled(self, shift: float, promise: float) -> bool:
-        settings, loose = self.settings, self.stage.loose
-        return promise < loose * settings.cost_tolerance and shift < loose * settings.site_tolerance
+    def _settled(self, step: Step) -> bool:
+        """Whether a step moved little and promised little, or brought little, as the one before.
+
+        Steps by approximate derivatives promise for ever what does not come.
+        """
+        tolerance = self.stage.loose * self.settings.cost_tolerance
+        if step.shift >= self.stage.loose * self.settings.site_tolerance:
+            self.calm = 0
+            return False
+        self.calm = self.calm + 1 if 0 <= step.gain < tolerance else 0
+        return step.promise < tolerance or self.calm >= CALM
 
     def _held_back(self, cheap: CheapModel) -> bool:
         """Return whether a step that nothing holds near promises more than a settled end may.
 
         Steps are held near the point of linearisation after one that went too far, and can be
         small for that reason alone. The hold is then loosened, a few times at most; never where
-        derivatives are approximate, since they promise what does not come.
+        derivatives are approximate, since they promise what does not come, nor where steps that
+        are held no more than at the start have brought little.
         """
+        if self.calm >= CALM and self.state.proximity <= State.proximity:
+            return False
         if self.stage.slopes is not None or self.loosened >= LOOSENED:
             return False
         if self.state.proximity <= UNHELD:
@@ -392,6 +410,7 @@ class Refinement:
         if promise < self.stage.loose * self.settings.cost_tolerance * before:
             return False
         self.loosened += 1
+        self.calm = 0
         self.state.proximity = UNHELD
         return True
 
