@@ -11,13 +11,14 @@ from dials_hybrid.model import HybridModel
 from dials_hybrid.propagation import (
     METHODS,
     SCHEMES,
+    Chebyshev,
     DepthGrid,
     Eigen,
     MatrixExp,
     Moves,
     Probe,
     Splitting,
-    splitting,
+    strips,
 )
 from dials_hybrid.propagation.series import (
     Series,
@@ -33,6 +34,7 @@ GRID = DepthGrid(20.0, 5)
 EXACT = [
     pytest.param(Eigen(), id="eigen"),
     pytest.param(MatrixExp(), id="matrix_exp"),
+    pytest.param(Chebyshev(), id="chebyshev"),
     pytest.param(Splitting("strang", 400), id="strang"),
     pytest.param(Splitting("blanes_moan_4", 10), id="blanes_moan_4"),
     pytest.param(Splitting("aba_864", 10), id="aba_864"),
@@ -629,7 +631,7 @@ def test_blocks_in_several_chunks_agree_with_one(monkeypatch):
     probe = probe_all(n, f, t)
     found = []
     for chunk in (10**6, 2 * n * t):
-        monkeypatch.setattr(splitting, "_CHUNK", chunk)
+        monkeypatch.setattr(strips, "CHUNK", chunk)
         v, s = hermitian(n, f).requires_grad_(), excitations(n, f, t).requires_grad_()
         out = Splitting()(v, s, probe, GRID)
         found.append((out, *torch.autograd.grad(out.square().sum(), (v, s))))
@@ -641,7 +643,7 @@ def test_blocks_in_several_chunks_agree_with_one(monkeypatch):
 @pytest.mark.parametrize("f", [4, 3])
 def test_cores_that_share_a_sweep_find_what_one_finds(f, monkeypatch):
     n, t = 5, 5
-    monkeypatch.setattr(splitting, "_SHARED", 0)
+    monkeypatch.setattr(strips, "SHARED", 0)
     weight = torch.rand(f, n, t, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     probe = Probe(torch.arange(f) % n, torch.arange(n).expand(f, n), weight)
     found, threads = [], torch.get_num_threads()
@@ -649,7 +651,7 @@ def test_cores_that_share_a_sweep_find_what_one_finds(f, monkeypatch):
         torch.set_num_threads(cores)
         v, s = hermitian(n, f).requires_grad_(), excitations(n, f, t).requires_grad_()
         try:
-            assert len(splitting._Cut.of(s).sizes) == cores
+            assert len(strips.Cut.of(s).sizes) == cores
             out = Splitting()(v, s, probe, GRID)
             found.append((out, *torch.autograd.grad(out.square().sum(), (v, s))))
         finally:

@@ -14,15 +14,22 @@ Every method is a callable value with one signature:
 All solve dpsi/dz = 2 pi i (diag(S) + V) psi with psi(0) = 1 for the incident beam.
 """
 
-from .base import DepthGrid, Probe, Propagator
+from .base import DepthGrid, Moves, Probe, Propagator
+from .chebyshev import Chebyshev
 from .exact import Eigen, MatrixExp, is_hermitian
-from .splitting import SCHEMES, Moves, Splitting
+from .splitting import SCHEMES, Splitting
 
-METHODS = {"splitting": Splitting, "eigen": Eigen, "matrix_exp": MatrixExp}
+METHODS = {
+    "splitting": Splitting,
+    "chebyshev": Chebyshev,
+    "eigen": Eigen,
+    "matrix_exp": MatrixExp,
+}
 
 __all__ = [
     "METHODS",
     "SCHEMES",
+    "Chebyshev",
     "DepthGrid",
     "Eigen",
     "MatrixExp",

@@ -35,6 +35,14 @@ class Probe(Record):
     weight: Tensor  # (F, B, T) real
 
 
+@dataclass(frozen=True)
+class Moves:
+    """Directions of forward-mode derivatives: P of the potential, then Q of the excitation."""
+
+    potential: Tensor  # (P, F, N, N)
+    excitation: Tensor  # (Q, F, N, T)
+
+
 class Propagator(Protocol):
     """The signature of a method; see the package's docstring."""
 
