@@ -12,6 +12,7 @@ S, is not seen in |psi|^2, so that every sample may have its own.
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,21 @@ class Chebyshev:
             lambda probe, v, s: _Sweep.apply(grid, probe, v, s), potential, excitation, probe
         )
 
+    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
+        """See the base class: those of a group, as the recurrence runs backwards as well."""
+        return 2 * (_GROUP + 4)
+
+    @torch.no_grad()
+    def tangents(
+        self, potential: Tensor, excitation: Tensor, moves: Moves, probe: Probe, grid: DepthGrid
+    ) -> tuple[Tensor, Tensor]:
+        """Return the profiles (F, B, D) and their derivatives (P + Q, F, B, D) along `moves`.
+
+        Those of the terms, dT_(k+1) = 2 (X dT_k + dX T_k) - dT_(k-1), are real where V and its
+        changes are. r and c are constants: a change of the exact series does not depend on them.
+        """
+        return _forward_mode(_Recurrence.of(potential, excitation, grid), moves, probe)
+
 
 @dataclass(frozen=True)
 class _Recurrence:
@@ -53,20 +69,29 @@ class _Recurrence:
     @classmethod
     def of(cls, potential: Tensor, excitation: Tensor, grid: DepthGrid) -> _Recurrence:
         """Find r and c of potential (F, N, N) and excitation (F, N, T), all in A^-1."""
-        v, rows = plain(potential), excitation.mT
+        v, mean = _without_mean_absorption(plain(potential))
+        rows, longest = excitation.mT, 2 * math.pi * grid.step * grid.count
         low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
-        half_range = 0.5 * float((high - low).max())
-        least = 1 / (2 * math.pi * grid.step * grid.count)
-        radius = _rounded_up(max(half_range + norm_bound(v), least))
-        growth = norm_bound((v - v.mH) / 2) / radius if v.is_complex() else 0.0
-        precision = max(torch.finfo(v.dtype).eps / 4, _ROUNDING)
-        table = coefficients(radius, grid, precision, _rounded_up(growth))
+        extent = 0.5 * float((high - low).max()) + norm_bound(v)
+        absorbed = norm_bound((v - v.mH) / 2) if v.is_complex() else 0.0
+        if absorbed * longest < _LITTLE:
+            absorbed = 0.0
+        radius = _rounded_up(max(extent * (_WIDER if absorbed else 1.0), 1 / longest))
+        growth = _rounded_up(cmath.acosh(complex(extent, absorbed) / radius).real)
+        table = coefficients(radius, grid, max(torch.finfo(v.dtype).eps / 4, _ROUNDING), growth)
+        depths = grid.depths(dtype=torch.float64)[:, None]
+        table = torch.from_numpy(table) * torch.exp(-2 * math.pi * mean * depths)
         return cls(
             matrix=(v.mT * (2 / radius)).contiguous(),
             twice=((rows - 0.5 * (low + high)) * (2 / radius)).contiguous(),
-            table=torch.from_numpy(table).to(rows.device, rows.dtype),
+            table=table.to(rows.device, rows.dtype),
             radius=radius,
         )
+
+    @property
+    def terms(self) -> int:
+        """K."""
+        return self.table.shape[1]
 
     def parts(self, cut: Cut) -> list[_Recurrence]:
         """Return those of the strips of a cut."""
@@ -78,6 +103,16 @@ class _Recurrence:
 
 _ROUNDING = 1e-15  # of the coefficients
 _FINENESS = 64  # radii in a factor of two; the same one often comes again
+_LITTLE = 0.01  # growth of the terms, as an exponent, that may be left out of account
+_WIDER = 1.05  # where V absorbs; terms grow fastest by eigenvalues near -1 and 1
+
+
+def _without_mean_absorption(v: Tensor) -> tuple[Tensor, float]:
+    """Return V less i times the mean of its diagonal's imaginary part, and that mean (A^-1)."""
+    if not v.is_complex():
+        return v, 0.0
+    mean = float(v.diagonal(dim1=1, dim2=2).imag.mean())
+    return v - 1j * mean * torch.eye(v.shape[-1], dtype=v.dtype, device=v.device), mean
 
 
 def _rounded_up(x: float) -> float:
@@ -103,27 +138,27 @@ def coefficients(radius: float, grid: DepthGrid, precision: float, growth: float
     """Return (2 - delta_k0) i^k J_k(2 pi r z), over i for odd k, at the depths z: (D, K).
 
     They are the Fourier coefficients of exp(i 2 pi r z cos(angle)). K is the number of those
-    above `precision` at the largest depth; `growth` is the largest imaginary part of an
-    eigenvalue of X, by which T_k may grow as exp(k asinh(growth)).
+    above `precision` at the largest depth, where T_k may grow as exp(k growth).
     """
     a = 2 * math.pi * radius * grid.step * np.arange(1, grid.count + 1)
     # J_k falls faster than exponentially beyond k = a, over some multiples of a^(1/3)
-    most = (1 + growth) * a[-1] + 20 * a[-1] ** (1 / 3) + 80
+    most = math.exp(growth) * a[-1] + 20 * a[-1] ** (1 / 3) + 80
     points = 2 ** math.ceil(math.log2(2 * most))
     angle = 2 * math.pi * np.arange(points) / points
     found = np.fft.fft(np.exp(1j * a[:, None] * np.cos(angle)))[:, : points // 2] / points
     k = np.arange(points // 2)
     table = np.where(k > 0, 2, 1) * np.where(k % 2 == 0, found.real, found.imag)
-    large = np.abs(table[-1]) * np.exp(np.minimum(k * math.asinh(growth), 500)) > precision
+    large = np.abs(table[-1]) * np.exp(np.minimum(growth * k, 500)) > precision
     large &= np.abs(table[-1]) > _ROUNDING
     return table[:, : max(2, int(np.flatnonzero(large).max()) + 1)]
 
 
-def _first(matrix: Tensor, twice: Tensor, start: Tensor) -> Tensor:
-    """Return X psi(0) of rows (F, ..., N)."""
-    flat = start.flatten(1, -2)
-    product = torch.bmm(flat, matrix).view_as(start)
-    return product.addcmul_(twice, start).mul_(0.5)
+def _step(before: Tensor, now: Tensor, matrix: Tensor, twice: Tensor, out=None) -> Tensor:
+    """Return 2 X T_k - T_(k-1) of rows (F, ..., N) in place of T_(k-1), or as `out`."""
+    out = before if out is None else out
+    rows = (x.flatten(1, -2) for x in (before, now))
+    torch.baddbmm(*rows, matrix, beta=-1, out=out.flatten(1, -2))
+    return out.addcmul_(twice, now)
 
 
 class _Sum:
@@ -139,6 +174,18 @@ class _Sum:
         later = table.abs().flip(1).cummax(1).values.flip(1) > _ROUNDING
         self.first = [int((~later[:, k]).sum()) for k in range(0, table.shape[1], _GROUP)]
 
+    def carry(self, start: Tensor, step: Callable) -> tuple[Tensor, Tensor]:
+        """Add all terms; return T_(K-1) and T_K. `start` is T_0 (F, ..., N).
+
+        step(T_(k-1), T_k) puts T_(k+1), or for zeros and T_0 twice T_1, in place of T_(k-1).
+        """
+        before, now = start.clone(), step(torch.zeros_like(start), start).mul_(0.5)
+        self.add(0, before)
+        for k in range(1, self.table.shape[1]):
+            self.add(k, now)
+            before, now = now, step(before, now)
+        return before, now
+
     def add(self, k: int, waves: Tensor) -> None:
         """Add the term of T_k psi(0), whose beams are along the last dimension."""
         torch.gather(waves, -1, self.index, out=self.room[k % 2][:, k % _GROUP // 2])
@@ -152,13 +199,13 @@ class _Sum:
             terms = _real_view(self.room[parity][:, : share.shape[1]]).flatten(2)
             self.sums[parity][:, first:].baddbmm_(share.expand(len(terms), -1, -1), terms)
 
-    def waves(self) -> Tensor:
-        """Return the complex waves (F, D, ..., B)."""
-        f, depths = self.sums.shape[1:3]
+    def parts(self) -> Tensor:
+        """Return the waves' real and imaginary parts (2, F, D, ..., B)."""
+        shape = 2, *self.sums.shape[1:3], *self.rest
         if not self.room.is_complex():
-            return torch.complex(*self.sums).view(f, depths, *self.rest)
-        even, odd = torch.view_as_complex(self.sums.view(2, f, depths, *self.rest, 2))
-        return even.add_(odd, alpha=1j)
+            return self.sums.view(shape)
+        even, odd = torch.view_as_complex(self.sums.view(*shape, 2))
+        return torch.view_as_real(even.add_(odd, alpha=1j)).movedim(-1, 0)
 
 
 def _real_view(x: Tensor) -> Tensor:
@@ -182,21 +229,111 @@ class _Strip:
         return cls(recurrence, start, index, probe.weight.mT.to(recurrence.twice.dtype))
 
     def carry(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the last two T_k psi(0) and the waves of the slots at the depths (F, D, T, B)."""
-        matrix, twice, table = (getattr(self.recurrence, x) for x in ("matrix", "twice", "table"))
-        total = _Sum(table, self.index, matrix.dtype)
-        before, now = self.start.clone(), _first(matrix, twice, self.start)
-        total.add(0, before)
-        total.add(1, now)
-        for k in range(2, table.shape[1]):
-            before.baddbmm_(now, matrix, beta=-1).addcmul_(twice, now)
-            before, now = now, before
-            total.add(k, now)
-        return before, now, total.waves()
+        """Return T_(K-1) psi(0), T_K psi(0), and the slots' waves at all depths (F, D, T, B)."""
+        x = self.recurrence
+        total = _Sum(x.table, self.index, x.matrix.dtype)
+        last, beyond = total.carry(self.start, lambda *pair: _step(*pair, x.matrix, x.twice))
+        return last, beyond, torch.complex(*total.parts())
+
+    def adjoint(
+        self, last: Tensor, beyond: Tensor, seen: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients by V (F, N, N) and S (F, N, T) from that by the profiles."""
+        x = self.recurrence
+        source = seen.conj() * (2 * grad.mT[:, :, None] * self.weight[:, None])
+        sources = _Sources(x.table, source, 1 if x.matrix.is_complex() else 2)
+        pairs = _Pairs(x, self.index, (beyond, last), sources.planes)
+        for k in reversed(range(x.terms - 1)):
+            pairs.add(sources.of(k + 1), 1.0 if k else 0.5)
+        return pairs.gradients()
+
+
+class _Sources:
+    """What the sums at all depths send back to one T_k psi(0) after another, in the slots.
+
+    `planes` is two where the terms are real: real and imaginary parts are then apart.
+    """
+
+    def __init__(self, table: Tensor, source: Tensor, planes: int):
+        """Take `source` (F, D, T, B), by which dL = Re sum(source dpsi) in the slots."""
+        self.table, self.planes = table, planes
+        turned = torch.view_as_real(torch.stack([source, 1j * source]))  # of even and odd k
+        if planes == 2:
+            turned = turned.movedim(-1, -2)
+        self.shape = source.shape[2], planes, source.shape[3]
+        self.parts = turned.reshape(2, *source.shape[:2], -1)
+
+    def of(self, k: int) -> Tensor:
+        """Return what falls to T_k (F, T, planes, B); from the last k to the first one."""
+        if (k + 1) % _GROUP == 0 or k + 1 == self.table.shape[1]:
+            begin = k - k % _GROUP
+            shares = (self.table[:, begin + parity : k + 1 : 2].mT for parity in (0, 1))
+            pairs = zip(shares, self.parts, strict=True)
+            self.group = [x.expand(len(part), -1, -1) @ part for x, part in pairs]
+        found = self.group[k % 2][:, k % _GROUP // 2]
+        if self.planes == 2:
+            return found.unflatten(1, self.shape)
+        return torch.view_as_complex(found.unflatten(1, (*self.shape, 2)))
+
+
+class _Pairs:
+    """Gradients from the terms and from their adjoints l_k, both from the last k to the first.
+
+    With l_k = s_k + 2 X^T l_(k+1) - l_(k+2), where s_k is what the sums send back to T_k,
+    dL = Re sum_k (2 - delta_k0) l_(k+1) dX T_k. The T_k are not kept, as the recurrence runs
+    backwards as well and is as stable.
+    """
+
+    def __init__(self, recurrence: _Recurrence, index: Tensor, terms: tuple, planes: int):
+        """Take T_K and T_(K-1) as `terms`; places 0 and 1 hold what came before a group."""
+        f, t, n = recurrence.twice.shape
+        self.recurrence, self.place = recurrence, 2
+        self.index = index[:, :, None].expand(-1, -1, planes, -1)
+        self.left = recurrence.matrix.new_zeros(f, _GROUP + 2, t, planes, n)
+        self.right = recurrence.matrix.new_empty(f, _GROUP + 2, t, n)
+        self.right[:, 0], self.right[:, 1] = terms
+        self.slopes = recurrence.matrix.new_zeros(f, planes * n, n)
+        self.flow = torch.zeros_like(recurrence.twice)
+
+    def add(self, source: Tensor, share: float) -> None:
+        """Add the pair of the next adjoint, given what is sent to it, and of the term before."""
+        x, place = self.recurrence, self.place
+        before, ahead, adjoint = (self.left[:, place - i] for i in (2, 1, 0))
+        _step(before, ahead, x.matrix.mT, x.twice[:, :, None], adjoint)
+        adjoint.scatter_add_(-1, self.index, source)
+        before, ahead, term = (self.right[:, place - i] for i in (2, 1, 0))
+        _step(before, ahead, x.matrix, x.twice, term).mul_(share)
+        self.place += 1
+        if self.place == _GROUP + 2:
+            self._add_group()
+
+    def _add_group(self) -> None:
+        """Add what a group of pairs gives."""
+        left, right = self.left[:, 2 : self.place], self.right[:, 2 : self.place]
+        self.slopes.baddbmm_(left.flatten(3).flatten(1, 2).mT, right.flatten(1, 2))
+        self.flow += (left[:, :, :, 0] * right).real.sum(1)
+        for kept in (self.left, self.right):
+            kept[:, :2] = kept[:, self.place - 2 : self.place].clone()
+        self.place = 2
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Return the gradients by V (F, N, N) and S (F, N, T)."""
+        if self.place > 2:
+            self._add_group()
+        scale = 2 / self.recurrence.radius
+        if self.slopes.is_complex():
+            by_v = self.slopes.conj()
+        else:
+            real, imaginary = self.slopes.chunk(2, 1)
+            by_v = torch.complex(real, -imaginary)
+        return scale * by_v, scale * self.flow.mT
 
 
 class _Sweep(torch.autograd.Function):
-    """Profiles by a grid, probe, potential and excitation."""
+    """Profiles of a grid, probe, potential and excitation, with the adjoint of the recurrence.
+
+    Each core works on a strip of its own.
+    """
 
     @staticmethod
     def forward(ctx, grid: DepthGrid, probe: Probe, potential: Tensor, excitation: Tensor):
@@ -207,5 +344,71 @@ class _Sweep(torch.autograd.Function):
             _Strip.of(*part) for part in zip(given, *cut.parts(probe, excitation), strict=True)
         ]
         waves = cut.each(_Strip.carry, [(strip,) for strip in strips])
+        if any(ctx.needs_input_grad):
+            ctx.kept = cut, strips, waves
         pairs = zip(strips, waves, strict=True)
         return cut.joined([intensities(seen, x.weight) for x, (*_, seen) in pairs], 0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        """Return the gradients by the potential (F, N, N) and excitation errors (F, N, T)."""
+        cut, strips, waves = ctx.kept
+        work = zip(strips, waves, cut.split(grad, 0), strict=True)
+        found = cut.each(lambda strip, waves, grad: strip.adjoint(*waves, grad), work)
+        slopes, flow = zip(*found, strict=True)
+        return None, None, cut.joined(slopes, 0), torch.cat(flow, cut.dim)
+
+
+@dataclass(frozen=True)
+class _Variation:
+    """A recurrence of waves and their derivatives (F, T, 1 + P + Q, N) along P + Q directions."""
+
+    matrix: Tensor  # 2 V^T / r (F, N, N)
+    twice: Tensor  # 2 (S - c) / r (F, T, 1, N)
+    changes: Tensor  # 2 dV^T / r, side by side: (F, N, P N)
+    turns: Tensor  # 2 dS / r (F, T, Q, N)
+
+    @classmethod
+    def of(cls, x: _Recurrence, moves: Moves) -> _Variation:
+        changes = plain(moves.potential * (2 / x.radius)).permute(1, 3, 0, 2).flatten(2)
+        dtype = torch.promote_types(x.matrix.dtype, changes.dtype)
+        turns = moves.excitation.permute(1, 3, 0, 2) * (2 / x.radius)
+        return cls(x.matrix.to(dtype), x.twice[:, :, None], changes.to(dtype), turns.contiguous())
+
+    @property
+    def directions(self) -> tuple[int, int]:
+        """P and Q."""
+        return self.changes.shape[2] // self.changes.shape[1], self.turns.shape[2]
+
+    def start(self, incident: Tensor) -> Tensor:
+        """Return psi(0) and its derivatives, which are zero."""
+        f, t, _, n = self.twice.shape
+        waves = self.matrix.new_zeros(f, t, 1 + sum(self.directions), n)
+        waves[torch.arange(f, device=waves.device), :, 0, incident] = 1
+        return waves
+
+    def step(self, before: Tensor, now: Tensor) -> Tensor:
+        """Put the next term and its derivatives in place of those before."""
+        f, t, _, n = before.shape
+        p = self.directions[0]
+        _step(before, now, self.matrix, self.twice)
+        by_potential = before.view(f, t, -1)[:, :, n : (1 + p) * n]
+        by_potential.baddbmm_(now[:, :, 0], self.changes)
+        before[:, :, 1 + p :].addcmul_(self.turns, now[:, :, :1])
+        return before
+
+
+def _forward_mode(x: _Recurrence, moves: Moves, probe: Probe) -> tuple[Tensor, Tensor]:
+    """Return the profiles (F, B, D) and their derivatives (P + Q, F, B, D)."""
+    variation = _Variation.of(x, moves)
+    start = variation.start(probe.incident)
+    index = probe.beam[:, None, None].expand(-1, *start.shape[1:3], -1)
+    total = _Sum(x.table, index, start.dtype)
+    total.carry(start, variation.step)
+    weight = probe.weight.mT.to(x.table.dtype)[:, :, None]
+    found = []
+    for parts in total.parts().unbind(2):  # (2, F, T, 1 + P + Q, B) of one depth
+        products = (parts * parts[..., :1, :]).sum(0).mul_(weight)
+        found.append(products.sum(1))
+    found = torch.stack(found, -1)  # (F, 1 + P + Q, B, D)
+    return found[:, 0], 2 * found[:, 1:].transpose(0, 1)
