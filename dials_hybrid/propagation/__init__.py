@@ -14,7 +14,9 @@ Every method is a callable value with one signature:
 All solve dpsi/dz = 2 pi i (diag(S) + V) psi with psi(0) = 1 for the incident beam.
 """
 
-from .base import DepthGrid, Moves, Probe, Propagator
+import dataclasses
+
+from .base import DepthGrid, Moves, Probe, Propagator, Work
 from .chebyshev import Chebyshev
 from .exact import Eigen, MatrixExp, is_hermitian
 from .splitting import SCHEMES, Splitting
@@ -37,5 +39,28 @@ __all__ = [
     "Probe",
     "Propagator",
     "Splitting",
+    "Work",
+    "from_dict",
     "is_hermitian",
+    "to_dict",
+    "with_substeps",
 ]
+
+
+def to_dict(method: Propagator) -> dict:
+    """Return the method's name and its choices, for files."""
+    (name,) = (name for name, kind in METHODS.items() if type(method) is kind)
+    return {"method": name, **dataclasses.asdict(method)}
+
+
+def from_dict(values: dict) -> Propagator:
+    """Return the method that `to_dict` described; files of earlier versions have no name."""
+    values = dict(values)
+    return METHODS[values.pop("method", "splitting")](**values)
+
+
+def with_substeps(method: Propagator, substeps: int) -> Propagator:
+    """Return the method with another number of steps between depths, if it makes steps."""
+    if isinstance(method, Splitting):
+        return dataclasses.replace(method, substeps=substeps)
+    return method

@@ -43,6 +43,30 @@ class Moves:
     excitation: Tensor  # (Q, F, N, T)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a pass over some blocks has to do, for estimates of its operations.
+
+    `half_range` is that of S over the beams, of a few samples of each block that are evenly
+    spaced over its rotation; `coupling` is about the largest eigenvalue of the potential, which
+    is a real matrix or not. `directions` are those of the potential in a pass with derivatives,
+    beside two of the excitation; None is a pass for the intensities alone.
+    """
+
+    beams: Tensor  # (F,)
+    samples: int
+    directions: int | None
+    half_range: Tensor  # (F, k) A^-1
+    coupling: float  # A^-1
+    real: bool
+    eps: float  # of the waves' precision
+
+    @property
+    def products(self) -> int:
+        """Waves of a sample in a product of waves: those carried, and by changes of V."""
+        return 1 if self.directions is None else 2 * self.directions + 3
+
+
 class Propagator(Protocol):
     """The signature of a method; see the package's docstring."""
 
@@ -52,6 +76,12 @@ class Propagator(Protocol):
 
     def waves_kept(self, beams: int, grid: DepthGrid) -> int:
         """Return about how many arrays (F, N, T) a gradient keeps, for estimates of memory."""
+
+    def slots_kept(self, grid: DepthGrid) -> int:
+        """Return about how many arrays (F, B, T) the tangents keep for each direction."""
+
+    def operations(self, work: Work, grid: DepthGrid) -> float:
+        """Return the floating-point operations of a pass, about: those of matrix products."""
 
 
 def start_waves(excitation: Tensor, incident: Tensor, dtype: torch.dtype) -> Tensor:

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import DepthGrid, Moves, Probe, start_waves
+from .base import DepthGrid, Moves, Probe, Work, start_waves
 from .series import plain
 from .strips import Cut, in_chunks, intensities
 
 _GROUP = 32  # terms that are summed, and their gradients formed, together
+_OVERHEAD = 50  # beams more that would take the time of what is done beside the products
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,33 @@ class Chebyshev:
         self, potential: Tensor, excitation: Tensor, probe: Probe, grid: DepthGrid
     ) -> Tensor:
         """See the package's docstring."""
-        return in_chunks(
-            lambda probe, v, s: _Sweep.apply(grid, probe, v, s), potential, excitation, probe
-        )
+
+        def profiles(probe: Probe, v: Tensor, s: Tensor) -> Tensor:
+            shared = _Potential.of(v.detach())
+            return sum(
+                _Sweep.apply(grid, shared, _of_samples(probe, some), v, s[:, :, some])
+                for some in _alike(s.detach(), 1)
+            )
+
+        return in_chunks(profiles, potential, excitation, probe)
 
     def waves_kept(self, beams: int, grid: DepthGrid) -> int:
         """See the base class: those of a group, as the recurrence runs backwards as well."""
         return 2 * (_GROUP + 4)
+
+    def slots_kept(self, grid: DepthGrid) -> int:
+        """See the base class: the sums at all depths, and the terms of a group."""
+        return grid.count + 2 * _GROUP
+
+    def operations(self, work: Work, grid: DepthGrid) -> float:
+        """See the base class: of all terms' waves, which are real where the potential is."""
+        a = 2 * math.pi * grid.step * grid.count * (work.half_range + work.coupling)
+        terms = terms_needed(a, work.eps)
+        # half the samples are about the middle of the rotation
+        terms = (terms + terms[:, terms.shape[1] // 2, None]).mean(1) / 2
+        beams = work.beams.double()
+        waves = work.samples * work.products * terms
+        return float((2 if work.real else 8) * (beams * (beams + _OVERHEAD) * waves).sum())
 
     @torch.no_grad()
     def tangents(
@@ -54,7 +75,56 @@ class Chebyshev:
         Those of the terms, dT_(k+1) = 2 (X dT_k + dX T_k) - dT_(k-1), are real where V and its
         changes are. r and c are constants: a change of the exact series does not depend on them.
         """
-        return _forward_mode(_Recurrence.of(potential, excitation, grid), moves, probe)
+        shared = _Potential.of(potential)
+        profiles, slopes = 0.0, 0.0
+        for some in _alike(excitation, 1 + len(moves.potential) + len(moves.excitation)):
+            found = _forward_mode(
+                _Recurrence.of(shared, excitation[:, :, some], grid),
+                Moves(moves.potential, moves.excitation[..., some]),
+                _of_samples(probe, some),
+            )
+            profiles, slopes = profiles + found[0], slopes + found[1]
+        return profiles, slopes
+
+
+_ALIKE = 4  # groups of samples at most
+_ROWS = 24  # in a product, from which on it runs at about full speed
+
+
+def _alike(excitation: Tensor, waves: int) -> list[Tensor]:
+    """Return groups of samples (indices) whose ranges of S are alike.
+
+    The number of terms follows from the range, which for a rotation is widest at its ends. There
+    are no more groups than products of `waves` of each sample gain by.
+    """
+    width = (excitation.amax(1) - excitation.amin(1)).amax(0)
+    groups = max(1, min(_ALIKE, len(width) * waves // _ROWS))
+    return list(torch.argsort(width, descending=True).chunk(groups))
+
+
+def _of_samples(probe: Probe, some: Tensor) -> Probe:
+    """Return the probe of some samples."""
+    return Probe(probe.incident, probe.beam, probe.weight[:, :, some])
+
+
+@dataclass(frozen=True)
+class _Potential:
+    """The potential less i times its mean absorption, and bounds of it, all in A^-1."""
+
+    transposed: Tensor  # V^T (F, N, N), real where V is
+    mean: float  # of the imaginary part of V's diagonal
+    norm: float  # of V
+    absorbed: float  # norm of the anti-Hermitian part
+
+    @classmethod
+    def of(cls, potential: Tensor) -> _Potential:
+        """Find the bounds of V (F, N, N)."""
+        v, mean, absorbed = plain(potential), 0.0, 0.0
+        if v.is_complex():
+            mean = float(v.diagonal(dim1=1, dim2=2).imag.mean())
+            v = v - 1j * mean * torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
+            absorbed = norm_bound((v - v.mH) / 2)
+        return cls(v.mT.contiguous(), mean, norm_bound(v), absorbed)
 
 
 @dataclass(frozen=True)
@@ -67,22 +137,20 @@ class _Recurrence:
     radius: float  # r, A^-1
 
     @classmethod
-    def of(cls, potential: Tensor, excitation: Tensor, grid: DepthGrid) -> _Recurrence:
-        """Find r and c of potential (F, N, N) and excitation (F, N, T), all in A^-1."""
-        v, mean = _without_mean_absorption(plain(potential))
+    def of(cls, potential: _Potential, excitation: Tensor, grid: DepthGrid) -> _Recurrence:
+        """Find r and c of a potential and the excitation errors (F, N, T) in A^-1."""
         rows, longest = excitation.mT, 2 * math.pi * grid.step * grid.count
         low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
-        extent = 0.5 * float((high - low).max()) + norm_bound(v)
-        absorbed = norm_bound((v - v.mH) / 2) if v.is_complex() else 0.0
-        if absorbed * longest < _LITTLE:
-            absorbed = 0.0
+        extent = 0.5 * float((high - low).max()) + potential.norm
+        absorbed = potential.absorbed if potential.absorbed * longest > _LITTLE else 0.0
         radius = _rounded_up(max(extent * (_WIDER if absorbed else 1.0), 1 / longest))
         growth = _rounded_up(cmath.acosh(complex(extent, absorbed) / radius).real)
-        table = coefficients(radius, grid, max(torch.finfo(v.dtype).eps / 4, _ROUNDING), growth)
+        precision = max(torch.finfo(rows.dtype).eps / 4, _ROUNDING)
+        table = coefficients(radius, grid, precision, growth)
         depths = grid.depths(dtype=torch.float64)[:, None]
-        table = torch.from_numpy(table) * torch.exp(-2 * math.pi * mean * depths)
+        table = torch.from_numpy(table) * torch.exp(-2 * math.pi * potential.mean * depths)
         return cls(
-            matrix=(v.mT * (2 / radius)).contiguous(),
+            matrix=potential.transposed * (2 / radius),
             twice=((rows - 0.5 * (low + high)) * (2 / radius)).contiguous(),
             table=table.to(rows.device, rows.dtype),
             radius=radius,
@@ -107,14 +175,6 @@ _LITTLE = 0.01  # growth of the terms, as an exponent, that may be left out of a
 _WIDER = 1.05  # where V absorbs; terms grow fastest by eigenvalues near -1 and 1
 
 
-def _without_mean_absorption(v: Tensor) -> tuple[Tensor, float]:
-    """Return V less i times the mean of its diagonal's imaginary part, and that mean (A^-1)."""
-    if not v.is_complex():
-        return v, 0.0
-    mean = float(v.diagonal(dim1=1, dim2=2).imag.mean())
-    return v - 1j * mean * torch.eye(v.shape[-1], dtype=v.dtype, device=v.device), mean
-
-
 def _rounded_up(x: float) -> float:
     """Return the next of a series of numbers that is not smaller; zero stays."""
     return 2.0 ** (math.ceil(_FINENESS * math.log2(x)) / _FINENESS) if x else 0.0
@@ -131,6 +191,16 @@ def norm_bound(v: Tensor) -> float:
     v = v / scale
     square = v.mH @ v
     return scale * float(torch.linalg.matrix_norm(square @ square).max()) ** (1 / 4)
+
+
+def terms_needed(a: Tensor, eps: float) -> Tensor:
+    """Return about how many terms exp(i a x) needs for |x| <= 1: where J_k(a) falls below eps.
+
+    J_k(a) falls about as exp(-(2 sqrt 2 / 3) (k - a)^(3/2) / a^(1/2)) beyond k = a (Debye's
+    expansion, Abramowitz & Stegun 1964, 9.3.7).
+    """
+    fall = (1.5 / math.sqrt(2) * math.log(4 / eps)) ** (2 / 3)
+    return a + fall * a ** (1 / 3)
 
 
 @lru_cache(maxsize=64)
@@ -336,10 +406,10 @@ class _Sweep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, grid: DepthGrid, probe: Probe, potential: Tensor, excitation: Tensor):
-        """Return the profiles (F, B, D)."""
+    def forward(ctx, grid: DepthGrid, shared: _Potential, probe: Probe, potential, excitation):
+        """Return the profiles (F, B, D); `shared` is made of the potential (F, N, N)."""
         cut = Cut.of(excitation)
-        given = _Recurrence.of(potential, excitation, grid).parts(cut)
+        given = _Recurrence.of(shared, excitation, grid).parts(cut)
         strips = [
             _Strip.of(*part) for part in zip(given, *cut.parts(probe, excitation), strict=True)
         ]
@@ -356,7 +426,7 @@ class _Sweep(torch.autograd.Function):
         work = zip(strips, waves, cut.split(grad, 0), strict=True)
         found = cut.each(lambda strip, waves, grad: strip.adjoint(*waves, grad), work)
         slopes, flow = zip(*found, strict=True)
-        return None, None, cut.joined(slopes, 0), torch.cat(flow, cut.dim)
+        return None, None, None, cut.joined(slopes, 0), torch.cat(flow, cut.dim)
 
 
 @dataclass(frozen=True)

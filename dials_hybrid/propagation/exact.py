@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import InputError
-from .base import DepthGrid, Probe, start_waves
+from .base import DepthGrid, Probe, Work, start_waves
 
 _MATRICES = 12  # (N, N) of a sample that a gradient holds at one time, about
 
@@ -113,6 +113,14 @@ class Eigen:
         """See the base class: some matrices of every sample, and the waves of every depth."""
         return _MATRICES * beams + 2 * grid.count
 
+    def slots_kept(self, grid: DepthGrid) -> int:
+        """See the base class: there are no tangents."""
+        return 0
+
+    def operations(self, work: Work, grid: DepthGrid) -> float:
+        """See the base class: some products of matrices for every sample."""
+        return float(8 * _MATRICES * work.samples * (work.beams.double() ** 3).sum())
+
 
 @dataclass(frozen=True)
 class MatrixExp:
@@ -133,3 +141,11 @@ class MatrixExp:
     def waves_kept(self, beams: int, grid: DepthGrid) -> int:
         """See the base class: some matrices of every sample, and the waves of every depth."""
         return _MATRICES * beams + 2 * grid.count
+
+    def slots_kept(self, grid: DepthGrid) -> int:
+        """See the base class: there are no tangents."""
+        return 0
+
+    def operations(self, work: Work, grid: DepthGrid) -> float:
+        """See the base class: some products of matrices for every sample."""
+        return float(8 * _MATRICES * work.samples * (work.beams.double() ** 3).sum())

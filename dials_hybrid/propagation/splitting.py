@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import DepthGrid, Moves, Probe, start_waves
+from .base import DepthGrid, Moves, Probe, Work, start_waves
 from .series import Series
 from .strips import Cut, in_chunks, intensities
 
@@ -258,6 +258,10 @@ def _add_source(mu: Tensor, index: Tensor, source: Tensor, step: int, plan: Plan
         mu.scatter_add_(2, index, source[:, step // plan.steps_per_depth])
 
 
+_SLOTS = 5
+_POWERS = 24  # products in the series of an exponential's derivative, twice those of its own
+
+
 @dataclass(frozen=True)
 class Splitting:
     """Splitting integrator; `substeps` steps between neighbouring depths of the grid."""
@@ -277,6 +281,18 @@ class Splitting:
     def waves_kept(self, beams: int, grid: DepthGrid) -> int:
         """See the base class: one for every stage."""
         return grid.count * self.substeps * len(SCHEMES[self.scheme][1])
+
+    def slots_kept(self, grid: DepthGrid) -> int:
+        """See the base class: those of one depth."""
+        return _SLOTS
+
+    def operations(self, work: Work, grid: DepthGrid) -> float:
+        """See the base class: of complex waves in every stage, and of the powers of V."""
+        directions = 0.0 if work.directions is None else work.directions
+        powers = _POWERS * (directions + 0.5) * (0.25 if work.real else 1)
+        waves = work.samples * self.waves_kept(0, grid) * work.products
+        beams = work.beams.double()
+        return float(8 * (beams**2 * waves + powers * beams**3).sum())
 
     @torch.no_grad()
     def tangents(
