@@ -43,7 +43,7 @@ class Chebyshev:
             shared = _Potential.of(v.detach())
             return sum(
                 _Sweep.apply(grid, shared, _of_samples(probe, some), v, s[:, :, some])
-                for some in _alike(s.detach(), 1)
+                for some in _alike(s.detach())
             )
 
         return in_chunks(profiles, potential, excitation, probe)
@@ -77,7 +77,7 @@ class Chebyshev:
         """
         shared = _Potential.of(potential)
         profiles, slopes = 0.0, 0.0
-        for some in _alike(excitation, 1 + len(moves.potential) + len(moves.excitation)):
+        for some in _alike(excitation):
             found = _forward_mode(
                 _Recurrence.of(shared, excitation[:, :, some], grid),
                 Moves(moves.potential, moves.excitation[..., some]),
@@ -88,17 +88,16 @@ class Chebyshev:
 
 
 _ALIKE = 4  # groups of samples at most
-_ROWS = 24  # in a product, from which on it runs at about full speed
+_ROWS = 24  # samples of a group, with fewer of which products wait for their matrices
 
 
-def _alike(excitation: Tensor, waves: int) -> list[Tensor]:
+def _alike(excitation: Tensor) -> list[Tensor]:
     """Return groups of samples (indices) whose ranges of S are alike.
 
-    The number of terms follows from the range, which for a rotation is widest at its ends. There
-    are no more groups than products of `waves` of each sample gain by.
+    The number of terms follows from the range, which for a rotation is widest at its ends.
     """
     width = (excitation.amax(1) - excitation.amin(1)).amax(0)
-    groups = max(1, min(_ALIKE, len(width) * waves // _ROWS))
+    groups = max(1, min(_ALIKE, len(width) // _ROWS))
     return list(torch.argsort(width, descending=True).chunk(groups))
 
 
