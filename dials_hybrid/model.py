@@ -22,7 +22,7 @@ from .losses import SmoothScale
 from .nuisance import About
 from .orientation import OrientationCurve
 from .parallel import ALONE, Alone, Team, in_threads
-from .propagation import DepthGrid, Moves, Propagator, Splitting
+from .propagation import DepthGrid, Moves, Propagator, Size, Splitting
 from .restraints import RestrainedCrystal, Restrainer
 from .thickness import ThicknessPrior, Views
 from .valence import ValenceSettings
@@ -209,16 +209,14 @@ class HybridModel(nn.Module):
         That is more than `settings.memory` if not even one block fits. Only the adjoint sweep,
         which keeps the waves of every stage, grows with the number of depths.
         """
-        n, samples = int(self.beams.counts.max()), self.problem.scan.angle.shape[1]
         slots = int(torch.bincount(self.problem.observations.link_block).max())
-        depths = self.settings.depth.count
+        size = Size(int(self.beams.counts.max()), self.problem.scan.angle.shape[1], slots)
+        depth, propagator = self.settings.depth, self.settings.propagator
         structure = sum(p.numel() for p in self.crystal.parameters())
-        stages = self.settings.propagator.waves_kept(n, self.settings.depth)
-        # the factors count arrays that are alive together; tests/test_memory.py holds them up
-        kept = self.settings.propagator.slots_kept(self.settings.depth)
-        tangents = _DIRECTIONS * (38 * n * n + 6 * n * samples + kept * slots * samples)
-        tangents += 2.5 * (structure + 2) * slots * depths
-        gradient = 50 * n * n + (stages + 40) * n * samples + 4 * depths * slots * samples
+        # these count arrays that are alive together; tests/test_memory.py holds them up
+        tangents = _DIRECTIONS * propagator.tangent_numbers(size, depth)
+        tangents += 2.5 * (structure + 2) * slots * depth.count
+        gradient = propagator.gradient_numbers(size, depth)
         return self.dtype_bytes * max(tangents, gradient)
 
     def working_bytes(self) -> float:

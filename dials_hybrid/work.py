@@ -27,8 +27,8 @@ def work_of(model: HybridModel, directions: int | None) -> Work:
         samples=model.problem.scan.angle.shape[1],
         directions=directions,
         half_range=_half_range(model),
-        # of the incident beam's column, which is about half of the largest eigenvalue
-        coupling=2 * float(potential.abs().square().sum().sqrt()),
+        # of the incident beam's column, about a third of the largest eigenvalue in crystals
+        coupling=3 * float(potential.abs().square().sum().sqrt()),
         real=bool(potential.imag.abs().max() <= limit),
         eps=torch.finfo(model.settings.dtype).eps,
     )

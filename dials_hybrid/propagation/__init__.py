@@ -16,7 +16,7 @@ All solve dpsi/dz = 2 pi i (diag(S) + V) psi with psi(0) = 1 for the incident be
 
 import dataclasses
 
-from .base import DepthGrid, Moves, Probe, Propagator, Work
+from .base import DepthGrid, Moves, Probe, Propagator, Size, Work
 from .chebyshev import Chebyshev
 from .exact import Eigen, MatrixExp, is_hermitian
 from .splitting import SCHEMES, Splitting
@@ -38,6 +38,7 @@ __all__ = [
     "Moves",
     "Probe",
     "Propagator",
+    "Size",
     "Splitting",
     "Work",
     "from_dict",

@@ -44,6 +44,15 @@ class Moves:
 
 
 @dataclass(frozen=True)
+class Size:
+    """Beams, orientation samples and slots of a block, for estimates of memory."""
+
+    beams: int
+    samples: int
+    slots: int
+
+
+@dataclass(frozen=True)
 class Work:
     """What a pass over some blocks has to do, for estimates of its operations.
 
@@ -74,11 +83,11 @@ class Propagator(Protocol):
         self, potential: Tensor, excitation: Tensor, probe: Probe, grid: DepthGrid
     ) -> Tensor: ...
 
-    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
-        """Return about how many arrays (F, N, T) a gradient keeps, for estimates of memory."""
+    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """Return a bound of the complex numbers that a gradient holds for each block."""
 
-    def slots_kept(self, grid: DepthGrid) -> int:
-        """Return about how many arrays (F, B, T) the tangents keep for each direction."""
+    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """Return a bound of those that tangents hold for each block and direction."""
 
     def operations(self, work: Work, grid: DepthGrid) -> float:
         """Return the floating-point operations of a pass, about: those of matrix products."""

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import DepthGrid, Moves, Probe, Work, start_waves
+from .base import DepthGrid, Moves, Probe, Size, Work, start_waves
 from .series import plain
 from .strips import Cut, in_chunks, intensities
 
 _GROUP = 32  # terms that are summed, and their gradients formed, together
-_OVERHEAD = 50  # beams more that would take the time of what is done beside the products
+_MORE_BEAMS = 50  # that would take the time of what is done beside the products
+_MORE_SAMPLES = 12  # that would take the time in which a product fetches its matrix
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,18 @@ class Chebyshev:
 
         return in_chunks(profiles, potential, excitation, probe)
 
-    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
-        """See the base class: those of a group, as the recurrence runs backwards as well."""
-        return 2 * (_GROUP + 4)
+    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """See the base class: the terms of a group, as the recurrence runs backwards as well."""
+        at_once = -(-size.samples // _groups(size.samples))
+        terms = 2 * (_GROUP + 4) * size.beams + (6 * grid.count + 2 * _GROUP) * size.slots
+        kept = (8 * size.beams + 2 * grid.count * size.slots) * size.samples
+        return 20 * size.beams**2 + terms * at_once + kept
 
-    def slots_kept(self, grid: DepthGrid) -> int:
-        """See the base class: the sums at all depths, and the terms of a group."""
-        return grid.count + 2 * _GROUP
+    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """See the base class: changes of the potential, and the sums at all depths."""
+        at_once = -(-size.samples // _groups(size.samples))
+        slots = (3 * grid.count + 2 * _GROUP) * size.slots
+        return 10 * size.beams**2 + (4 * size.beams + slots) * at_once
 
     def operations(self, work: Work, grid: DepthGrid) -> float:
         """See the base class: of all terms' waves, which are real where the potential is."""
@@ -63,8 +69,8 @@ class Chebyshev:
         # half the samples are about the middle of the rotation
         terms = (terms + terms[:, terms.shape[1] // 2, None]).mean(1) / 2
         beams = work.beams.double()
-        waves = work.samples * work.products * terms
-        return float((2 if work.real else 8) * (beams * (beams + _OVERHEAD) * waves).sum())
+        waves = (work.samples + _MORE_SAMPLES) * work.products * terms
+        return float((2 if work.real else 8) * (beams * (beams + _MORE_BEAMS) * waves).sum())
 
     @torch.no_grad()
     def tangents(
@@ -97,8 +103,11 @@ def _alike(excitation: Tensor) -> list[Tensor]:
     The number of terms follows from the range, which for a rotation is widest at its ends.
     """
     width = (excitation.amax(1) - excitation.amin(1)).amax(0)
-    groups = max(1, min(_ALIKE, len(width) // _ROWS))
-    return list(torch.argsort(width, descending=True).chunk(groups))
+    return list(torch.argsort(width, descending=True).chunk(_groups(len(width))))
+
+
+def _groups(samples: int) -> int:
+    return max(1, min(_ALIKE, samples // _ROWS))
 
 
 def _of_samples(probe: Probe, some: Tensor) -> Probe:
@@ -133,6 +142,7 @@ class _Recurrence:
     matrix: Tensor  # 2 V^T / r (F, N, N), real where V is
     twice: Tensor  # 2 (S - c) / r (F, T, N)
     table: Tensor  # (D, K) real coefficients; those of odd k are over i
+    reach: tuple  # how many of them differ from zero at each depth
     radius: float  # r, A^-1
 
     @classmethod
@@ -145,13 +155,14 @@ class _Recurrence:
         radius = _rounded_up(max(extent * (_WIDER if absorbed else 1.0), 1 / longest))
         growth = _rounded_up(cmath.acosh(complex(extent, absorbed) / radius).real)
         precision = max(torch.finfo(rows.dtype).eps / 4, _ROUNDING)
-        table = coefficients(radius, grid, precision, growth)
+        table, reach = coefficients(radius, grid, precision, growth)
         depths = grid.depths(dtype=torch.float64)[:, None]
         table = torch.from_numpy(table) * torch.exp(-2 * math.pi * potential.mean * depths)
         return cls(
             matrix=potential.transposed * (2 / radius),
             twice=((rows - 0.5 * (low + high)) * (2 / radius)).contiguous(),
             table=table.to(rows.device, rows.dtype),
+            reach=reach,
             radius=radius,
         )
 
@@ -165,10 +176,10 @@ class _Recurrence:
         # samples are rows here
         twice = self.twice.split(cut.sizes, 0 if cut.dim == 0 else 1)
         pairs = zip(cut.split(self.matrix, 0), twice, strict=True)
-        return [_Recurrence(*pair, self.table, self.radius) for pair in pairs]
+        return [_Recurrence(*pair, self.table, self.reach, self.radius) for pair in pairs]
 
 
-_ROUNDING = 1e-15  # of the coefficients
+_ROUNDING = 1e-14  # of the coefficients
 _FINENESS = 64  # radii in a factor of two; the same one often comes again
 _LITTLE = 0.01  # growth of the terms, as an exponent, that may be left out of account
 _WIDER = 1.05  # where V absorbs; terms grow fastest by eigenvalues near -1 and 1
@@ -202,24 +213,36 @@ def terms_needed(a: Tensor, eps: float) -> Tensor:
     return a + fall * a ** (1 / 3)
 
 
-@lru_cache(maxsize=64)
-def coefficients(radius: float, grid: DepthGrid, precision: float, growth: float) -> np.ndarray:
+@lru_cache(maxsize=16)
+def coefficients(
+    radius: float, grid: DepthGrid, precision: float, growth: float
+) -> tuple[np.ndarray, tuple]:
     """Return (2 - delta_k0) i^k J_k(2 pi r z), over i for odd k, at the depths z: (D, K).
 
     They are the Fourier coefficients of exp(i 2 pi r z cos(angle)). K is the number of those
-    above `precision` at the largest depth, where T_k may grow as exp(k growth).
+    above `precision` at the largest depth, where T_k may grow as exp(k growth). Returned beside
+    them is how many of them differ from zero at each depth.
     """
-    a = 2 * math.pi * radius * grid.step * np.arange(1, grid.count + 1)
+    largest = 2 * math.pi * radius * grid.step * grid.count
     # J_k falls faster than exponentially beyond k = a, over some multiples of a^(1/3)
-    most = math.exp(growth) * a[-1] + 20 * a[-1] ** (1 / 3) + 80
+    most = math.exp(growth) * largest + 20 * largest ** (1 / 3) + 80
     points = 2 ** math.ceil(math.log2(2 * most))
-    angle = 2 * math.pi * np.arange(points) / points
-    found = np.fft.fft(np.exp(1j * a[:, None] * np.cos(angle)))[:, : points // 2] / points
+    cosine = np.cos(2 * math.pi * np.arange(points) / points)
     k = np.arange(points // 2)
-    table = np.where(k > 0, 2, 1) * np.where(k % 2 == 0, found.real, found.imag)
-    large = np.abs(table[-1]) * np.exp(np.minimum(growth * k, 500)) > precision
-    large &= np.abs(table[-1]) > _ROUNDING
-    return table[:, : max(2, int(np.flatnonzero(large).max()) + 1)]
+
+    def row(a: float) -> np.ndarray:
+        found = np.fft.fft(np.exp(1j * a * cosine))[: points // 2] / points
+        return np.where(k > 0, 2, 1) * np.where(k % 2 == 0, found.real, found.imag)
+
+    last = np.abs(row(largest))
+    last *= (last > _ROUNDING) * np.exp(np.minimum(growth * k, 500))
+    # beyond k = a they fall, until they are the rounding of the transform
+    beyond = int(largest)
+    small = np.flatnonzero(np.append(last[beyond:], 0.0) <= precision)
+    terms = max(2, beyond + int(small[0]))
+    table = np.stack([row(largest * d / grid.count)[:terms] for d in range(1, grid.count + 1)])
+    reach = tuple(int(np.flatnonzero(np.abs(x) > _ROUNDING)[-1]) + 1 for x in table)
+    return table, reach
 
 
 def _step(before: Tensor, now: Tensor, matrix: Tensor, twice: Tensor, out=None) -> Tensor:
@@ -233,15 +256,12 @@ def _step(before: Tensor, now: Tensor, matrix: Tensor, twice: Tensor, out=None) 
 class _Sum:
     """The waves in the beams of the slots at all depths, from one T_k after another."""
 
-    def __init__(self, table: Tensor, index: Tensor, dtype: torch.dtype):
-        f, *rest = index.shape
-        self.table, self.index, self.rest = table, index, rest
+    def __init__(self, recurrence: _Recurrence, index: Tensor, dtype: torch.dtype):
+        table, f, *rest = recurrence.table, *index.shape
+        self.recurrence, self.table, self.index, self.rest = recurrence, table, index, rest
         self.room = torch.empty(2, f, _GROUP // 2, *rest, dtype=dtype, device=index.device)
         parts = math.prod(rest) * (2 if dtype.is_complex else 1)
         self.sums = table.new_zeros(2, f, len(table), parts)
-        # the first depth at which a term of a group or a later one matters
-        later = table.abs().flip(1).cummax(1).values.flip(1) > _ROUNDING
-        self.first = [int((~later[:, k]).sum()) for k in range(0, table.shape[1], _GROUP)]
 
     def carry(self, start: Tensor, step: Callable) -> tuple[Tensor, Tensor]:
         """Add all terms; return T_(K-1) and T_K. `start` is T_0 (F, ..., N).
@@ -262,7 +282,7 @@ class _Sum:
             self._add_group(k - k % _GROUP, k + 1)
 
     def _add_group(self, begin: int, end: int) -> None:
-        first = self.first[begin // _GROUP]
+        first = sum(reach <= begin for reach in self.recurrence.reach)
         for parity in range(min(2, end - begin)):
             share = self.table[first:, begin + parity : end : 2]
             terms = _real_view(self.room[parity][:, : share.shape[1]]).flatten(2)
@@ -300,7 +320,7 @@ class _Strip:
     def carry(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return T_(K-1) psi(0), T_K psi(0), and the slots' waves at all depths (F, D, T, B)."""
         x = self.recurrence
-        total = _Sum(x.table, self.index, x.matrix.dtype)
+        total = _Sum(x, self.index, x.matrix.dtype)
         last, beyond = total.carry(self.start, lambda *pair: _step(*pair, x.matrix, x.twice))
         return last, beyond, torch.complex(*total.parts())
 
@@ -357,6 +377,7 @@ class _Pairs:
         """Take T_K and T_(K-1) as `terms`; places 0 and 1 hold what came before a group."""
         f, t, n = recurrence.twice.shape
         self.recurrence, self.place = recurrence, 2
+        self.transposed = recurrence.matrix.mT.contiguous()
         self.index = index[:, :, None].expand(-1, -1, planes, -1)
         self.left = recurrence.matrix.new_zeros(f, _GROUP + 2, t, planes, n)
         self.right = recurrence.matrix.new_empty(f, _GROUP + 2, t, n)
@@ -368,7 +389,7 @@ class _Pairs:
         """Add the pair of the next adjoint, given what is sent to it, and of the term before."""
         x, place = self.recurrence, self.place
         before, ahead, adjoint = (self.left[:, place - i] for i in (2, 1, 0))
-        _step(before, ahead, x.matrix.mT, x.twice[:, :, None], adjoint)
+        _step(before, ahead, self.transposed, x.twice[:, :, None], adjoint)
         adjoint.scatter_add_(-1, self.index, source)
         before, ahead, term = (self.right[:, place - i] for i in (2, 1, 0))
         _step(before, ahead, x.matrix, x.twice, term).mul_(share)
@@ -472,7 +493,7 @@ def _forward_mode(x: _Recurrence, moves: Moves, probe: Probe) -> tuple[Tensor, T
     variation = _Variation.of(x, moves)
     start = variation.start(probe.incident)
     index = probe.beam[:, None, None].expand(-1, *start.shape[1:3], -1)
-    total = _Sum(x.table, index, start.dtype)
+    total = _Sum(x, index, start.dtype)
     total.carry(start, variation.step)
     weight = probe.weight.mT.to(x.table.dtype)[:, :, None]
     found = []

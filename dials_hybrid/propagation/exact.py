@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 
 from ..data import InputError
-from .base import DepthGrid, Probe, Work, start_waves
+from .base import DepthGrid, Probe, Size, Work, start_waves
 
 _MATRICES = 12  # (N, N) of a sample that a gradient holds at one time, about
+
+
+def _numbers(size: Size, grid: DepthGrid) -> float:
+    waves = (_MATRICES * size.beams + 2 * grid.count + 40) * size.beams
+    return 50 * size.beams**2 + (waves + 4 * grid.count * size.slots) * size.samples
 
 
 def _matrices(potential: Tensor, excitation: Tensor) -> Tensor:
@@ -109,13 +114,13 @@ class Eigen:
         out = [_weighted(wave, probe) for wave in waves.unbind(2)]
         return torch.stack(out, -1).to(excitation.dtype)
 
-    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
+    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
         """See the base class: some matrices of every sample, and the waves of every depth."""
-        return _MATRICES * beams + 2 * grid.count
+        return _numbers(size, grid)
 
-    def slots_kept(self, grid: DepthGrid) -> int:
+    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
         """See the base class: there are no tangents."""
-        return 0
+        return 0.0
 
     def operations(self, work: Work, grid: DepthGrid) -> float:
         """See the base class: some products of matrices for every sample."""
@@ -138,13 +143,13 @@ class MatrixExp:
             out.append(_weighted(waves, probe))
         return torch.stack(out, -1)
 
-    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
+    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
         """See the base class: some matrices of every sample, and the waves of every depth."""
-        return _MATRICES * beams + 2 * grid.count
+        return _numbers(size, grid)
 
-    def slots_kept(self, grid: DepthGrid) -> int:
+    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
         """See the base class: there are no tangents."""
-        return 0
+        return 0.0
 
     def operations(self, work: Work, grid: DepthGrid) -> float:
         """See the base class: some products of matrices for every sample."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import DepthGrid, Moves, Probe, Work, start_waves
+from .base import DepthGrid, Moves, Probe, Size, Work, start_waves
 from .series import Series
 from .strips import Cut, in_chunks, intensities
 
@@ -258,7 +258,6 @@ def _add_source(mu: Tensor, index: Tensor, source: Tensor, step: int, plan: Plan
         mu.scatter_add_(2, index, source[:, step // plan.steps_per_depth])
 
 
-_SLOTS = 5
 _POWERS = 24  # products in the series of an exponential's derivative, twice those of its own
 
 
@@ -278,19 +277,23 @@ class Splitting:
             lambda probe, v, s: _Sweep.apply(plan, probe, v, s), potential, excitation, probe
         )
 
-    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
-        """See the base class: one for every stage."""
+    def _stages(self, grid: DepthGrid) -> int:
         return grid.count * self.substeps * len(SCHEMES[self.scheme][1])
 
-    def slots_kept(self, grid: DepthGrid) -> int:
-        """See the base class: those of one depth."""
-        return _SLOTS
+    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """See the base class: the waves of every stage, and powers of the potential."""
+        waves = (self._stages(grid) + 40) * size.beams + 4 * grid.count * size.slots
+        return 50 * size.beams**2 + waves * size.samples
+
+    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """See the base class: derivatives of powers of the potential, and waves."""
+        return 38 * size.beams**2 + (6 * size.beams + 5 * size.slots) * size.samples
 
     def operations(self, work: Work, grid: DepthGrid) -> float:
         """See the base class: of complex waves in every stage, and of the powers of V."""
         directions = 0.0 if work.directions is None else work.directions
         powers = _POWERS * (directions + 0.5) * (0.25 if work.real else 1)
-        waves = work.samples * self.waves_kept(0, grid) * work.products
+        waves = work.samples * self._stages(grid) * work.products
         beams = work.beams.double()
         return float(8 * (beams**2 * waves + powers * beams**3).sum())
 
