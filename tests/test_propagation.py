@@ -18,6 +18,7 @@ from dials_hybrid.propagation import (
     Moves,
     Probe,
     Splitting,
+    chebyshev,
     strips,
 )
 from dials_hybrid.propagation.series import (
@@ -668,6 +669,29 @@ def test_cores_that_share_a_sweep_find_what_one_finds(method, f, monkeypatch):
             torch.set_num_threads(threads)
     for one, shared in zip(*found, strict=True):
         assert torch.allclose(one, shared, rtol=0, atol=1e-12 * float(one.detach().abs().max()))
+
+
+@pytest.mark.parametrize("crystal", CRYSTALS)
+def test_samples_in_groups_agree_with_all_together(crystal, monkeypatch):
+    """Samples of a narrow range of S have a shorter series; which ones is no matter of order."""
+    n, f, t = 6, 2, 9
+    widths = 1 + torch.arange(t).double().sub(4).abs().roll(3)
+    v, s = crystal(n, f), excitations(n, f, t, size=0.004) * widths
+    weight = torch.rand(f, n, t, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    probe = Probe(torch.tensor([0, 3]), torch.arange(n).expand(f, n), weight)
+    dv = torch.stack([crystal(n, f, seed=k) for k in (5, 6)])
+    moves = Moves(dv, excitations(n, f, t, seed=7)[None])
+    found = []
+    for rows in (100, 2):
+        monkeypatch.setattr(chebyshev, "_ROWS", rows)
+        inputs = v.clone().requires_grad_(), s.clone().requires_grad_()
+        out = Chebyshev()(*inputs, probe, GRID)
+        gradients = torch.autograd.grad(out.square().sum(), inputs)
+        found.append((out, *gradients, *Chebyshev().tangents(v, s, moves, probe, GRID)))
+    assert len(chebyshev._alike(s)) == 4
+    for together, apart in zip(*found, strict=True):
+        error = (together - apart).abs().max()
+        assert error < 1e-11 * float(together.detach().abs().max())
 
 
 @pytest.mark.parametrize("method", OURS)

@@ -69,7 +69,8 @@ class Chebyshev:
         # half the samples are about the middle of the rotation
         terms = (terms + terms[:, terms.shape[1] // 2, None]).mean(1) / 2
         beams = work.beams.double()
-        waves = (work.samples + _MORE_SAMPLES) * work.products * terms
+        samples = work.samples + _MORE_SAMPLES * _groups(work.samples)
+        waves = samples * work.products * terms
         return float((2 if work.real else 8) * (beams * (beams + _MORE_BEAMS) * waves).sum())
 
     @torch.no_grad()
@@ -94,7 +95,7 @@ class Chebyshev:
 
 
 _ALIKE = 4  # groups of samples at most
-_ROWS = 24  # samples of a group, with fewer of which products wait for their matrices
+_ROWS = 32  # samples of a group, with fewer of which products wait for their matrices
 
 
 def _alike(excitation: Tensor) -> list[Tensor]:
@@ -103,7 +104,7 @@ def _alike(excitation: Tensor) -> list[Tensor]:
     The number of terms follows from the range, which for a rotation is widest at its ends.
     """
     width = (excitation.amax(1) - excitation.amin(1)).amax(0)
-    return list(torch.argsort(width, descending=True).chunk(_groups(len(width))))
+    return list(torch.argsort(width, descending=True).tensor_split(_groups(len(width))))
 
 
 def _groups(samples: int) -> int:
