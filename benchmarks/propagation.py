@@ -19,7 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dials_hybrid.propagation import DepthGrid, Probe, Splitting
+from dials_hybrid.propagation import (
+    Chebyshev,
+    DepthGrid,
+    Probe,
+    Propagator,
+    Splitting,
+    with_substeps,
+)
 from dials_hybrid.propagation.series import Series
 from dials_hybrid.propagation.splitting import make_plan
 
@@ -33,6 +40,7 @@ CASES = (
     ("albite", 280, 42, TO_800),
     ("CsPbBr3", 680, 60, TO_440),
 )
+OURS = {"splitting": Splitting(), "chebyshev": Chebyshev()}
 BUDGET = 6.0  # s for the repeats of one figure
 
 
@@ -88,12 +96,12 @@ def value_and_gradient(potential: Tensor, excitation: Tensor, intensities: Calla
     return torch.autograd.grad(intensities(*inputs).square().sum(), inputs)
 
 
-def splitting_calls(case: Case) -> tuple[Callable, Callable]:
+def own_calls(case: Case, method: Propagator) -> tuple[Callable, Callable]:
     """Return what gives the profiles, and the gradient, of one block or of equal blocks."""
     potential, excitation, probe = single(case)
 
     def intensities(v, s):
-        return Splitting()(v, s, probe, case.grid)
+        return method(v, s, probe, case.grid)
 
     def value():
         with torch.no_grad():
@@ -104,11 +112,11 @@ def splitting_calls(case: Case) -> tuple[Callable, Callable]:
 
 def time_splitting(case: Case) -> tuple[Timing, Timing]:
     """Time the profiles, and profiles and gradient, of one block or of equal blocks."""
-    value, gradient = splitting_calls(case)
+    value, gradient = own_calls(case, Splitting())
     return measure(value), measure(gradient)
 
 
-def splitting_at_last_depth(case: Case) -> Tensor:
+def at_last_depth(case: Case, method: Propagator) -> Tensor:
     """Return the intensities (T, N) of every orientation apart, by the same steps."""
     potential, excitation, _ = single(case)
     _, n, samples = excitation.shape
@@ -116,7 +124,7 @@ def splitting_at_last_depth(case: Case) -> Tensor:
     sample = torch.arange(samples).repeat_interleave(n)
     weight = (sample[:, None] == torch.arange(samples)).float()[None]
     depth = DepthGrid(case.grid.step * case.grid.count, 1)
-    method = Splitting(substeps=case.grid.count)
+    method = with_substeps(method, case.grid.count)
     with torch.no_grad():
         out = method(potential, excitation, Probe(torch.tensor([0]), beam, weight), depth)
     return out.reshape(samples, n)
@@ -329,24 +337,28 @@ def slope(x: list[float], y: list[float]) -> float:
 
 
 def rows_of(case: Case) -> tuple[list[dict], dict]:
-    """Return our row and the peers' rows of one case, and our share of the machine's rate.
+    """Return our rows and the peers' of one case, and our share of the machine's rate.
 
     All methods take turns.
     """
     reference = reference_intensities(case)
     runs = [PeerRun(peer, case) for peer in available_peers()]
-    value, gradient = splitting_calls(case)
-    calls = {("splitting", "value"): value, ("splitting", "gradient"): gradient}
+    calls = {}
+    for name, method in OURS.items():
+        calls[name, "value"], calls[name, "gradient"] = own_calls(case, method)
     found = measure_in_turn(
         {k: v for part in (calls, *(r.calls() for r in runs)) for k, v in part.items()}
     )
-    value, gradient = found["splitting", "value"], found["splitting", "gradient"]
-    error = float((splitting_at_last_depth(case).double() - reference).abs().max())
-    ours = {"method": "splitting", "device": "cpu", "dtype": "complex64"}
-    ours |= times(value, gradient) | {"max_error": error, "extrapolated_from": None, "notes": ""}
-    rows = [ours, *(run.row(found, reference) for run in runs)]
+    ours = []
+    for name, method in OURS.items():
+        error = float((at_last_depth(case, method).double() - reference).abs().max())
+        row = {"method": name, "device": "cpu", "dtype": "complex64"}
+        row |= times(found[name, "value"], found[name, "gradient"])
+        ours.append(row | {"max_error": error, "extrapolated_from": None, "notes": ""})
+    rows = [*ours, *(run.row(found, reference) for run in runs)]
     size = {"crystal": case.name, **case.size}
-    return [size | row for row in rows], share_row(case, value, gradient)
+    share = share_row(case, found["splitting", "value"], found["splitting", "gradient"])
+    return [size | row for row in rows], share
 
 
 def whole_rotations() -> tuple[list[dict], list[dict]]:

@@ -13,7 +13,20 @@ from torch import Tensor
 from . import beams, losses, validation
 from .data import Problem
 from .model import HybridModel, ModelSettings
-from .propagation import DepthGrid, Eigen, MatrixExp, Probe, Propagator, is_hermitian
+from .propagation import (
+    SCHEMES,
+    DepthGrid,
+    Eigen,
+    MatrixExp,
+    Probe,
+    Propagator,
+    Splitting,
+    Work,
+    is_hermitian,
+    to_dict,
+    with_substeps,
+)
+from .work import work_of
 
 logger = logging.getLogger("dials.hybrid.accuracy")
 
@@ -30,9 +43,10 @@ LONGEST_RUN = 8  # blocks
 
 @dataclass(frozen=True)
 class StepCheck:
-    """The step of the propagation that was chosen, and its error as measured.
+    """The method and step of the propagation that were chosen, and their error as measured.
 
-    Errors are max |dI|, the incident beam being one; `step` is in A.
+    Errors are max |dI|, the incident beam being one; `step` is in A. `scheme` is that of the
+    splitting or the name of another method, which has one step from depth to depth.
     """
 
     scheme: str
@@ -50,58 +64,91 @@ def choose_step(
     target: float,
     device: str = "cpu",
     allowed: tuple[int, ...] = SUBSTEPS,
+    others: tuple[Propagator, ...] = (),
 ) -> tuple[ModelSettings, StepCheck]:
     """Return the settings with the fewest steps between depths that meet an error target.
 
     The error is max |dI| over all beams, all depths and a few orientation samples of the block
     with most beams, against the exact solution in double precision; it holds the rounding of
     the waves' own precision too. If no allowed number of steps meets the target, the one with
-    the smallest error is returned, and a warning logged.
+    the smallest error is returned, and a warning logged. Of `others`, methods without such
+    steps, one is taken instead if a pass with all derivatives of that block needs fewer
+    operations and the error is not larger than the target or than that of the steps.
     """
-    model = HybridModel(
-        _one_block(problem, fullest_block(problem, settings)),
-        dataclasses.replace(settings, precision="double"),
-        device,
-    )
-    batch = model.batches[0]
-    potential = model.potential(batch, model.potential_table())
-    excitation = model.excitation(batch, model.orientation())
-    samples = torch.linspace(0, excitation.shape[2] - 1, CHECKED_SAMPLES).round().long().unique()
-    excitation = excitation[..., samples.to(excitation.device)]
-    exact = Eigen() if is_hermitian(potential) else MatrixExp()
-    truth = every_intensity(exact, potential, excitation, settings.depth)
+    trial = _Trial.of(problem, settings, device)
+    given = settings.propagator
+    steps = allowed if isinstance(given, Splitting) else (1,)
     tried: list[tuple[float, int]] = []
-    for substeps in allowed:
-        propagator = dataclasses.replace(settings.propagator, substeps=substeps)
-        found = every_intensity(
-            propagator,
-            potential.to(settings.dtype),
-            excitation.to(settings.dtype.to_real()),
-            settings.depth,
-        )
-        tried.append((float((found.double() - truth).abs().max()), substeps))
+    for substeps in steps:
+        tried.append((trial.error(with_substeps(given, substeps)), substeps))
         if tried[-1][0] <= target:
             break
     error, substeps = min(tried)
-    propagator = dataclasses.replace(settings.propagator, substeps=substeps)
+    chosen = with_substeps(given, substeps)
+    for other in others:
+        if trial.operations(other) < trial.operations(chosen):
+            found = trial.error(other)
+            if found <= max(target, error):
+                chosen, error, substeps = other, found, 1
     check = StepCheck(
-        propagator.scheme,
+        getattr(chosen, "scheme", to_dict(chosen)["method"]),
         substeps,
         settings.depth.step / substeps,
         error,
         target,
-        potential.shape[-1],
+        trial.potential.shape[-1],
     )
     _log_step(check)
-    return dataclasses.replace(settings, propagator=propagator), check
+    return dataclasses.replace(settings, propagator=chosen), check
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The block with most beams, at a few samples of the rotation, with its exact intensities."""
+
+    settings: ModelSettings
+    potential: Tensor  # (1, N, N) A^-1
+    excitation: Tensor  # (1, N, t) A^-1
+    truth: Tensor  # (1, N, t, D)
+    work: Work  # of a pass with all derivatives, all samples
+
+    @classmethod
+    def of(cls, problem: Problem, settings: ModelSettings, device: str) -> _Trial:
+        model = HybridModel(
+            _one_block(problem, fullest_block(problem, settings)),
+            dataclasses.replace(settings, precision="double"),
+            device,
+        )
+        batch = model.batches[0]
+        potential = model.potential(batch, model.potential_table())
+        excitation = model.excitation(batch, model.orientation())
+        last = excitation.shape[2] - 1
+        samples = torch.linspace(0, last, CHECKED_SAMPLES).round().long().unique()
+        excitation = excitation[..., samples.to(excitation.device)]
+        exact = Eigen() if is_hermitian(potential) else MatrixExp()
+        truth = every_intensity(exact, potential, excitation, settings.depth)
+        work = work_of(model, sum(p.numel() for p in model.crystal.parameters()))
+        work = dataclasses.replace(work, eps=torch.finfo(settings.dtype).eps)
+        return cls(settings, potential, excitation, truth, work)
+
+    def error(self, propagator: Propagator) -> float:
+        """Return max |dI| in the precision of the settings."""
+        dtype = self.settings.dtype
+        given = self.potential.to(dtype), self.excitation.to(dtype.to_real())
+        found = every_intensity(propagator, *given, self.settings.depth)
+        return float((found.double() - self.truth).abs().max())
+
+    def operations(self, propagator: Propagator) -> float:
+        """Return the operations of a pass with all derivatives of this block."""
+        return propagator.operations(self.work, self.settings.depth)
 
 
 def _log_step(check: StepCheck) -> None:
+    stepwise = check.scheme in SCHEMES
     logger.info(
-        "Propagation: %s, step %.3g A; max |dI| %.1e against the exact solution "
-        "(target %.1e, %d beams)",
+        "Propagation: %s, %s; max |dI| %.1e against the exact solution (target %.1e, %d beams)",
         check.scheme,
-        check.step,
+        f"step {check.step:.3g} A" if stepwise else "one series to all depths",
         check.error_measured,
         check.error_target,
         check.beams,
@@ -109,11 +156,11 @@ def _log_step(check: StepCheck) -> None:
     if check.error_measured > check.error_target:
         logger.warning(
             "The propagation is accurate to %.1e in intensity, not to the %.1e asked for by "
-            "propagation.error, even with %d steps between depths; a smaller depth.step or "
-            "compute.precision=double may help",
+            "propagation.error%s; %scompute.precision=double may help",
             check.error_measured,
             check.error_target,
-            check.substeps,
+            f", even with {check.substeps} steps between depths" if stepwise else "",
+            "a smaller depth.step or " if stepwise else "",
         )
 
 

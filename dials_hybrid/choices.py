@@ -12,7 +12,7 @@ from . import accuracy, io_settings, thickness, validation
 from .data import Problem
 from .io_cctbx import to_structure
 from .job import Job, Options, collected_warnings, in_setting, remembering_warnings
-from .propagation import DepthGrid
+from .propagation import Chebyshev, DepthGrid
 
 logger = logging.getLogger("dials.hybrid.choices")
 
@@ -161,13 +161,14 @@ def _log_candidates(scores, thickness, best: int) -> None:
 
 
 def with_step(job: Job) -> Job:
-    """Choose the step of the propagation, unless the job has begun."""
+    """Choose the method and the step of the propagation, unless the job has begun."""
     if job.state is not None:
         return job
     options, numerics = job.options, job.options.numerics
     allowed = accuracy.SUBSTEPS if numerics.substeps is None else (numerics.substeps,)
+    others = (Chebyshev(),) if numerics.any_method and numerics.substeps is None else ()
     model, check = accuracy.choose_step(
-        job.problem, options.model, numerics.error, options.refine.device, allowed
+        job.problem, options.model, numerics.error, options.refine.device, allowed, others
     )
     return dataclasses.replace(
         job,

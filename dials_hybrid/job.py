@@ -30,12 +30,14 @@ class Numerics:
     """Errors that numerical choices may make, and which choices are made by them.
 
     `error` is max |dI| of the propagation, the incident beam being one; `substeps` fixes the
-    steps between depths. `auto` names cut-offs and steps ("g_max", "s_max", "sampling") that
-    are as coarse as a change of R1 by `r_change` allows.
+    steps between depths. Unless that is given, `any_method` lets another method than that of the
+    model's settings be taken where it is less work. `auto` names cut-offs and steps ("g_max",
+    "s_max", "sampling") that are as coarse as a change of R1 by `r_change` allows.
     """
 
     error: float = 1e-4
     substeps: int | None = None
+    any_method: bool = True
     auto: tuple[str, ...] = ()
     r_change: float = 5e-4
 

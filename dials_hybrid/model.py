@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd
 
-from . import absorption, beams, crystal, electron, fourier, thickness
+from . import absorption, beams, crystal, electron, fourier, propagation, thickness
 from .absorption import Absorption, NoAbsorption
 from .batches import Batch, Replayed, make_batch
 from .corrections import Term, Terms
@@ -22,7 +22,7 @@ from .losses import SmoothScale
 from .nuisance import About
 from .orientation import OrientationCurve
 from .parallel import ALONE, Alone, Team, in_threads
-from .propagation import DepthGrid, Moves, Propagator, Splitting
+from .propagation import DepthGrid, Moves, Propagator, Size, Splitting
 from .restraints import RestrainedCrystal, Restrainer
 from .thickness import ThicknessPrior, Views
 from .valence import ValenceSettings
@@ -65,21 +65,25 @@ class ModelSettings:
 
     def coarser(self, fidelity: Fidelity) -> ModelSettings:
         """Return the settings of passes at that fidelity."""
-        propagator = dataclasses.replace(self.propagator, substeps=fidelity.substeps)
+        propagator = propagation.with_substeps(self.propagator, fidelity.substeps)
         return dataclasses.replace(
             self, g_max=fidelity.g_max, s_max=fidelity.s_max, propagator=propagator
         )
 
     def to_dict(self) -> dict:
         """Return nested dicts of plain numbers, for files."""
-        return {**dataclasses.asdict(self), "absorption": absorption.to_dict(self.absorption)}
+        return {
+            **dataclasses.asdict(self),
+            "absorption": absorption.to_dict(self.absorption),
+            "propagator": propagation.to_dict(self.propagator),
+        }
 
     @classmethod
     def from_dict(cls, values: dict) -> ModelSettings:
         """Return the settings that `to_dict` described."""
         nested = {
             "depth": DepthGrid(**values["depth"]),
-            "propagator": Splitting(**values["propagator"]),
+            "propagator": propagation.from_dict(values["propagator"]),
             # files of earlier versions have neither absorption nor valence nor nuisance terms
             "absorption": absorption.from_dict(values.get("absorption", {"model": "none"})),
             "prior": ThicknessPrior(**values["prior"]),
@@ -205,15 +209,14 @@ class HybridModel(nn.Module):
         That is more than `settings.memory` if not even one block fits. Only the adjoint sweep,
         which keeps the waves of every stage, grows with the number of depths.
         """
-        n, samples = int(self.beams.counts.max()), self.problem.scan.angle.shape[1]
         slots = int(torch.bincount(self.problem.observations.link_block).max())
-        depths = self.settings.depth.count
+        size = Size(int(self.beams.counts.max()), self.problem.scan.angle.shape[1], slots)
+        depth, propagator = self.settings.depth, self.settings.propagator
         structure = sum(p.numel() for p in self.crystal.parameters())
-        stages = self.settings.propagator.waves_kept(n, self.settings.depth)
-        # the factors count arrays that are alive together; tests/test_memory.py holds them up
-        tangents = _DIRECTIONS * (38 * n * n + 6 * n * samples + 5 * slots * samples)
-        tangents += 2.5 * (structure + 2) * slots * depths
-        gradient = 50 * n * n + (stages + 40) * n * samples + 4 * depths * slots * samples
+        # these count arrays that are alive together; tests/test_memory.py holds them up
+        tangents = _DIRECTIONS * propagator.tangent_numbers(size, depth)
+        tangents += 2.5 * (structure + 2) * slots * depth.count
+        gradient = propagator.gradient_numbers(size, depth)
         return self.dtype_bytes * max(tangents, gradient)
 
     def working_bytes(self) -> float:

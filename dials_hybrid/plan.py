@@ -20,7 +20,8 @@ from .crystal import reciprocal_length_sq
 from .fidelity import Fidelity
 from .fourier import PROBES
 from .model import HybridModel
-from .propagation import Splitting
+from .propagation import Chebyshev, Splitting
+from .work import work_of
 
 TERA = 1e12
 LOOSE = 5.0  # the first stage need not converge as the last one does
@@ -29,7 +30,6 @@ STALE_IN_STAGES = 10  # the same where they are approximate at any age
 # 1 / (|g| t) is the spacing (rad) of samples that integrates a rocking curve exactly: as
 # |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
 SPACINGS = (1.25, 2.0)
-SERIES = 24  # products in the series of an exponential's derivative, twice those of its own
 USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 
 
@@ -62,7 +62,7 @@ def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[St
     `updates` is the number of iterations of a stage that may begin with a new error model.
     """
     whole = (Stage("joint", None, None, None, 1.0, updates),)
-    if limit is None or not isinstance(model.settings.propagator, Splitting):
+    if limit is None or not isinstance(model.settings.propagator, (Splitting, Chebyshev)):
         return whole
     if operations(model) <= limit * TERA:
         return whole
@@ -116,26 +116,21 @@ def ladder(model: HybridModel) -> list[Fidelity]:
 def operations(model: HybridModel, directions: int | None = None) -> float:
     """Return the floating-point operations of a pass with derivatives, about.
 
-    By the orientation, and by `directions` of the structure, by default all. Products of complex
-    matrices count: of the waves with the exponentials and their derivatives in every stage, and
-    those that the exponentials and their derivatives are made of.
+    By the orientation, and by `directions` of the structure, by default all.
     """
     if directions is None:
         directions = sum(p.numel() for p in model.crystal.parameters())
-    return _operations(model, 2 * directions + 3, SERIES * (directions + 0.5))
+    return _operations(model, directions)
 
 
 def value_operations(model: HybridModel) -> float:
     """Return the floating-point operations of a pass without derivatives, about."""
-    return _operations(model, 1, 0.5 * SERIES)
+    return _operations(model, None)
 
 
-def _operations(model: HybridModel, waves: int, products: float) -> float:
-    """Of a number of waves in each sample, and products of whole matrices in each block."""
-    settings, samples = model.settings, model.problem.scan.angle.shape[1]
-    stages = settings.propagator.waves_kept(0, settings.depth)
-    beams = model.beams.counts.double()
-    return float(8 * (beams**2 * samples * stages * waves + products * beams**3).sum())
+def _operations(model: HybridModel, directions: int | None) -> float:
+    settings = model.settings
+    return settings.propagator.operations(work_of(model, directions), settings.depth)
 
 
 def expected_operations(model: HybridModel, plan: tuple[Stage, ...]) -> float:

@@ -13,7 +13,15 @@ from dials_hybrid.absorption import MODELS, Motion, NoAbsorption, Proportional, 
 from dials_hybrid.crystal import CrystalModel
 from dials_hybrid.data import InputError
 from dials_hybrid.model import HybridModel, ModelSettings
-from dials_hybrid.propagation import SCHEMES, DepthGrid, MatrixExp, Moves, Probe, Splitting
+from dials_hybrid.propagation import (
+    SCHEMES,
+    Chebyshev,
+    DepthGrid,
+    MatrixExp,
+    Moves,
+    Probe,
+    Splitting,
+)
 
 VOLTAGE = 200e3
 # L.-M. Peng et al. 1996, doi:10.1107/S0108767395014371, neutral atoms to s = 2 A^-1
@@ -298,7 +306,22 @@ def test_splitting_agrees_with_the_exponential(scheme):
     assert (found - expected).abs().max() < 5e-6
 
 
-@pytest.mark.parametrize("method", [Splitting(), Splitting("blanes_moan_4", 2), MatrixExp()])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_the_chebyshev_series_agrees_with_the_exponential(dtype):
+    """Also where the terms grow, as the waves of an absorbing crystal fall to a third."""
+    n, f = 12, 2
+    v, s, probe = absorbing(n, f), excitations(n, f, size=0.03), probe_all(n, f)
+    v = v + 1e-4j * torch.eye(n)
+    grid = DepthGrid(100.0, 20)
+    expected = MatrixExp()(v, s, probe, grid)
+    assert expected.sum(1)[:, -1].max() < 0.1
+    found = Chebyshev()(v.to(dtype), s.to(dtype.to_real()), probe, grid)
+    assert (found - expected).abs().max() < (1e-5 if dtype == torch.complex64 else 1e-11)
+
+
+@pytest.mark.parametrize(
+    "method", [Splitting(), Splitting("blanes_moan_4", 2), Chebyshev(), MatrixExp()]
+)
 def test_gradient_of_an_absorbing_potential(method):
     """By every element of a matrix without any symmetry, and by the excitation errors."""
     n, f = 3, 2
@@ -312,20 +335,21 @@ def test_gradient_of_an_absorbing_potential(method):
     assert torch.autograd.gradcheck(profiles, (parts, s), eps=1e-5, atol=1e-7, rtol=1e-5)
 
 
-def test_tangents_of_an_absorbing_potential_are_the_transpose_of_the_gradient():
+@pytest.mark.parametrize("method", [Splitting(), Chebyshev()])
+def test_tangents_of_an_absorbing_potential_are_the_transpose_of_the_gradient(method):
     n, f = 5, 2
     v, s = absorbing(n, f).requires_grad_(), excitations(n, f).requires_grad_()
     probe, dv, ds = probe_all(n, f), matrix(n, f, seed=5), excitations(n, f, seed=7)
-    out = Splitting()(v, s, probe, GRID)
+    out = method(v, s, probe, GRID)
     cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).double()
     gv, gs = torch.autograd.grad((out * cotangent).sum(), (v, s))
-    _, slopes = Splitting().tangents(v.detach(), s.detach(), Moves(dv[None], ds[None]), probe, GRID)
+    _, slopes = method.tangents(v.detach(), s.detach(), Moves(dv[None], ds[None]), probe, GRID)
     along_v, along_s = ((slope * cotangent).sum() for slope in slopes)
     assert float(along_v) == pytest.approx(float((gv.conj() * dv).real.sum()), rel=1e-9)
     assert float(along_s) == pytest.approx(float((gs * ds).sum()), rel=1e-9)
 
 
-@pytest.mark.parametrize("method", [Splitting("aba_864", 4), MatrixExp()])
+@pytest.mark.parametrize("method", [Splitting("aba_864", 4), Chebyshev(), MatrixExp()])
 def test_two_beams_absorb_anomalously(method):
     """At S = 0 the Bloch waves C = (1, +-1) / sqrt 2 see U'_0 +- U'_g (P. B. Hirsch et al.,
     Electron Microscopy of Thin Crystals, 1965, chapter 9)."""

@@ -197,6 +197,12 @@ def test_the_step_follows_the_error_target_unless_it_is_given(crystal, here):
     fixed = refine(crystal, *quick, "propagation.substeps=5")["propagation"]
     assert loose["substeps"] == 1 and 1e-3 < loose["error_measured"] < 0.05
     assert fixed["substeps"] == 5 and fixed["step"] == 20
+    series = refine(crystal, *quick, "propagation.method=chebyshev")
+    assert series["propagation"]["scheme"] == "chebyshev"
+    assert series["propagation"]["error_measured"] < 1e-5
+    hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=2"])
+    again = json.loads(Path("dials.hybrid_refine.json").read_text())
+    assert again["propagation"] == series["propagation"]
 
 
 THICKNESSES = (("frames",), ("plate",), ("neural", "gaussian", "direction"))

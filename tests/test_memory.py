@@ -11,15 +11,22 @@ from test_refine import SETTINGS, make_truth
 from dials_hybrid import model as model_room
 from dials_hybrid.data import Problem
 from dials_hybrid.model import HybridModel
-from dials_hybrid.propagation import DepthGrid
+from dials_hybrid.propagation import Chebyshev, DepthGrid
 from dials_hybrid.refine import Refinement, RefineSettings
 
 MANY_BEAMS = {"g_max": 1.7, "s_max": 0.02}
 FEW_BEAMS = {"g_max": 0.8, "s_max": 0.01}
+SERIES = {"propagator": Chebyshev()}
 CASES = {
     "many beams": ({"samples": 4}, {**MANY_BEAMS, "depth": DepthGrid(60.0, 8)}),
     "many samples": ({"samples": 150}, FEW_BEAMS),
     "many depths": ({"samples": 8}, {**FEW_BEAMS, "depth": DepthGrid(20.0, 200)}),
+    "series, many beams": ({"samples": 4}, {**MANY_BEAMS, **SERIES, "depth": DepthGrid(60.0, 8)}),
+    "series, many samples": ({"samples": 150}, {**FEW_BEAMS, **SERIES}),
+    "series, many depths": (
+        {"samples": 8},
+        {**FEW_BEAMS, **SERIES, "depth": DepthGrid(20.0, 200)},
+    ),
     "single precision": ({"samples": 8}, {**MANY_BEAMS, "precision": "single"}),
 }
 

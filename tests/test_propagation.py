@@ -11,13 +11,15 @@ from dials_hybrid.model import HybridModel
 from dials_hybrid.propagation import (
     METHODS,
     SCHEMES,
+    Chebyshev,
     DepthGrid,
     Eigen,
     MatrixExp,
     Moves,
     Probe,
     Splitting,
-    splitting,
+    chebyshev,
+    strips,
 )
 from dials_hybrid.propagation.series import (
     Series,
@@ -29,10 +31,13 @@ from dials_hybrid.propagation.series import (
 
 GRID = DepthGrid(20.0, 5)
 
+SERIES = pytest.param(Chebyshev(), id="chebyshev")
+
 # every scheme at a step fine enough for 1e-6
 EXACT = [
     pytest.param(Eigen(), id="eigen"),
     pytest.param(MatrixExp(), id="matrix_exp"),
+    SERIES,
     pytest.param(Splitting("strang", 400), id="strang"),
     pytest.param(Splitting("blanes_moan_4", 10), id="blanes_moan_4"),
     pytest.param(Splitting("aba_864", 10), id="aba_864"),
@@ -41,6 +46,7 @@ EXACT = [
 ]
 COARSE = [pytest.param(Splitting(scheme, 1), id=f"coarse {scheme}") for scheme in SCHEMES]
 DEFAULT = pytest.param(Splitting(substeps=4), id="splitting")
+OURS = [pytest.param(Splitting(), id="splitting"), SERIES]
 REFERENCES = [p for p in EXACT if p.id in ("eigen", "matrix_exp")]
 DEVICES = [
     "cpu",
@@ -150,7 +156,7 @@ def test_agrees_with_a_separate_solution(method, n, crystal):
 
 
 @pytest.mark.parametrize("n", [200, 800])
-@pytest.mark.parametrize("method", [*REFERENCES, DEFAULT])
+@pytest.mark.parametrize("method", [*REFERENCES, DEFAULT, SERIES])
 def test_large_problems_agree_with_a_separate_solution(method, n):
     grid = DepthGrid(20.0, 1)
     v, s = hermitian(n, size=0.024 / n), excitations(n, t=1)  # row sums as in real crystals
@@ -205,7 +211,7 @@ def test_eigen_refuses_absorption():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("method", [*REFERENCES, DEFAULT])
+@pytest.mark.parametrize("method", [*REFERENCES, DEFAULT, SERIES])
 def test_value_and_gradient_on_every_device(method, device, dtype):
     """Against the default splitting in double precision on the processor."""
     n, f = 30, 2
@@ -385,7 +391,7 @@ def parts_of(matrix):
 UNIT = 1e-3
 
 
-GRADIENTS = [*COARSE, pytest.param(Splitting(substeps=2), id="substeps"), *REFERENCES]
+GRADIENTS = [*COARSE, pytest.param(Splitting(substeps=2), id="substeps"), *REFERENCES, SERIES]
 
 
 @pytest.mark.parametrize("crystal", CRYSTALS)
@@ -446,7 +452,7 @@ def test_gradient_is_right_under_absorption(method):
     assert torch.autograd.gradcheck(profile, (parts_of(v), s), eps=1e-5, atol=1e-7, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", [*REFERENCES, DEFAULT])
+@pytest.mark.parametrize("method", [*REFERENCES, DEFAULT, SERIES])
 def test_gradients_of_large_problems_agree(method):
     """N = 200, by the derivative along one direction of the exact profiles."""
     n, grid = 200, DepthGrid(40.0, 2)
@@ -463,7 +469,7 @@ def test_gradients_of_large_problems_agree(method):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", [*REFERENCES, *COARSE])
+@pytest.mark.parametrize("method", [*REFERENCES, *COARSE, SERIES])
 def test_gradient_by_orientation_agrees_with_finite_differences(method):
     """Through the model, from the smooth curve of small rotations to every intensity."""
     problem = tiny.problem(blocks=2, samples=4)
@@ -485,26 +491,28 @@ def test_gradient_by_orientation_agrees_with_finite_differences(method):
     assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-4)
 
 
-def test_single_precision_gradient_agrees_with_double():
+@pytest.mark.parametrize("method", OURS)
+def test_single_precision_gradient_agrees_with_double(method):
     n = 20
     grads = []
     for dtype in (torch.complex128, torch.complex64):
         v = hermitian(n, dtype=dtype).requires_grad_()
         s = excitations(n).to(dtype.to_real()).requires_grad_()
-        out = Splitting()(v, s, probe_all(n), GRID)
+        out = method(v, s, probe_all(n), GRID)
         coefficients = torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype)
         grads.append(torch.autograd.grad((out * coefficients).sum(), (v, s)))
     for exact, single in zip(*grads, strict=True):
         assert (single - exact).abs().max() < 1e-3 * exact.abs().max()
 
 
-def test_gradient_reaches_only_what_asks_for_it():
+@pytest.mark.parametrize("method", OURS)
+def test_gradient_reaches_only_what_asks_for_it(method):
     v, s = hermitian(4), excitations(4).requires_grad_()
-    Splitting()(v, s, probe_all(4), GRID).square().sum().backward()
+    method(v, s, probe_all(4), GRID).square().sum().backward()
     assert v.grad is None and s.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("method", COARSE)
+@pytest.mark.parametrize("method", [*COARSE, SERIES])
 def test_tangents_agree_with_finite_differences(method):
     n, f, t = 5, 2, 3
     v, s, probe = hermitian(n, f, size=2e-3), excitations(n, f, t), probe_all(n, f, t)
@@ -520,24 +528,26 @@ def test_tangents_agree_with_finite_differences(method):
         assert (slope - expected).abs().max() < 1e-5 * (1 + expected.abs().max())
 
 
-def test_tangents_are_the_transpose_of_the_gradient():
+@pytest.mark.parametrize("method", OURS)
+def test_tangents_are_the_transpose_of_the_gradient(method):
     n, f, t = 6, 2, 3
     v, s = hermitian(n, f).requires_grad_(), excitations(n, f, t).requires_grad_()
     probe, dv, ds = probe_all(n, f, t), hermitian(n, f, seed=5), excitations(n, f, t, seed=7)
-    out = Splitting()(v, s, probe, GRID)
+    out = method(v, s, probe, GRID)
     cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).double()
     gv, gs = torch.autograd.grad((out * cotangent).sum(), (v, s))
-    _, slopes = Splitting().tangents(v.detach(), s.detach(), Moves(dv[None], ds[None]), probe, GRID)
+    _, slopes = method.tangents(v.detach(), s.detach(), Moves(dv[None], ds[None]), probe, GRID)
     along_v, along_s = ((slope * cotangent).sum() for slope in slopes)
     assert float(along_v) == pytest.approx(float((gv.conj() * dv).real.sum()), rel=1e-9)
     assert float(along_s) == pytest.approx(float((gs * ds).sum()), rel=1e-9)
 
 
-def test_tangents_without_directions_give_the_profiles():
+@pytest.mark.parametrize("method", OURS)
+def test_tangents_without_directions_give_the_profiles(method):
     v, s, probe = hermitian(3), excitations(3), probe_all(3)
     moves = Moves(v.new_zeros(0, 1, 3, 3), s.new_zeros(0, 1, 3, 3))
-    profiles, slopes = Splitting().tangents(v, s, moves, probe, GRID)
-    assert torch.allclose(profiles, Splitting()(v, s, probe, GRID), atol=1e-14)
+    profiles, slopes = method.tangents(v, s, moves, probe, GRID)
+    assert torch.allclose(profiles, method(v, s, probe, GRID), atol=1e-14)
     assert slopes.shape == (0, 1, 3, GRID.count)
 
 
@@ -574,8 +584,9 @@ def test_a_weak_acentric_part_is_kept(dtype):
     assert Series.of(v, (3.0, 17.0)).powers.is_complex()
 
 
+@pytest.mark.parametrize("method", OURS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_origin_of_a_centrosymmetric_crystal_does_not_matter(dtype):
+def test_the_origin_of_a_centrosymmetric_crystal_does_not_matter(method, dtype):
     """Away from the centre of inversion U_g has the phase 2 pi g.r: V = D V_0 D^H is complex."""
     n, f, t = 20, 2, 3
     v, s, probe = centred(n, f).to(dtype), excitations(n, f, t), probe_all(n, f, t)
@@ -587,13 +598,13 @@ def test_the_origin_of_a_centrosymmetric_crystal_does_not_matter(dtype):
     found = []
     for matrix in (v, shift * v):
         inputs = matrix.requires_grad_(), s.clone().requires_grad_()
-        out = Splitting()(*inputs, probe, GRID)
+        out = method(*inputs, probe, GRID)
         by_v, by_s = torch.autograd.grad((out * slope).sum(), inputs)
         found.append((out.detach(), by_v, by_s))
     (real, real_v, real_s), (turned, turned_v, turned_s) = found
     assert real_v.imag.abs().max() > 0.1 * real_v.abs().max()  # also along acentric changes
     pairs = ((real, turned), (shift * real_v, turned_v), (real_s, turned_s))
-    precision = 2e-5 if dtype == torch.complex64 else 1e-12
+    precision = 5e-5 if dtype == torch.complex64 else 1e-12
     for x, y in pairs:
         assert (x - y).abs().max() < precision * y.abs().max()
 
@@ -624,24 +635,26 @@ def test_adjoint_of_the_series_is_the_transpose_of_its_tangents(size):
     assert abs(by_v - by_values) < 1e-9 * abs(by_values)
 
 
-def test_blocks_in_several_chunks_agree_with_one(monkeypatch):
+@pytest.mark.parametrize("method", OURS)
+def test_blocks_in_several_chunks_agree_with_one(method, monkeypatch):
     n, f, t = 5, 7, 3
     probe = probe_all(n, f, t)
     found = []
     for chunk in (10**6, 2 * n * t):
-        monkeypatch.setattr(splitting, "_CHUNK", chunk)
+        monkeypatch.setattr(strips, "CHUNK", chunk)
         v, s = hermitian(n, f).requires_grad_(), excitations(n, f, t).requires_grad_()
-        out = Splitting()(v, s, probe, GRID)
+        out = method(v, s, probe, GRID)
         found.append((out, *torch.autograd.grad(out.square().sum(), (v, s))))
     for one, several in zip(*found, strict=True):
         assert torch.allclose(one, several, rtol=0, atol=1e-12 * float(one.detach().abs().max()))
 
 
 # two cores take two blocks each, or of three blocks some samples each
+@pytest.mark.parametrize("method", OURS)
 @pytest.mark.parametrize("f", [4, 3])
-def test_cores_that_share_a_sweep_find_what_one_finds(f, monkeypatch):
+def test_cores_that_share_a_sweep_find_what_one_finds(method, f, monkeypatch):
     n, t = 5, 5
-    monkeypatch.setattr(splitting, "_SHARED", 0)
+    monkeypatch.setattr(strips, "SHARED", 0)
     weight = torch.rand(f, n, t, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     probe = Probe(torch.arange(f) % n, torch.arange(n).expand(f, n), weight)
     found, threads = [], torch.get_num_threads()
@@ -649,8 +662,8 @@ def test_cores_that_share_a_sweep_find_what_one_finds(f, monkeypatch):
         torch.set_num_threads(cores)
         v, s = hermitian(n, f).requires_grad_(), excitations(n, f, t).requires_grad_()
         try:
-            assert len(splitting._Cut.of(s).sizes) == cores
-            out = Splitting()(v, s, probe, GRID)
+            assert len(strips.Cut.of(s).sizes) == cores
+            out = method(v, s, probe, GRID)
             found.append((out, *torch.autograd.grad(out.square().sum(), (v, s))))
         finally:
             torch.set_num_threads(threads)
@@ -658,8 +671,32 @@ def test_cores_that_share_a_sweep_find_what_one_finds(f, monkeypatch):
         assert torch.allclose(one, shared, rtol=0, atol=1e-12 * float(one.detach().abs().max()))
 
 
-def test_single_precision_does_not_lose_electrons_step_by_step():
+@pytest.mark.parametrize("crystal", CRYSTALS)
+def test_samples_in_groups_agree_with_all_together(crystal, monkeypatch):
+    """Samples of a narrow range of S have a shorter series; which ones is no matter of order."""
+    n, f, t = 6, 2, 9
+    widths = 1 + torch.arange(t).double().sub(4).abs().roll(3)
+    v, s = crystal(n, f), excitations(n, f, t, size=0.004) * widths
+    weight = torch.rand(f, n, t, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    probe = Probe(torch.tensor([0, 3]), torch.arange(n).expand(f, n), weight)
+    dv = torch.stack([crystal(n, f, seed=k) for k in (5, 6)])
+    moves = Moves(dv, excitations(n, f, t, seed=7)[None])
+    found = []
+    for rows in (100, 2):
+        monkeypatch.setattr(chebyshev, "_ROWS", rows)
+        inputs = v.clone().requires_grad_(), s.clone().requires_grad_()
+        out = Chebyshev()(*inputs, probe, GRID)
+        gradients = torch.autograd.grad(out.square().sum(), inputs)
+        found.append((out, *gradients, *Chebyshev().tangents(v, s, moves, probe, GRID)))
+    assert len(chebyshev._alike(s)) == 4
+    for together, apart in zip(*found, strict=True):
+        error = (together - apart).abs().max()
+        assert error < 1e-11 * float(together.detach().abs().max())
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_single_precision_does_not_lose_electrons_step_by_step(method):
     n = 200
     v, s = hermitian(n, size=2e-4), excitations(n, t=1, size=0.03)
-    out = Splitting()(v.to(torch.complex64), s.float(), probe_all(n, t=1), DepthGrid(20.0, 40))
+    out = method(v.to(torch.complex64), s.float(), probe_all(n, t=1), DepthGrid(20.0, 40))
     assert abs(float(out[0, :, -1].double().sum()) - 1) < 5e-6

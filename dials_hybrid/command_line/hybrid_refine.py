@@ -53,7 +53,7 @@ from ..io_dials import Sampling, Selection
 from ..model import ModelSettings
 from ..nuisance import KINDS
 from ..phil_files import phil_text
-from ..propagation import DepthGrid
+from ..propagation import METHODS, DepthGrid, Splitting
 from ..refine import Progress
 from ..thickness import ThicknessPrior
 from ..valence import ValenceSettings
@@ -291,6 +291,7 @@ def _numerics(params) -> api.Numerics:
     return api.Numerics(
         error=params.propagation.error,
         substeps=_given(params.propagation.substeps, None),
+        any_method=params.propagation.method == "auto",
         auto=tuple(name for name, value in choices.items() if value is Auto),
         r_change=params.beams.r_change,
     )
@@ -307,6 +308,7 @@ def _model_settings(params) -> ModelSettings:
         g_max=_given(params.beams.g_max, DEFAULTS.model.g_max),
         s_max=_given(params.beams.s_max, DEFAULTS.model.s_max),
         depth=DepthGrid(params.depth.step, 1),  # the number follows from the data
+        propagator=METHODS.get(params.propagation.method, Splitting)(),
         absorption=common.absorption_model(params.absorption),
         precision=params.compute.precision,
         thickness=params.thickness.model,

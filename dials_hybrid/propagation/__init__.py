@@ -14,21 +14,54 @@ Every method is a callable value with one signature:
 All solve dpsi/dz = 2 pi i (diag(S) + V) psi with psi(0) = 1 for the incident beam.
 """
 
-from .base import DepthGrid, Probe, Propagator
-from .exact import Eigen, MatrixExp, is_hermitian
-from .splitting import SCHEMES, Moves, Splitting
+import dataclasses
 
-METHODS = {"splitting": Splitting, "eigen": Eigen, "matrix_exp": MatrixExp}
+from .base import DepthGrid, Moves, Probe, Propagator, Size, Work
+from .chebyshev import Chebyshev
+from .exact import Eigen, MatrixExp, is_hermitian
+from .splitting import SCHEMES, Splitting
+
+METHODS = {
+    "splitting": Splitting,
+    "chebyshev": Chebyshev,
+    "eigen": Eigen,
+    "matrix_exp": MatrixExp,
+}
 
 __all__ = [
     "METHODS",
     "SCHEMES",
+    "Chebyshev",
     "DepthGrid",
     "Eigen",
     "MatrixExp",
     "Moves",
     "Probe",
     "Propagator",
+    "Size",
     "Splitting",
+    "Work",
+    "from_dict",
     "is_hermitian",
+    "to_dict",
+    "with_substeps",
 ]
+
+
+def to_dict(method: Propagator) -> dict:
+    """Return the method's name and its choices, for files."""
+    (name,) = (name for name, kind in METHODS.items() if type(method) is kind)
+    return {"method": name, **dataclasses.asdict(method)}
+
+
+def from_dict(values: dict) -> Propagator:
+    """Return the method that `to_dict` described; files of earlier versions have no name."""
+    values = dict(values)
+    return METHODS[values.pop("method", "splitting")](**values)
+
+
+def with_substeps(method: Propagator, substeps: int) -> Propagator:
+    """Return the method with another number of steps between depths, if it makes steps."""
+    if isinstance(method, Splitting):
+        return dataclasses.replace(method, substeps=substeps)
+    return method

@@ -35,6 +35,47 @@ class Probe(Record):
     weight: Tensor  # (F, B, T) real
 
 
+@dataclass(frozen=True)
+class Moves:
+    """Directions of forward-mode derivatives: P of the potential, then Q of the excitation."""
+
+    potential: Tensor  # (P, F, N, N)
+    excitation: Tensor  # (Q, F, N, T)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Beams, orientation samples and slots of a block, for estimates of memory."""
+
+    beams: int
+    samples: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a pass over some blocks has to do, for estimates of its operations.
+
+    `half_range` is that of S over the beams, of a few samples of each block that are evenly
+    spaced over its rotation; `coupling` is about the largest eigenvalue of the potential, which
+    is a real matrix or not. `directions` are those of the potential in a pass with derivatives,
+    beside two of the excitation; None is a pass for the intensities alone.
+    """
+
+    beams: Tensor  # (F,)
+    samples: int
+    directions: int | None
+    half_range: Tensor  # (F, k) A^-1
+    coupling: float  # A^-1
+    real: bool
+    eps: float  # of the waves' precision
+
+    @property
+    def products(self) -> int:
+        """Waves of a sample in a product of waves: those carried, and by changes of V."""
+        return 1 if self.directions is None else 2 * self.directions + 3
+
+
 class Propagator(Protocol):
     """The signature of a method; see the package's docstring."""
 
@@ -42,8 +83,14 @@ class Propagator(Protocol):
         self, potential: Tensor, excitation: Tensor, probe: Probe, grid: DepthGrid
     ) -> Tensor: ...
 
-    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
-        """Return about how many arrays (F, N, T) a gradient keeps, for estimates of memory."""
+    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """Return a bound of the complex numbers that a gradient holds for each block."""
+
+    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """Return a bound of those that tangents hold for each block and direction."""
+
+    def operations(self, work: Work, grid: DepthGrid) -> float:
+        """Return the floating-point operations of a pass, about: those of matrix products."""
 
 
 def start_waves(excitation: Tensor, incident: Tensor, dtype: torch.dtype) -> Tensor:

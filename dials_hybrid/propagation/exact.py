@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 
 from ..data import InputError
-from .base import DepthGrid, Probe, start_waves
+from .base import DepthGrid, Probe, Size, Work, start_waves
 
 _MATRICES = 12  # (N, N) of a sample that a gradient holds at one time, about
+
+
+def _numbers(size: Size, grid: DepthGrid) -> float:
+    waves = (_MATRICES * size.beams + 2 * grid.count + 40) * size.beams
+    return 50 * size.beams**2 + (waves + 4 * grid.count * size.slots) * size.samples
 
 
 def _matrices(potential: Tensor, excitation: Tensor) -> Tensor:
@@ -109,9 +114,17 @@ class Eigen:
         out = [_weighted(wave, probe) for wave in waves.unbind(2)]
         return torch.stack(out, -1).to(excitation.dtype)
 
-    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
+    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
         """See the base class: some matrices of every sample, and the waves of every depth."""
-        return _MATRICES * beams + 2 * grid.count
+        return _numbers(size, grid)
+
+    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """See the base class: there are no tangents."""
+        return 0.0
+
+    def operations(self, work: Work, grid: DepthGrid) -> float:
+        """See the base class: some products of matrices for every sample."""
+        return float(8 * _MATRICES * work.samples * (work.beams.double() ** 3).sum())
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,14 @@ class MatrixExp:
             out.append(_weighted(waves, probe))
         return torch.stack(out, -1)
 
-    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
+    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
         """See the base class: some matrices of every sample, and the waves of every depth."""
-        return _MATRICES * beams + 2 * grid.count
+        return _numbers(size, grid)
+
+    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """See the base class: there are no tangents."""
+        return 0.0
+
+    def operations(self, work: Work, grid: DepthGrid) -> float:
+        """See the base class: some products of matrices for every sample."""
+        return float(8 * _MATRICES * work.samples * (work.beams.double() ** 3).sum())

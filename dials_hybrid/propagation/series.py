@@ -45,7 +45,7 @@ class Series:
         rows = 2 * math.pi * longest * float(potential.detach().abs().sum(-1).max())
         halvings = max(0, math.ceil(math.log2(rows / _LARGEST))) if rows else 0
         unit = longest / 2**halvings
-        w = _real_if_it_is(_without_noise(2 * math.pi * unit * potential))
+        w = plain(2 * math.pi * unit * potential)
         first = _first_powers(w)
         # of a Hermitian W the largest |eigenvalue|, and little more
         bound = float(torch.linalg.matrix_norm(first[-1]).max()) ** (1 / _SHORTEST)
@@ -65,7 +65,7 @@ class Series:
 
     def derivatives(self, tangents: Tensor) -> Tensor:
         """Return the derivatives (times, P, F, N, N) along dV (P, F, N, N), term by term."""
-        dw = _real_if_it_is(_without_noise(2 * math.pi * self.unit * tangents))
+        dw = plain(2 * math.pi * self.unit * tangents)
         if self.powers.is_complex():
             dw = dw.to(self.powers.dtype)
         dw, planes = _planes(dw, self.powers, 0)
@@ -144,6 +144,11 @@ def _continued(powers: Tensor, order: int) -> Tensor:
     while len(powers) + len(more) <= order:
         more.append(more[-1] @ powers[0])
     return torch.cat([powers, torch.stack(more[1:])]) if more[1:] else powers
+
+
+def plain(x: Tensor) -> Tensor:
+    """Return x without the noise of rounding, and as a real tensor if only that is imaginary."""
+    return _real_if_it_is(_without_noise(x))
 
 
 def _without_noise(x: Tensor) -> Tensor:

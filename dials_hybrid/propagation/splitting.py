@@ -12,15 +12,14 @@ The exponentials of V are formed once per block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..parallel import cores_used, in_threads
-from .base import DepthGrid, Probe, start_waves
+from .base import DepthGrid, Moves, Probe, Size, Work, start_waves
 from .series import Series
+from .strips import Cut, in_chunks, intensities
 
 
 def _palindrome(a: tuple, b: tuple) -> tuple[tuple, tuple]:
@@ -169,11 +168,6 @@ class _Strip:
                 torch.gather(waves, 2, self.index, out=out)
         return before, seen
 
-    def profiles(self, seen: Tensor) -> Tensor:
-        """Return the sums over the samples (F, B, D)."""
-        intensity = seen.real.square().addcmul_(seen.imag, seen.imag)
-        return intensity.mul_(self.weight[:, None]).sum(2).mT
-
     def adjoint(self, before: list[Tensor], seen: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients by the exponentials, transposed (times, F, N, N), and S (F, N, T).
 
@@ -221,13 +215,15 @@ class _Sweep(torch.autograd.Function):
         keep = any(ctx.needs_input_grad)
         series = Series.of(potential, plan.matrices)
         values = series.values()
-        cut = _Cut.of(excitation)
-        strips = [_Strip.of(plan, *part) for part in cut.parts(values[-1], probe, excitation)]
+        cut = Cut.of(excitation)
+        given = zip(cut.split(values[-1], 1), *cut.parts(probe, excitation), strict=True)
+        strips = [_Strip.of(plan, *part) for part in given]
         work = zip(strips, cut.split(values[-1].mT.contiguous(), 1), strict=True)
         waves = cut.each(lambda strip, transposed: strip.carry(transposed, keep), work)
         if keep:
             ctx.kept = series, values, cut, strips, waves
-        return cut.joined([x.profiles(seen) for x, (_, seen) in zip(strips, waves, strict=True)], 0)
+        pairs = zip(strips, waves, strict=True)
+        return cut.joined([intensities(seen, x.weight) for x, (_, seen) in pairs], 0)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -238,62 +234,6 @@ class _Sweep(torch.autograd.Function):
         slopes, flow = zip(*found, strict=True)
         by_potential = series.adjoint(cut.joined(slopes, 1), values)
         return None, None, by_potential.mH, torch.cat(flow, cut.dim)
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """How a sweep is cut into strips: of blocks, or of the samples of every block."""
-
-    dim: int  # of the excitation errors (F, N, T)
-    sizes: tuple
-    cores: int  # for the products of a strip
-
-    @classmethod
-    def of(cls, excitation: Tensor) -> _Cut:
-        """Cut for the cores; where stages are too short to be shared, one core does it all."""
-        f, n, t = excitation.shape
-        cores = _cores(excitation)
-        dim = 0 if f % cores == 0 or f >= 4 * cores else 2
-        length = excitation.shape[dim]
-        cores = cores if f * n * n * t >= _SHARED else 1
-        count = min(cores, length)
-        return cls(dim, tuple((length + k) // count for k in range(count)), cores // count)
-
-    def split(self, x: Tensor, dim: int) -> tuple[Tensor, ...]:
-        """Return the strips' parts of x, whose blocks are along `dim`; samples share it."""
-        return x.split(self.sizes, dim) if self.dim == 0 else (x,) * len(self.sizes)
-
-    def joined(self, parts: Sequence[Tensor], dim: int) -> Tensor:
-        """Put parts of blocks together along `dim`; add those of samples up."""
-        return torch.cat(list(parts), dim) if self.dim == 0 else sum(parts[1:], parts[0])
-
-    def parts(self, values: Tensor, probe: Probe, excitation: Tensor) -> list[tuple]:
-        """Return the strips' parts of the exponentials, the probe and the excitation errors."""
-        weights = probe.weight.split(self.sizes, self.dim)
-        incident, beam = self.split(probe.incident, 0), self.split(probe.beam, 0)
-        probes = [Probe(*x) for x in zip(incident, beam, weights, strict=True)]
-        split = self.split(values, 1), probes, excitation.split(self.sizes, self.dim)
-        return list(zip(*split, strict=True))
-
-    def each(self, function: Callable, work: Iterable[tuple]) -> list:
-        """Return the function's values of the arguments in `work`, one tuple for each strip."""
-        work = list(work)
-        out = [None] * len(work)
-
-        def call(place: int) -> None:
-            out[place] = function(*work[place])
-
-        with cores_used(self.cores if len(work) == 1 else torch.get_num_threads()):
-            in_threads(call, range(len(work)), len(work))
-        return out
-
-
-def _cores(x: Tensor) -> int:
-    """Return how many cores may share the work on x."""
-    return torch.get_num_threads() if x.device.type == "cpu" else 1
-
-
-_SHARED = 2_000_000  # multiplications of a stage from which on two Python threads gain
 
 
 _INNER = 256  # rows from which on the gradient by a matrix runs at the full speed of products
@@ -318,6 +258,9 @@ def _add_source(mu: Tensor, index: Tensor, source: Tensor, step: int, plan: Plan
         mu.scatter_add_(2, index, source[:, step // plan.steps_per_depth])
 
 
+_POWERS = 24  # products in the series of an exponential's derivative, twice those of its own
+
+
 @dataclass(frozen=True)
 class Splitting:
     """Splitting integrator; `substeps` steps between neighbouring depths of the grid."""
@@ -330,15 +273,29 @@ class Splitting:
     ) -> Tensor:
         """See the package's docstring."""
         plan = make_plan(self.scheme, grid, self.substeps)
-        _, n, t = excitation.shape
-        given = (probe.incident, probe.beam, probe.weight, potential, excitation)
-        blocks = max(1, _CHUNK * _cores(excitation) // (n * t))
-        chunks = zip(*(x.split(blocks) for x in given), strict=True)
-        return torch.cat([_Sweep.apply(plan, Probe(*of), v, s) for *of, v, s in chunks])
+        return in_chunks(
+            lambda probe, v, s: _Sweep.apply(plan, probe, v, s), potential, excitation, probe
+        )
 
-    def waves_kept(self, beams: int, grid: DepthGrid) -> int:
-        """See the base class: one for every stage."""
+    def _stages(self, grid: DepthGrid) -> int:
         return grid.count * self.substeps * len(SCHEMES[self.scheme][1])
+
+    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """See the base class: the waves of every stage, and powers of the potential."""
+        waves = (self._stages(grid) + 40) * size.beams + 4 * grid.count * size.slots
+        return 50 * size.beams**2 + waves * size.samples
+
+    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """See the base class: derivatives of powers of the potential, and waves."""
+        return 38 * size.beams**2 + (6 * size.beams + 5 * size.slots) * size.samples
+
+    def operations(self, work: Work, grid: DepthGrid) -> float:
+        """See the base class: of complex waves in every stage, and of the powers of V."""
+        directions = 0.0 if work.directions is None else work.directions
+        powers = _POWERS * (directions + 0.5) * (0.25 if work.real else 1)
+        waves = work.samples * self._stages(grid) * work.products
+        beams = work.beams.double()
+        return float(8 * (beams**2 * waves + powers * beams**3).sum())
 
     @torch.no_grad()
     def tangents(
@@ -351,17 +308,6 @@ class Splitting:
         """
         plan = make_plan(self.scheme, grid, self.substeps)
         return _forward_mode(plan, _Stages.of(plan, potential, excitation, moves), probe)
-
-
-_CHUNK = 32_768  # waves (blocks x beams x orientations) that stay in a core's caches
-
-
-@dataclass(frozen=True)
-class Moves:
-    """Directions of forward-mode derivatives: P of the potential, then Q of the excitation."""
-
-    potential: Tensor  # (P, F, N, N)
-    excitation: Tensor  # (Q, F, N, T)
 
 
 @dataclass(frozen=True)
