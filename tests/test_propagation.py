@@ -604,7 +604,9 @@ def test_the_origin_of_a_centrosymmetric_crystal_does_not_matter(method, dtype):
     (real, real_v, real_s), (turned, turned_v, turned_s) = found
     assert real_v.imag.abs().max() > 0.1 * real_v.abs().max()  # also along acentric changes
     pairs = ((real, turned), (shift * real_v, turned_v), (real_s, turned_s))
-    precision = 5e-5 if dtype == torch.complex64 else 1e-12
+    precision = 1e-12
+    if dtype == torch.complex64:  # the series rounds to 3e-5 here, the splitting to 1e-5
+        precision = 5e-5 if isinstance(method, Chebyshev) else 2e-5
     for x, y in pairs:
         assert (x - y).abs().max() < precision * y.abs().max()
 

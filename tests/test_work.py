@@ -13,7 +13,7 @@ from dials_hybrid.data import Structure
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.plan import ladder, make_plan, operations, value_operations
 from dials_hybrid.propagation import Chebyshev, DepthGrid, Eigen, MatrixExp, Splitting
-from dials_hybrid.propagation.chebyshev import coefficients, norm_bound, terms_needed
+from dials_hybrid.propagation.recurrence import coefficients, norm_bound, terms_needed
 from dials_hybrid.work import work_of
 
 LONG = DepthGrid(50.0, 24)
