@@ -12,6 +12,7 @@ that a refinement takes the same way on every machine.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,8 @@ STALE_IN_STAGES = 10  # the same where they are approximate at any age
 # 1 / (|g| t) is the spacing (rad) of samples that integrates a rocking curve exactly: as
 # |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
 SPACINGS = (1.25, 2.0)
+WORTH = 0.3  # 10^12 operations of a pass from which on its first derivatives may be coarser
+EARLY = 2  # their rung
 USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 
 
@@ -37,7 +40,8 @@ USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
 class Stage:
     """One stage: where its intensities and their derivatives come from; None is the full model.
 
-    `slopes` are the derivatives by the structure, `turns` those by the orientation. `share` is
+    `slopes` are the derivatives by the structure, `turns` those by the orientation; `early` are
+    those by the structure until they are first formed anew, as `slopes` if None. `share` is
     the part of all iterations after which it ends at the latest, `updates` the number of its
     iterations that may begin with a new error model, `stale` the number of steps after which
     derivatives by the structure are formed anew, `trusted` the same where a step failed, `loose`
@@ -53,6 +57,7 @@ class Stage:
     stale: int = STALE
     trusted: int = 1
     loose: float = 1.0
+    early: Fidelity | None = None
 
 
 def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[Stage, ...]:
@@ -64,9 +69,11 @@ def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[St
     whole = (Stage("joint", None, None, None, 1.0, updates),)
     if limit is None or not isinstance(model.settings.propagator, (Splitting, Chebyshev)):
         return whole
-    if operations(model) <= limit * TERA:
+    needed, rungs = operations(model), ladder(model)
+    if needed <= limit * TERA:
+        if needed > WORTH * TERA:
+            return (dataclasses.replace(whole[0], early=rungs[EARLY]),)
         return whole
-    rungs = ladder(model)
     slopes = _first_within(model, rungs, limit * TERA)
     turns = _first_within(model, [None, *rungs], limit * TERA, directions=0)
     first_turns = turns or rungs[0]

@@ -21,6 +21,7 @@ from torch import Tensor
 from . import fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .data import Fourier, InputError, Problem, Result
+from .fidelity import Fidelity
 from .freedom import least_u, lengths
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
@@ -125,11 +126,17 @@ class Refinement:
         self.saved = -math.inf
         self.loosened = 0  # times that an end was not one
         self.calm = 0  # steps in turn that brought little
+        self.early = False  # whether derivatives by the structure are those of the first steps
 
     @property
     def stage(self) -> Stage:
         """The stage that the loop is in."""
         return self.plan[self.state.stage]
+
+    @property
+    def tolerance(self) -> float:
+        """The part of the cost that a step of the present stage must bring or promise."""
+        return self.stage.loose * self.settings.cost_tolerance
 
     def _restore(self) -> None:
         values = {k: torch.tensor(v, dtype=torch.float64) for k, v in self.state.parameters.items()}
@@ -178,8 +185,15 @@ class Refinement:
 
     def linearise(self) -> CheapModel:
         """Propagate once, with derivatives, at the model's present parameters."""
-        self.age = 0
-        return CheapModel(self.model, self._passed())
+        self.age, self.early = 0, False
+        return CheapModel(self.model, self._passed(slopes=self.stage.slopes))
+
+    def _linearise_early(self) -> CheapModel:
+        """Do the same with derivatives by the structure that are good enough for first steps."""
+        if self.stage.early is None:
+            return self.linearise()
+        self.age, self.early = 0, True
+        return CheapModel(self.model, self._passed(slopes=self.stage.early))
 
     def follow(self, cheap: CheapModel) -> CheapModel:
         """Propagate at the present parameters, but keep the structure's derivatives of `cheap`.
@@ -189,12 +203,14 @@ class Refinement:
         self.age += 1
         return CheapModel(self.model, self._passed(cheap.lin.crystal))
 
-    def _passed(self, crystal: Tensor | None = None) -> Linearisation:
+    def _passed(
+        self, crystal: Tensor | None = None, slopes: Fidelity | None = None
+    ) -> Linearisation:
         """Return profiles and slopes as the stage asks, those by the structure unless given."""
         stage, passes, given = self.stage, self.passes, crystal is not None
         if not given:
-            profiles, crystal, turns = passes.tangents(fidelity=stage.slopes)
-        if given or stage.turns != stage.slopes:
+            profiles, crystal, turns = passes.tangents(fidelity=slopes)
+        if given or stage.turns != slopes:
             profiles, _, turns = passes.tangents(structure=False, fidelity=stage.turns)
         if stage.values != stage.turns:
             profiles = passes.value_profiles(fidelity=stage.values)
@@ -234,7 +250,7 @@ class Refinement:
                 cheap, step = self._iterate(cheap)
                 if not self._settled(step):
                     continue
-                if self._held_back(cheap):
+                if self._held_back(cheap, step) or self.early:
                     cheap = self.linearise()
                     continue
                 if self.stage is self.plan[-1]:
@@ -252,7 +268,7 @@ class Refinement:
     def _finish(self, cheap: CheapModel | None, converged: bool, reason: str) -> Result:
         """Return the result, which is that of the last stage; the loop stays where it is."""
         stage, self.state.stage = self.state.stage, len(self.plan) - 1
-        if cheap is None:
+        if cheap is None or self.early:
             cheap = self.linearise()
         elif stage != self.state.stage:
             cheap = self.follow(cheap)
@@ -266,7 +282,7 @@ class Refinement:
         if self.state.start:
             return self.linearise()
         if len(self.plan) == 1:
-            cheap = self.linearise()
+            cheap = self._linearise_early()
             self._start(self._held(cheap.lin.profiles))
             return cheap
         self.state.stage = len(self.plan) - 1  # the start that is reported is the full model's
@@ -365,7 +381,7 @@ class Refinement:
 
     def _at_end(self, promise: float) -> bool:
         """Whether a promise that was not kept is no more than a settled end may make."""
-        return abs(promise) < self.stage.loose * self.settings.cost_tolerance
+        return abs(promise) < self.tolerance
 
     def _lowest_u(self) -> float:
         """Smallest principal U of all atoms, in A^2."""
@@ -382,21 +398,22 @@ class Refinement:
 
         Steps by approximate derivatives promise for ever what does not come.
         """
-        tolerance = self.stage.loose * self.settings.cost_tolerance
         if step.shift >= self.stage.loose * self.settings.site_tolerance:
             self.calm = 0
             return False
-        self.calm = self.calm + 1 if 0 <= step.gain < tolerance else 0
-        return step.promise < tolerance or self.calm >= CALM
+        self.calm = self.calm + 1 if 0 <= step.gain < self.tolerance else 0
+        return step.promise < self.tolerance or self.calm >= CALM
 
-    def _held_back(self, cheap: CheapModel) -> bool:
+    def _held_back(self, cheap: CheapModel, step: Step) -> bool:
         """Return whether a step that nothing holds near promises more than a settled end may.
 
         Steps are held near the point of linearisation after one that went too far, and can be
-        small for that reason alone. The hold is then loosened, a few times at most; never where
-        derivatives are approximate, since they promise what does not come, nor where steps that
-        are held no more than at the start have brought little.
+        small for that reason alone. The hold is then loosened, a few times at most and not again
+        once that was in vain; never where derivatives are approximate, since they promise what does
+        not come, nor where steps that are held no more than at the start have brought little.
         """
+        if self.loosened and step.gain < self.tolerance:
+            return False
         if self.calm >= CALM and self.state.proximity <= State.proximity:
             return False
         if self.stage.slopes is not None or self.loosened >= LOOSENED:
@@ -407,7 +424,7 @@ class Refinement:
         free = LeastSquares(cheap, sigma_w, UNHELD)
         before = free.cost(cheap.start())
         promise = before - free.cost(solve(free, cheap.start(), 10))
-        if promise < self.stage.loose * self.settings.cost_tolerance * before:
+        if promise < self.tolerance * before:
             return False
         self.loosened += 1
         self.calm = 0

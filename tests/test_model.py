@@ -228,6 +228,17 @@ def test_normal_equations_hold_the_gradient_of_the_cost(cheap):
         assert found == pytest.approx(float(gradient @ d), rel=1e-5), part
 
 
+def test_sums_over_the_priors_are_those_of_their_jacobian(cheap):
+    generator = torch.Generator().manual_seed(4)
+    x = cheap.start() + 0.1 * torch.randn(cheap.parts.size, generator=generator).double()
+    jacobian, prior = cheap.prior_jacobian(x), cheap.prior(x)
+    matrix, gradient = jacobian.T @ jacobian, jacobian.T @ prior
+    assert torch.allclose(cheap.prior_matrix(x), matrix, atol=1e-12 * float(matrix.abs().max()))
+    assert torch.allclose(
+        cheap.prior_gradient(x), gradient, atol=1e-12 * float(gradient.abs().max())
+    )
+
+
 def test_solve_finds_the_intensities_that_made_the_data(problem):
     model = disturbed(problem, thickness="distribution")
     cheap = CheapModel(model, Linearisation(*model.tangents()))

@@ -8,6 +8,7 @@ import torch
 from test_model import disturbed
 from test_refine import continued, distances, make_truth
 
+from dials_hybrid import plan
 from dials_hybrid.fidelity import Fidelity, thinned
 from dials_hybrid.kinematic import _nearest_samples
 from dials_hybrid.plan import TERA, format_plan, ladder, make_plan, operations, value_operations
@@ -111,6 +112,15 @@ def test_a_small_problem_has_one_stage(model):
         assert stage.values is None and stage.slopes is None and stage.updates == 5
 
 
+def test_first_derivatives_are_coarser_where_that_is_worth_it(model, monkeypatch):
+    monkeypatch.setattr(plan, "WORTH", 0.9 * operations(model) / TERA)
+    (stage,) = make_plan(model, 1e3, 5)
+    assert stage.slopes is None and stage.early == ladder(model)[plan.EARLY]
+    monkeypatch.setattr(plan, "WORTH", 1.1 * operations(model) / TERA)
+    (stage,) = make_plan(model, 1e3, 5)
+    assert stage.early is None
+
+
 def test_the_log_says_where_standard_uncertainties_come_from(model):
     said = "Standard uncertainties come from these coarser derivatives"
     assert format_plan(make_plan(model, 1e-6, 5)).endswith(said)
@@ -186,6 +196,29 @@ def test_stages_end_and_start_where_a_single_one_does(truth, staged):
     assert first["start"]["r1_obs"] == pytest.approx(second["start"]["r1_obs"], rel=1e-3)
     assert first["final"]["r1_obs"] == pytest.approx(second["final"]["r1_obs"], rel=0.03)
     assert len(second["stages"]) == 1 and len(first["stages"]) == 2
+
+
+@pytest.mark.parametrize("iterations", [20, 2])
+def test_the_last_derivatives_are_those_of_the_full_model(truth, iterations, monkeypatch):
+    problem, sites = truth
+    monkeypatch.setattr(plan, "WORTH", 0.0)
+    loop = Refinement(problem, SETTINGS, RefineSettings(iterations))
+    early, kept = loop.plan[0].early, []
+    tangents = loop.passes.tangents
+
+    def noted(structure=True, fidelity=None):
+        kept.extend([fidelity] if structure else [])
+        return tangents(structure, fidelity)
+
+    monkeypatch.setattr(loop.passes, "tangents", noted)
+    result = loop.run()
+    assert kept[0] == early and kept[-1] is None and kept.count(early) == 1
+    assert result.converged == (iterations == 20)
+    assert_of_the_full_model(loop, result)
+    if result.converged:
+        assert distances(problem, result.structure.site, sites).max() < 0.002
+        *_, before, last = result.history
+        assert last["site_shift"] < 5e-4 and last["r1_obs"] <= before["r1_obs"] + 1e-4
 
 
 @pytest.mark.parametrize("when", [1, 3])
