@@ -17,11 +17,6 @@ from .base import DepthGrid, Probe, Size, Work, start_waves
 _MATRICES = 12  # (N, N) of a sample that a gradient holds at one time, about
 
 
-def _numbers(size: Size, grid: DepthGrid) -> float:
-    waves = (_MATRICES * size.beams + 2 * grid.count + 40) * size.beams
-    return 50 * size.beams**2 + (waves + 4 * grid.count * size.slots) * size.samples
-
-
 def _matrices(potential: Tensor, excitation: Tensor) -> Tensor:
     """Return M (F, T, N, N) = diag(S) + V of every sample."""
     diagonal = torch.diag_embed(excitation.transpose(1, 2).to(potential.dtype))
@@ -91,8 +86,25 @@ def _divided_differences(values: Tensor, depth: Tensor) -> Tensor:
     return 2j * math.pi * depth * mean * torch.sinc(depth * gap)
 
 
+class _SampleBySample:
+    """What methods need that work on the matrix of every orientation sample."""
+
+    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """See the base class: some matrices of every sample, and the waves of every depth."""
+        waves = (_MATRICES * size.beams + 2 * grid.count + 40) * size.beams
+        return 50 * size.beams**2 + (waves + 4 * grid.count * size.slots) * size.samples
+
+    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
+        """See the base class: there are no tangents."""
+        return 0.0
+
+    def operations(self, work: Work, grid: DepthGrid) -> float:
+        """See the base class: some products of matrices for every sample."""
+        return float(8 * _MATRICES * work.samples * (work.beams.double() ** 3).sum())
+
+
 @dataclass(frozen=True)
-class Eigen:
+class Eigen(_SampleBySample):
     """Bloch waves: M = C diag(x) C^H (Humphreys 1979, doi:10.1088/0034-4885/42/11/002).
 
     Exact at every depth; the work is done in double precision whatever the arguments are.
@@ -114,21 +126,9 @@ class Eigen:
         out = [_weighted(wave, probe) for wave in waves.unbind(2)]
         return torch.stack(out, -1).to(excitation.dtype)
 
-    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
-        """See the base class: some matrices of every sample, and the waves of every depth."""
-        return _numbers(size, grid)
-
-    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
-        """See the base class: there are no tangents."""
-        return 0.0
-
-    def operations(self, work: Work, grid: DepthGrid) -> float:
-        """See the base class: some products of matrices for every sample."""
-        return float(8 * _MATRICES * work.samples * (work.beams.double() ** 3).sum())
-
 
 @dataclass(frozen=True)
-class MatrixExp:
+class MatrixExp(_SampleBySample):
     """psi(z + step) = exp(2 pi i step M) psi(z), by torch.linalg.matrix_exp."""
 
     def __call__(
@@ -142,15 +142,3 @@ class MatrixExp:
             waves = torch.einsum("ftgh,fth->ftg", step, waves)
             out.append(_weighted(waves, probe))
         return torch.stack(out, -1)
-
-    def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
-        """See the base class: some matrices of every sample, and the waves of every depth."""
-        return _numbers(size, grid)
-
-    def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
-        """See the base class: there are no tangents."""
-        return 0.0
-
-    def operations(self, work: Work, grid: DepthGrid) -> float:
-        """See the base class: some products of matrices for every sample."""
-        return float(8 * _MATRICES * work.samples * (work.beams.double() ** 3).sum())
