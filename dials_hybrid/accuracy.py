@@ -127,8 +127,8 @@ class _Trial:
         excitation = excitation[..., samples.to(excitation.device)]
         exact = Eigen() if is_hermitian(potential) else MatrixExp()
         truth = every_intensity(exact, potential, excitation, settings.depth)
-        work = work_of(model, sum(p.numel() for p in model.crystal.parameters()))
-        work = dataclasses.replace(work, eps=torch.finfo(settings.dtype).eps)
+        directions = sum(p.numel() for p in model.crystal.parameters())
+        work = work_of(model, directions, settings.dtype)
         return cls(settings, potential, excitation, truth, work)
 
     def error(self, propagator: Propagator) -> float:

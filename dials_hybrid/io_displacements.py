@@ -16,16 +16,18 @@ HYDROGEN = ("H", "D", "T")
 
 
 def candidates(structure: Structure, constraints: Constraints) -> list[int]:
-    """Return the numbers of the atoms that may become anisotropic: all but hydrogen.
+    """Return the numbers of the atoms that may become anisotropic.
 
-    Nor those of a fixed U, or of one that is shared with hydrogen.
+    Those are all but hydrogen and atoms whose U is fixed, rides on another's, is shared with such
+    an atom, or is a multiple of another's.
     """
     names = [structure.elements[k] for k in structure.type.tolist()]
-    left = {i for i, name in enumerate(names) if name in HYDROGEN}
+    left = {i for i, name in enumerate(names) if name in HYDROGEN} | constraints.fixed_u
+    left |= {atom for atom, _, _ in constraints.riding_u}
     for group in constraints.linked_u:
-        atoms = {atom for atom, _ in group}
-        left |= atoms if atoms & left else set()
-    return [i for i in range(len(names)) if i not in left | constraints.fixed_u]
+        atoms, shares = {atom for atom, _ in group}, {share for _, share in group}
+        left |= atoms if atoms & left or len(shares) > 1 else set()
+    return [i for i in range(len(names)) if i not in left]
 
 
 def with_displacements(

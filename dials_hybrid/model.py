@@ -206,8 +206,8 @@ class HybridModel(nn.Module):
     def block_bytes(self) -> float:
         """Bytes that a pass works with for the block of most beams: an upper estimate.
 
-        That is more than `settings.memory` if not even one block fits. Only the adjoint sweep,
-        which keeps the waves of every stage, grows with the number of depths.
+        That is more than `settings.memory` if not even one block fits. What grows with the number
+        of depths is what the method keeps: see its `gradient_numbers` and `tangent_numbers`.
         """
         slots = int(torch.bincount(self.problem.observations.link_block).max())
         size = Size(int(self.beams.counts.max()), self.problem.scan.angle.shape[1], slots)

@@ -116,16 +116,16 @@ class Refinement:
         self.passes = share.lead(self.model)
         self.problem = self.model.problem
         self.state = state or State()
+        # of the structure at the start, so that a continuation has the same
+        self.plan = make_plan(self.model, settings.large, settings.error_model_updates)
         if self.state.parameters:
             self._restore()
-        self.plan = make_plan(self.model, settings.large, settings.error_model_updates)
         self.state.stage = min(self.state.stage, len(self.plan) - 1)
         self.context: dict = {}  # written with every checkpoint, for the one who continues
         self.curvature: uncertainty.Curvature | None = None  # known once `run` has ended
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
-        self.loosened = 0  # times that an end was not one
-        self.calm = 0  # steps in turn that brought little
+        self._forget_steps()
         self.early = False  # whether derivatives by the structure are those of the first steps
 
     @property
@@ -250,7 +250,8 @@ class Refinement:
                 cheap, step = self._iterate(cheap)
                 if not self._settled(step):
                     continue
-                if self._held_back(cheap, step) or self.early:
+                if self.early or self._held_back(cheap):
+                    self.calm = 0
                     cheap = self.linearise()
                     continue
                 if self.stage is self.plan[-1]:
@@ -279,6 +280,7 @@ class Refinement:
 
     def _begin(self) -> CheapModel:
         """Return the first linearisation, after the start if that was not there yet."""
+        self._forget_steps()
         if self.state.start:
             return self.linearise()
         if len(self.plan) == 1:
@@ -292,6 +294,11 @@ class Refinement:
             self.state.stage = 0
         self._checkpoint()
         return self.linearise()
+
+    def _forget_steps(self) -> None:
+        self.calm = 0  # steps in turn that brought little
+        self.loosened = 0  # times that an end was not one
+        self.let_go = self.vain = False  # whether the next step is let go; whether the last was
 
     def _stage_ends(self) -> bool:
         """Whether the iterations of a stage that is not the last are used up."""
@@ -398,13 +405,15 @@ class Refinement:
 
         Steps by approximate derivatives promise for ever what does not come.
         """
+        if self.let_go:
+            self.let_go, self.vain = False, step.gain < self.tolerance
         if step.shift >= self.stage.loose * self.settings.site_tolerance:
             self.calm = 0
             return False
         self.calm = self.calm + 1 if 0 <= step.gain < self.tolerance else 0
         return step.promise < self.tolerance or self.calm >= CALM
 
-    def _held_back(self, cheap: CheapModel, step: Step) -> bool:
+    def _held_back(self, cheap: CheapModel) -> bool:
         """Return whether a step that nothing holds near promises more than a settled end may.
 
         Steps are held near the point of linearisation after one that went too far, and can be
@@ -412,7 +421,7 @@ class Refinement:
         once that was in vain; never where derivatives are approximate, since they promise what does
         not come, nor where steps that are held no more than at the start have brought little.
         """
-        if self.loosened and step.gain < self.tolerance:
+        if self.vain:
             return False
         if self.calm >= CALM and self.state.proximity <= State.proximity:
             return False
@@ -427,7 +436,7 @@ class Refinement:
         if promise < self.tolerance * before:
             return False
         self.loosened += 1
-        self.calm = 0
+        self.let_go = True
         self.state.proximity = UNHELD
         return True
 

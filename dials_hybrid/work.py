@@ -15,13 +15,14 @@ SAMPLES = 3  # of each block
 
 
 @torch.no_grad()
-def work_of(model: HybridModel, directions: int | None) -> Work:
+def work_of(model: HybridModel, directions: int | None, dtype: torch.dtype | None = None) -> Work:
     """Return the work of a pass with derivatives by `directions` of the structure, or without.
 
-    It is that of all blocks, whichever process they belong to.
+    It is that of all blocks, whichever process they belong to, with waves of the model's or
+    another complex dtype.
     """
-    potential = _strongest(model)
-    limit = 4 * torch.finfo(model.settings.dtype).eps * potential.real.abs().max()
+    potential, eps = _strongest(model), torch.finfo(dtype or model.settings.dtype).eps
+    limit = 4 * eps * potential.real.abs().max()
     return Work(
         beams=model.beams.counts,
         samples=model.problem.scan.angle.shape[1],
@@ -30,7 +31,7 @@ def work_of(model: HybridModel, directions: int | None) -> Work:
         # of the incident beam's column, about a third of the largest eigenvalue in crystals
         coupling=3 * float(potential.abs().square().sum().sqrt()),
         real=bool(potential.imag.abs().max() <= limit),
-        eps=torch.finfo(model.settings.dtype).eps,
+        eps=eps,
     )
 
 

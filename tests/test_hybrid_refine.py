@@ -399,6 +399,14 @@ def test_the_user_chooses_which_atoms_are_anisotropic(crystal, here):
     assert found() == [False, True]
     hybrid_refine.run([*files, *only, "parameters.displacements=as_given"])
     assert found() == [False, False]
+    hybrid_refine.run([*files, *only])
+    observed = Checkpoint.load("hybrid_refined.h5").problem.observations
+    indices = flex.miller_index([tuple(h) for h in observed.hkl[observed.observed].tolist()])
+    structure = read_structure("isotropic.cif")
+    unique = structure.miller_set(indices, anomalous_flag=False).unique_under_symmetry().size()
+    log = Path("dials.hybrid_refine.log").read_text()
+    assert f"would take 14 parameters of the structure, for {unique} unique observed" in log
+    assert found() == [unique >= 140] * 2
     assert "no atom is called X" in failure(*files, "parameters.isotropic=X")
 
 

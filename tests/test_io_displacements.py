@@ -16,7 +16,8 @@ from dials_hybrid.io_structures import read_structure
 ISOTROPIC = QUARTZ_CIF[: QUARTZ_CIF.rindex("loop_")].replace("Uani", "Uiso")
 PARAMETERS = 14  # x of Si; x, y, z of O; four of six U of Si, all of O
 
-# Made up: methanol whose H share or ride on the U of their parents, and a fixed U
+# Made up: methanol whose H share or ride on the U of their parents, a fixed U, two U of which one
+# is 1.5 times the other, and an atom that is not hydrogen whose U rides
 INS = """\
 TITL made up
 CELL 0.0251 8 8 8 90 90 90
@@ -24,13 +25,16 @@ ZERR 1 0 0 0 0 0 0
 LATT -1
 SFAC C H O
 UNIT 1 2 2
-FVAR 1.0
+FVAR 1.0 0.02
 EADP O1 H1
 C1 1 0.50 0.50 0.50 11.0 0.02
 H2 2 0.40 0.45 0.45 11.0 -1.2
 O1 3 0.65 0.50 0.50 11.0 0.03
 H1 2 0.70 0.60 0.50 11.0 0.03
 O2 3 0.10 0.10 0.10 11.0 10.03
+O3 3 0.10 0.10 0.30 11.0 21.0
+C2 1 0.10 0.30 0.10 11.0 21.5
+O4 3 0.10 0.30 0.30 11.0 -1.5
 HKLF 4
 END
 """
@@ -67,6 +71,8 @@ def test_an_isotropic_structure_becomes_anisotropic_where_data_are_enough(quartz
         ({"isotropic": ("Si1",)}, [False, False]),
         ({"fix": ("u Si1",)}, [False, True]),
         ({"fix": ("all all",)}, [False, False]),
+        ({"same_u": ("Si1 O1",)}, [True, True]),
+        ({"same_u": ("Si1 O1",), "fix": ("u O1",)}, [False, False]),
     ],
 )
 def test_what_the_user_says_comes_first(quartz, choice, expected):
@@ -87,7 +93,7 @@ def test_hydrogen_and_fixed_u_stay_isotropic(tmp_path):
     found = kinds(path, instructions=io_shelx.read_instructions(path))
     labels = [sc.label for sc in read_structure(path).scatterers()]
     chosen = [label for label, tensor in zip(labels, found, strict=True) if tensor]
-    assert chosen == ["C1"]  # O1 shares its U with a hydrogen atom, that of O2 is fixed
+    assert chosen == ["C1"]  # O1 shares its U with a hydrogen atom
 
 
 def test_the_start_diffracts_as_it_did(quartz):

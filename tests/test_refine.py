@@ -12,7 +12,14 @@ from dials_hybrid import refine as refine_room
 from dials_hybrid.crystal import metric
 from dials_hybrid.data import Problem, Result, load_records
 from dials_hybrid.model import ModelSettings
-from dials_hybrid.refine import Progress, Refinement, RefineSettings, State, build_model
+from dials_hybrid.refine import (
+    Progress,
+    Refinement,
+    RefineSettings,
+    State,
+    Step,
+    build_model,
+)
 from dials_hybrid.valence import ValenceSettings
 
 NOISE = 0.01  # relative error of the intensities
@@ -144,6 +151,44 @@ def same_state(first, second, rel=1e-9) -> None:
     for k in a:
         scale = float(a[k].abs().max()) + 1e-12
         assert float((a[k] - b[k]).abs().max()) <= rel * scale, k
+
+
+SMALL = {"shift": 0.0, "promise": 1e-3, "gain": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("steps", "settled"),
+    [
+        ([{}], [True]),
+        ([{"shift": 0.01}], [False]),
+        ([{"promise": 0.1}, {"promise": 0.1}], [False, True]),  # promised, and did not bring
+        ([{"promise": 0.1}, {"promise": 0.1, "shift": 0.01}, {"promise": 0.1}], [False] * 3),
+        ([{"promise": 0.1}, {"promise": 0.1, "gain": 0.05}, {"promise": 0.1}], [False] * 3),
+        ([{"promise": 0.1, "gain": -1e-3}] * 3, [False] * 3),
+    ],
+)
+def test_a_stage_ends_where_steps_promise_or_bring_little(truth, steps, settled):
+    loop = refinement(truth[0], 2)
+    assert [loop._settled(Step(**{**SMALL, **step})) for step in steps] == settled
+
+
+def test_a_hold_is_loosened_until_that_is_in_vain(truth):
+    loop = refinement(truth[0], 2)
+    cheap = loop.linearise()
+
+    def held_back() -> bool:
+        loop.state.proximity = 1e3
+        return loop._held_back(cheap)
+
+    assert held_back() and loop.state.proximity == refine_room.UNHELD
+    assert not loop._held_back(cheap)  # nothing holds it
+    loop._settled(Step(0.0, 0.1, 0.1))
+    loop._settled(Step(0.0, 0.1, 1e-3))  # long after it was let go
+    assert held_back()
+    loop._settled(Step(0.0, 0.1, 1e-3))
+    assert not held_back()
+    loop._begin()
+    assert held_back()
 
 
 def test_a_refinement_can_be_repeated(truth):

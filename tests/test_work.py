@@ -131,3 +131,18 @@ def test_settings_of_files_that_knew_the_splitting_alone_are_read():
     plain = tiny.settings().to_dict()
     plain["propagator"] = {"scheme": "strang", "substeps": 3}
     assert ModelSettings.from_dict(plain).propagator == Splitting("strang", 3)
+
+
+@pytest.mark.parametrize(
+    ("choices", "method"),
+    [({}, Chebyshev), ({"any_method": False}, Splitting), ({"substeps": 2}, Splitting)],
+)
+def test_a_job_may_have_another_method_unless_steps_are_given(problem, choices, method):
+    with_step = pytest.importorskip("dials_hybrid.choices", reason="no DIALS").with_step
+    job_room = pytest.importorskip("dials_hybrid.job")
+    settings = tiny.settings(g_max=1.2, s_max=0.04, depth=LONG, precision="single")
+    numerics = job_room.Numerics(error=2e-6, **choices)
+    options = job_room.Options(model=settings, numerics=numerics)
+    job = with_step(job_room.Job(problem, None, None, options))
+    assert isinstance(job.options.model.propagator, method)
+    assert job.numerics["propagation"]["error_target"] == 2e-6

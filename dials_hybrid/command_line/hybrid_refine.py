@@ -288,9 +288,15 @@ def _numerics(params) -> api.Numerics:
         "s_max": params.beams.s_max,
         "sampling": params.sampling.step,
     }
+    substeps = _given(params.propagation.substeps, None)
+    if substeps is not None and params.propagation.method == "chebyshev":
+        logger.warning(
+            "propagation.substeps=%d has no effect: propagation.method=chebyshev makes no steps",
+            substeps,
+        )
     return api.Numerics(
         error=params.propagation.error,
-        substeps=_given(params.propagation.substeps, None),
+        substeps=substeps,
         any_method=params.propagation.method == "auto",
         auto=tuple(name for name, value in choices.items() if value is Auto),
         r_change=params.beams.r_change,
