@@ -19,6 +19,7 @@ from dials_hybrid.propagation import (
     Probe,
     Splitting,
     chebyshev,
+    recurrence,
     strips,
 )
 from dials_hybrid.propagation.series import (
@@ -671,6 +672,17 @@ def test_cores_that_share_a_sweep_find_what_one_finds(method, f, monkeypatch):
             torch.set_num_threads(threads)
     for one, shared in zip(*found, strict=True):
         assert torch.allclose(one, shared, rtol=0, atol=1e-12 * float(one.detach().abs().max()))
+
+
+@pytest.mark.parametrize(("count", "shift"), [(0, 0.0), (2, 0.0), (2, 1e-3)])
+def test_terms_and_their_derivatives_are_real_where_the_potential_is(count, shift):
+    n, f, t = 6, 2, 3
+    v, s = centred(n, f), excitations(n, f, t)
+    dv = torch.stack([centred(n, f, seed=k) for k in range(count)]) if count else v[None][:0]
+    moves = Moves(dv * (1 + 1j * shift), excitations(n, f, t, seed=7)[None])
+    terms = recurrence.Recurrence.of(recurrence.Potential.of(v), s, GRID)
+    assert not terms.matrix.is_complex()
+    assert chebyshev._Variation.of(terms, moves).matrix.is_complex() == (shift > 0)
 
 
 @pytest.mark.parametrize("crystal", CRYSTALS)
