@@ -114,6 +114,7 @@ class _Trial:
 
     @classmethod
     def of(cls, problem: Problem, settings: ModelSettings, device: str) -> _Trial:
+        """Solve that block exactly in double precision, and count the work of a pass."""
         model = HybridModel(
             _one_block(problem, fullest_block(problem, settings)),
             dataclasses.replace(settings, precision="double"),

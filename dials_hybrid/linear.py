@@ -214,6 +214,10 @@ class CheapModel:
 
     def prior(self, x: Tensor) -> Tensor:
         """Return the residuals (m,) of all priors at x."""
+        return torch.cat([self._thickness_penalties(x[self.parts.thickness]), self._others(x)])
+
+    def _others(self, x: Tensor) -> Tensor:
+        """The residuals of all priors but those of the thickness."""
         parts, model = self.parts, self.model
         smooth = model.scale.prior_operator() @ x[parts.scale]
         offset = model.orientation.offset.detach().flatten() + x[parts.orientation]
@@ -221,8 +225,7 @@ class CheapModel:
         valence = model.crystal.prior_residuals().detach() + x[self.valence]
         restrained = model.restrained.after(x[parts.crystal])
         penalties = model.nuisance.penalties(x[parts.nuisance])
-        thickness = self._thickness_penalties(x[parts.thickness])
-        return torch.cat([thickness, smooth, wobble, valence, restrained, penalties])
+        return torch.cat([smooth, wobble, valence, restrained, penalties])
 
     def _slopes_of_other_priors(self, x: Tensor) -> list[tuple[slice, Tensor]]:
         """The columns and derivatives of all parts of `prior` after that of the thickness."""
@@ -266,11 +269,11 @@ class CheapModel:
         Those of the thickness go backwards through its model, in a fraction of the time that
         their matrix takes.
         """
-        out, prior = torch.zeros_like(x), self.prior(x)
+        out = torch.zeros_like(x)
         penalties, back = vjp(self._thickness_penalties, x[self.parts.thickness])
         (out[self.parts.thickness],) = back(penalties)
         slopes = self._slopes_of_other_priors(x)
-        others = prior[len(penalties) :].split([len(block) for _, block in slopes])
+        others = self._others(x).split([len(block) for _, block in slopes])
         for (columns, block), residual in zip(slopes, others, strict=True):
             out[columns] += block.T @ residual
         return out

@@ -272,8 +272,6 @@ class _Variation:
     @classmethod
     def of(cls, x: Recurrence, moves: Moves) -> _Variation:
         changes = plain(moves.potential * (2 / x.radius)).permute(1, 3, 0, 2).flatten(2)
-        if not len(moves.potential):  # nothing tells whether it is real
-            changes = changes.to(x.matrix.dtype)
         dtype = torch.promote_types(x.matrix.dtype, changes.dtype)
         turns = moves.excitation.permute(1, 3, 0, 2) * (2 / x.radius)
         return cls(x.matrix.to(dtype), x.twice[:, :, None], changes.to(dtype), turns.contiguous())

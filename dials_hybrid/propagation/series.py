@@ -166,7 +166,7 @@ def _without_noise(x: Tensor) -> Tensor:
 def _real_if_it_is(x: Tensor) -> Tensor:
     """Return the real part alone if the imaginary one is not above rounding."""
     if not x.numel():
-        return x
+        return x.real
     limit = 4 * torch.finfo(x.dtype).eps * x.real.abs().max()
     return x.real.contiguous() if bool(x.imag.abs().max() <= limit) else x
 
