@@ -76,18 +76,32 @@ def twin_fraction(curvature: Curvature, difference: Tensor) -> TwinFraction:
     return TwinFraction(float(joint.minimum()[-1]), math.sqrt(variance))
 
 
-def verdict(score: ZScore, twin: TwinFraction, hand: str) -> str:
-    """Return one sentence on the hand (a space group, or words for it) that score speaks for."""
+def verdict(
+    score: ZScore,
+    twin: TwinFraction,
+    right: str,
+    difference: float,
+    share: str = "inversion-twin fraction",
+) -> str:
+    """Return one sentence on the setting `right` (a space group, or words) against another.
+
+    `difference` is by how much R1 of the other one is higher, `share` names the twin fraction.
+    """
     x = "is not known" if twin.value is None else f"is {twin.value:.2f} +- {twin.su:.2f}"
-    numbers = f"z = {score.z:.1f} over {score.reflections} reflections, inversion-twin fraction {x}"
+    numbers = (
+        f"R1 differs by {difference:+.4f}, z = {score.z:.1f} over {score.reflections} reflections, "
+        f"{share} {x}"
+    )
     known = twin.value is not None and twin.su < POWER
+    if score.z <= -SIGNIFICANT:
+        return f"undetermined: the other one agrees better: {numbers}"
     if score.z < SIGNIFICANT or not known:
         return f"undetermined: {numbers}"
     low, high = twin.value - SIGNIFICANT * twin.su, twin.value + SIGNIFICANT * twin.su
     if low < 0.5 < high:
-        return f"undetermined: {numbers}, so that a half of either hand is possible"
+        return f"undetermined: {numbers}, so that a half of either is possible"
     if low >= 0.5:
         return f"undetermined: {numbers}, which contradict each other"
     if low > 0:
-        return f"determined, {hand}, with an inversion twin or errors of the model: {numbers}"
-    return f"determined, {hand}: {numbers}"
+        return f"determined, {right}, with a twin or errors of the model: {numbers}"
+    return f"determined, {right}: {numbers}"

@@ -46,9 +46,9 @@ class Numerics:
 class Options:
     """All choices of a refinement. Thicknesses in A; None is found from the data.
 
-    `refine_settings` says what is refined beside the chosen setting, to compare: "none", "hand"
-    (the mirror image of a structure that is not centrosymmetric) or "all" (the other indexing
-    settings too).
+    `refine_settings` says what is refined beside the chosen setting, to compare: "hand" (the
+    mirror image of a structure that is not centrosymmetric) or "all" (the other indexing settings
+    too, which are otherwise compared as they stand); with "none" nothing is compared.
     """
 
     selection: Selection = Selection(d_min=0.625)

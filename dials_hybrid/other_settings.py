@@ -1,7 +1,8 @@
-"""The other hand and the other indexing settings, refined from where the first one ended.
+"""The other hand and the other indexing settings, from where the first refinement ended.
 
-Thickness, orientations and scale start as they were found, the structure as refined and moved,
-so that a few iterations are enough.
+Thickness, orientations and scale start as they were found, the structure as refined and moved. The
+mirror image is refined until it has converged, as the first one was. Other indexing settings are
+compared as they stand, or refined as well where that is asked for.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from dataclasses import dataclass
 
 import torch
 from cctbx import sgtbx
+from torch import Tensor
 
-from . import absolute_structure, io_settings
+from . import absolute_structure, io_settings, losses
 from .checkpoint import State
 from .data import Problem, Result
 from .io_cctbx import other_hand, to_structure, update_xray_structure
 from .job import Job, context, in_setting
+from .model import HybridModel
 from .refine import Progress, Refinement
 from .uncertainty import curvature_of
 
 logger = logging.getLogger("dials.hybrid.other_settings")
 
-ITERATIONS = 5
 INTERRUPTED = "interrupted"
 NOT_COMPARED = "Interrupted: the other hand and settings are not compared"
 
@@ -40,32 +42,38 @@ class Refined:
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another setting, how it ended, and the score of the first one against it."""
+    """Another setting, how well it agrees, and the score of the first one against it."""
 
     operator: str
     hand: str
-    end: Refined
+    job: Job
+    refinement: Refinement
+    result: Result | None  # None where it was compared as it stood
+    r1: float  # of I > 3 sigma
     score: absolute_structure.ZScore
-    twin: absolute_structure.TwinFraction | None  # of the pure mirror image
+    twin: absolute_structure.TwinFraction  # its share in the crystal
 
     @property
-    def r1(self) -> float:
-        """R1 of I > 3 sigma."""
-        return self.end.result.summary["final"]["r1_obs"]
+    def is_mirror(self) -> bool:
+        """Whether it is the pure mirror image of the first."""
+        return self.operator == "h,k,l" and self.hand == "inverted"
 
     def row(self) -> dict:
         """Return what the table of settings says of it."""
         return {
             "operator": self.operator,
             "hand": self.hand,
-            "space_group": str(self.end.job.xray_structure.space_group_info()),
+            "space_group": str(self.job.xray_structure.space_group_info()),
             "r1_obs": self.r1,
             "z_score": -self.score.z,
+            "refined": self.result is not None,
+            "twin_fraction": self.twin.value,
+            "twin_fraction_su": self.twin.su,
         }
 
 
 def decide(first: Refined, progress: Progress) -> Refined:
-    """Refine the other settings, and return the best, its result's summary saying how it did.
+    """Compare the other settings, and return the best, its result's summary saying how it did.
 
     One that is better by `minimum_gain` in R1 and by three standard deviations of the z-score is
     refined to its end and compared anew; with `test_settings` off the first one is kept with a
@@ -127,38 +135,36 @@ def restored(job: Job) -> Refined:
 
 
 def _wanted(job: Job) -> bool:
-    chosen = job.options.refine_settings
-    return chosen == "all" or (
-        chosen == "hand" and not job.xray_structure.space_group().is_centric()
-    )
+    if job.options.refine_settings == "none":
+        return False
+    return len(io_settings.candidates(job.xray_structure)) > 1
 
 
 def _compare(first: Refined, progress: Progress) -> list[Alternative]:
     refined = update_xray_structure(first.job.xray_structure, first.result.structure)
-    others = io_settings.candidates(refined)[1:]
-    if first.job.options.refine_settings == "hand":
-        others = [(op, hand, s) for op, hand, s in others if hand == "inverted"][:1]
-    return [_alternative(first, other, progress) for other in others]
+    return [_alternative(first, other, progress) for other in io_settings.candidates(refined)[1:]]
 
 
 def _alternative(first: Refined, other: tuple, progress: Progress) -> Alternative:
-    """Refine one other setting (operator, hand, structure) for a few iterations."""
+    """Compare with one other setting (operator, hand, structure), refined if it is to be."""
     operator, hand, moved = other
     mirror = operator == "h,k,l" and hand == "inverted"
-    logger.info(
-        "\nFor comparison, the %s structure indexed as %s (%s), from the end of the refinement:",
-        hand,
-        operator,
-        moved.space_group_info(),
-    )
     if mirror:
         moved, structure = other_hand(first.job.xray_structure, first.result.structure)
     else:
         structure = to_structure(moved)
     problem = in_setting(first.job, structure, operator, hand)
     refinement = started(first, problem, mirror, Progress(progress.report))
-    twin = _twin(first, refinement) if mirror else None
-    result = refinement.run()
+    as_it_stands, result = _calculated(refinement.model), None
+    if mirror or first.job.options.refine_settings == "all":
+        logger.info(
+            "\nFor comparison, the %s structure indexed as %s (%s), from the end of the refinement:",
+            hand,
+            operator,
+            moved.space_group_info(),
+        )
+        result = refinement.run()
+    calculated = as_it_stands if result is None else result.calculated
     job = dataclasses.replace(
         first.job,
         problem=problem,
@@ -166,8 +172,21 @@ def _alternative(first: Refined, other: tuple, progress: Progress) -> Alternativ
         indexing=moved_indexing(first.job.indexing, operator, hand),
     )
     return Alternative(
-        operator, hand, Refined(job, refinement, result), _score(first, result), twin
+        operator,
+        hand,
+        job,
+        refinement,
+        result,
+        _r1(first, calculated),
+        _score(first, calculated),
+        _twin(first, as_it_stands),
     )
+
+
+@torch.no_grad()
+def _calculated(model: HybridModel) -> Tensor:
+    """Return the intensities (R,) at the present parameters."""
+    return model.intensities(model.value_profiles())
 
 
 def moved_indexing(indexing: dict, operator: str, hand: str) -> dict:
@@ -200,27 +219,27 @@ def started(first: Refined, problem: Problem, mirror: bool, progress: Progress) 
             parameters[name] = (keep * torch.tensor(value, dtype=torch.float64)).tolist()
     old = first.refinement.state
     state = State(proximity=old.proximity, error_model=old.error_model, parameters=parameters)
-    settings = dataclasses.replace(first.refinement.settings, iterations=ITERATIONS)
-    return Refinement(problem, first.job.options.model, settings, progress, state)
-
-
-def _score(first: Refined, result: Result) -> absolute_structure.ZScore:
-    o = first.job.problem.observations
-    chosen = o.observed & ~o.free
-    return absolute_structure.z_score(
-        o.intensity, first.result.calculated, result.calculated, chosen
+    return Refinement(
+        problem, first.job.options.model, first.refinement.settings, progress, state
     )
 
 
-def _twin(first: Refined, inverted: Refinement) -> absolute_structure.TwinFraction:
-    """The share of the mirror image; `inverted` has not run yet."""
-    model, curvature = inverted.model, first.refinement.curvature
-    with torch.no_grad():
-        other = model.intensities(model.value_profiles())
-    own = first.result.calculated.to(other.device)
-    o = model.problem.observations
-    observed = o.intensity.to(other)
-    sigma = curvature.error_model.sigma_w(observed, own, o.sigma)
+def _r1(first: Refined, calculated: Tensor) -> float:
+    o = first.job.problem.observations
+    return losses.r1(o.intensity, calculated.to(o.intensity), o.observed & ~o.free)
+
+
+def _score(first: Refined, calculated: Tensor) -> absolute_structure.ZScore:
+    o = first.job.problem.observations
+    own, other = (x.to(o.intensity) for x in (first.result.calculated, calculated))
+    return absolute_structure.z_score(o.intensity, own, other, o.observed & ~o.free)
+
+
+def _twin(first: Refined, other: Tensor) -> absolute_structure.TwinFraction:
+    """The share of a setting with intensities (R,), all but its structure as the first ended."""
+    curvature, o = first.refinement.curvature, first.refinement.problem.observations
+    own, other = (x.to(o.intensity) for x in (first.result.calculated, other))
+    sigma = curvature.error_model.sigma_w(o.intensity, own, o.sigma)
     difference = torch.where(o.free, torch.zeros_like(own), (other - own) / sigma)
     return absolute_structure.twin_fraction(curvature, difference)
 
@@ -249,11 +268,10 @@ def _warn(better: Alternative, what: str) -> None:
 
 def _to_the_end(first: Refined, better: Alternative, progress: Progress) -> Refined:
     """Refine an alternative until it has converged, as the first one was to be."""
-    refinement = better.end.refinement
-    refinement.settings = first.refinement.settings
+    refinement = better.refinement
     refinement.progress = progress
-    refinement.context = context(better.end.job)
-    return dataclasses.replace(better.end, result=refinement.run())
+    refinement.context = context(better.job)
+    return Refined(better.job, refinement, refinement.run())
 
 
 def _reported(chosen: Refined, found: list[Alternative]) -> Refined:
@@ -264,21 +282,57 @@ def _reported(chosen: Refined, found: list[Alternative]) -> Refined:
         "space_group": str(chosen.job.xray_structure.space_group_info()),
         "r1_obs": chosen.result.summary["final"]["r1_obs"],
         "z_score": None,
+        "refined": True,
+        "twin_fraction": None,
+        "twin_fraction_su": None,
     }
     summary = {**chosen.result.summary, "settings_refined": [own, *(a.row() for a in found)]}
-    mirror = next((a for a in found if a.twin is not None), None)
-    if mirror is not None:
-        summary["absolute_structure"] = _facts(chosen, mirror)
+    for other in found:
+        if other.is_mirror:
+            summary["absolute_structure"] = _facts(chosen, other)
+    summary["indexing_verdict"] = _indexing_verdict(chosen, found)
     return dataclasses.replace(chosen, result=chosen.result.replace(summary=summary))
+
+
+def _hand_of(chosen: Refined, mirror: Alternative) -> str:
+    """Return what names the hand: the space group where that tells, or else its origin."""
+    group = str(chosen.job.xray_structure.space_group_info())
+    if mirror.row()["space_group"] != group:
+        return group
+    inverted = chosen.job.indexing.get("inverted", False)
+    return f"{group}, the structure {'inverted' if inverted else 'as it was given'}"
+
+
+def _indexing_verdict(chosen: Refined, found: list[Alternative]) -> str | None:
+    """Return one sentence on the indexing; None where the lattice leaves no choice.
+
+    It is that against the setting that comes nearest.
+    """
+    others = [a for a in found if a.operator != "h,k,l"]
+    if not others:
+        return None
+    nearest = min(others, key=lambda a: a.score.z)
+    return absolute_structure.verdict(
+        nearest.score,
+        nearest.twin,
+        f"as indexed and not as {nearest.operator}",
+        nearest.r1 - chosen.result.summary["final"]["r1_obs"],
+        f"the share of a twin indexed as {nearest.operator}",
+    )
 
 
 def _facts(chosen: Refined, mirror: Alternative) -> dict:
     """The absolute structure by both refined hands, as the JSON file has it."""
     group = str(chosen.job.xray_structure.space_group_info())
-    sentence = absolute_structure.verdict(mirror.score, mirror.twin, group)
-    if INTERRUPTED in mirror.end.result.stop_reason:
-        sentence = "undetermined: the refinement of the other hand was interrupted"
     r1 = chosen.result.summary["final"]["r1_obs"]
+    difference = mirror.r1 - r1
+    sentence = absolute_structure.verdict(
+        mirror.score, mirror.twin, _hand_of(chosen, mirror), difference
+    )
+    if INTERRUPTED in mirror.result.stop_reason:
+        sentence = "undetermined: the refinement of the other hand was interrupted"
+    elif not mirror.result.converged:
+        sentence += "; the other hand had not converged"
     return {
         "tested": True,
         "verdict": sentence,
@@ -286,11 +340,11 @@ def _facts(chosen: Refined, mirror: Alternative) -> dict:
         "refined": {
             "r1_obs": r1,
             "r1_obs_other_hand": mirror.r1,
-            "r1_difference": mirror.r1 - r1,
+            "r1_difference": difference,
             "space_group_other_hand": mirror.row()["space_group"],
-            "other_hand_converged": mirror.end.result.converged,
-            "other_hand_iterations": mirror.end.result.summary["iterations"],
-            "other_hand_time_s": mirror.end.result.summary["wall_time_s"],
+            "other_hand_converged": mirror.result.converged,
+            "other_hand_iterations": mirror.result.summary["iterations"],
+            "other_hand_time_s": mirror.result.summary["wall_time_s"],
         },
         "z_score": mirror.score.z,
         "probability": mirror.score.probability,

@@ -253,11 +253,17 @@ def test_both_hands_are_refined_and_the_absolute_structure_is_known(crystal, her
     refined = hands["refined"]
     assert refined["space_group_other_hand"] == "P 31 2 1" and refined["r1_difference"] > 0.01
     assert refined["r1_obs"] == found["final"]["r1_obs"]
-    assert [row["space_group"] for row in found["settings_refined"]] == ["P 32 2 1", "P 31 2 1"]
+    assert refined["other_hand_converged"]
+    rows = found["settings_refined"]
+    assert [row["space_group"] for row in rows] == 2 * ["P 32 2 1", "P 31 2 1"]
+    assert [row["refined"] for row in rows] == [True, True, False, False]
+    assert all(row["z_score"] < -3 and row["r1_obs"] > 0.3 for row in rows[2:])
+    assert all(abs(row["twin_fraction"]) < 4 * row["twin_fraction_su"] for row in rows[1:])
+    assert found["indexing_verdict"].startswith("determined, as indexed and not as -h,-k,l")
     assert "Absolute structure: determined" in Path("dials.hybrid_refine.log").read_text()
     assert "_refine_ls_abs_structure_details" in Path("hybrid_refined.cif").read_text()
     page = Path("dials.hybrid_refine.html").read_text()
-    assert hands["verdict"] in page and "Settings refined" in page
+    assert hands["verdict"] in page and "as it stands" in page
     # the result of a continued problem that is complete says the same
     hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=12"])
     again = json.loads(Path("dials.hybrid_refine.json").read_text())

@@ -78,7 +78,7 @@ def test_it_begins_where_the_first_one_ended(mirror):
         a, b = (dict(r.model.named_parameters())[name] for r in (first, second))
         assert torch.equal(a, b)
     assert torch.equal(first.model.thickness(), second.model.thickness())
-    assert second.settings.iterations == other_settings.ITERATIONS
+    assert second.settings == first.settings
     assert second.progress.checkpoint is None
 
 
@@ -96,7 +96,7 @@ def test_checkpoints_of_the_hand_that_is_left_for_hold_its_own_structure():
     refinement = SimpleNamespace(run=lambda: seen.update(refinement.context))
     first = SimpleNamespace(settings=None, context=context(Job(None, given, None, Options())))
     job = Job(None, moved, None, Options(), {"operator": "h,k,l", "inverted": True})
-    better = SimpleNamespace(end=other_settings.Refined(job, refinement, None))
+    better = SimpleNamespace(job=job, refinement=refinement)
     other_settings._to_the_end(SimpleNamespace(refinement=first), better, Progress())
     assert seen["indexing"] == job.indexing
     assert "P 43" in seen["structure_cif"] and "P 41" not in seen["structure_cif"]

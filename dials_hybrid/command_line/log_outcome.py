@@ -43,6 +43,8 @@ def log_outcome(outcome: api.Outcome) -> None:
     _log_restraints(c["restraints"])
     _log_correlations(c)
     logger.info("Absolute structure: %s\n", c["absolute_structure"]["verdict"])
+    if c["indexing_verdict"]:
+        logger.info("Indexing: %s\n", c["indexing_verdict"])
     _log_peaks(c["map_peaks"])
     if c["checks"]:
         points = "\n".join(f"  {check['severity']}: {check['text']}" for check in c["checks"])

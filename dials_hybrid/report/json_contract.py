@@ -40,6 +40,7 @@ _KEYS = {
     "bonds": [],
     "angles": [],
     "settings_refined": [],
+    "indexing_verdict": None,
     "correlations": [],
     "condition": dict.fromkeys(("all", "structure", "undetermined", "strong_correlations")),
     "checks": [],

@@ -208,11 +208,21 @@ def _candidates(contract: dict) -> list[dict]:
 
 
 def _settings(contract: dict) -> list[dict]:
-    """Return the settings that were refined beside each other."""
+    """Return the result and what it was compared with, as rows of a table."""
     return [
-        {**row, "r1_obs": percent(row["r1_obs"]), "z": _z(row["z_score"])}
+        {
+            **row,
+            "r1_obs": percent(row["r1_obs"]),
+            "z": _z(row["z_score"]),
+            "twin": _with_su(row.get("twin_fraction"), row.get("twin_fraction_su")),
+            "how": "refined" if row.get("refined", True) else "as it stands",
+        }
         for row in contract["settings_refined"]
     ]
+
+
+def _with_su(value: float | None, su: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} ± {su:.2f}"
 
 
 def _z(value: float | None) -> str:
@@ -318,6 +328,7 @@ def write_html(path, problem: Problem, result: Result, contract: dict) -> None:
         peaks=_peak_rows(contract),
         candidates=_candidates(contract),
         settings=_settings(contract),
+        indexing_verdict=contract["indexing_verdict"],
         condition=_condition(contract),
         indexing=_facts(contract["indexing"]),
         absolute_structure=_facts(contract["absolute_structure"]),
