@@ -15,10 +15,13 @@ from torch.func import functional_call, jacfwd
 
 from .freedom import star_lengths
 from .linear import CheapModel
+from .uncertainty import Curvature
 
 STRONG = 0.5  # |r| that is reported
 MOST = 40  # pairs that are reported
 _DEPENDENT = 1e-6  # part of a gradient that earlier quantities leave
+# part of a gradient that is unseen; a floating origin leaves each of n atoms 1 / n of it
+_UNKNOWN = 0.9
 
 
 @dataclass(frozen=True)
@@ -31,26 +34,27 @@ class Quantity:
 
 
 @torch.no_grad()
-def summary(cheap: CheapModel, covariance: Tensor, information: Tensor) -> dict:
+def summary(cheap: CheapModel, curvature: Curvature) -> dict:
     """Return `correlations` and `condition` as plain values.
 
     correlations -- pairs of quantities with |r| > STRONG, the strongest first, at most MOST;
         neighbours on one curve (scale, orientation), which always correlate, are left out
     condition -- largest over smallest eigenvalue of the normal matrix scaled to a unit
         diagonal: of all parameters that are determined, and of the structure alone once the
-        others are eliminated; how many directions neither data nor priors determine, and the
-        number of all pairs with |r| > STRONG
+        others are eliminated; how many directions neither data nor priors determine, the names
+        of quantities of the structure that lie there, and the number of all pairs with
+        |r| > STRONG
     """
     found = quantities(cheap)
-    pairs = strongest(found, covariance)
-    crystal = covariance[cheap.parts.crystal, cheap.parts.crystal]
-    everything, undetermined = condition(information)
+    pairs = strongest(found, curvature.covariance)
+    everything, undetermined = condition(curvature.information)
     return {
         "correlations": [{"first": a, "second": b, "r": r} for a, b, r in pairs[:MOST]],
         "condition": {
             "all": everything,
-            "structure": condition(crystal)[0],
+            "structure": condition(curvature.eliminated(cheap.parts.crystal))[0],
             "undetermined": undetermined,
+            "unknown": unknown(found, curvature.unseen),
             "strong_correlations": len(pairs),
         },
     }
@@ -60,8 +64,7 @@ def condition(matrix: Tensor) -> tuple[float | None, int]:
     """Return the condition number of a symmetric matrix scaled to a unit diagonal.
 
     Beside it comes the number of directions that are not determined: eigenvalues below 1e-12
-    of the largest, which do not count. The number is that of the inverse too, if all count;
-    None for an empty matrix.
+    of the largest, which do not count. None for an empty matrix.
     """
     scale = matrix.diagonal().clamp(min=0).sqrt()
     seen = scale > 0
@@ -71,6 +74,16 @@ def condition(matrix: Tensor) -> tuple[float | None, int]:
         return None, len(matrix)
     kept = values[values > 1e-12 * values[-1]]
     return float(kept[-1] / kept[0]), len(matrix) - len(kept)
+
+
+def unknown(found: list[Quantity], unseen: Tensor) -> list[str]:
+    """Return the names of quantities of the structure that lie in directions unseen (n, k)."""
+    return [
+        q.name
+        for q in found
+        if q.kind == "structure"
+        and float((unseen.T @ q.gradient).square().sum() / q.gradient.square().sum()) > _UNKNOWN
+    ]
 
 
 def quantities(cheap: CheapModel) -> list[Quantity]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from .checkpoint import State
 from .data import Observations, Result, block_of
 from .linear import CheapModel, LeastSquares
 from .plan import Stage
+from .uncertainty import Curvature
+
+logger = logging.getLogger("dials.hybrid.outcome")
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
                 **_of_the_run(end, errors),
                 **_agreements(o, (kinematic, start, calculated), sigma_w),
                 **_unseen(final, calculated, sigma_w),
-                **correlations.summary(
-                    end.cheap, errors.curvature.covariance, errors.curvature.information
-                ),
+                **_correlations(end.cheap, errors.curvature),
                 "valence": _valence(model, errors),
                 "nuisance": _nuisance(end.cheap, errors.curvature.covariance),
                 "restraints": restraints.summary(model.problem.restraints, model.crystal.refined()),
@@ -87,6 +89,18 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
             "r1_obs_frame_mean": _frame_mean(o, model.problem.scan, calculated),
         }
     return result.to("cpu"), errors.curvature
+
+
+def _correlations(cheap: CheapModel, curvature: Curvature) -> dict:
+    found = correlations.summary(cheap, curvature)
+    unknown = found["condition"]["unknown"]
+    if unknown:
+        logger.warning(
+            "The data do not determine %s: there is no s.u. of it; fix it (parameters.fix) or leave "
+            "the atom out",
+            ", ".join(unknown),
+        )
+    return found
 
 
 def _of_the_run(end: End, errors: uncertainty.Uncertainties) -> dict:

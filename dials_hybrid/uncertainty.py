@@ -110,10 +110,38 @@ class Curvature:
     def _used(self) -> Tensor:
         return (self.jacobian != 0).any(1)
 
+    def eliminated(self, part: slice) -> Tensor:
+        """Return the information on some parameters, all others refined beside them.
+
+        That is the Schur complement A - B C^-1 B^T of their block A; its inverse is their block
+        of the inverse of everything.
+        """
+        kept = torch.zeros(len(self.information), dtype=torch.bool, device=self.information.device)
+        kept[part] = True
+        mutual = self.information[kept][:, ~kept]
+        rest = torch.linalg.pinv(self.information[~kept][:, ~kept], rtol=_UNSEEN, hermitian=True)
+        return self.information[kept][:, kept] - mutual @ rest @ mutual.T
+
+    @functools.cached_property
+    def unseen(self) -> Tensor:
+        """(n, k) orthonormal directions that neither data nor priors see, all of variance zero."""
+        values, vectors = self._spectrum
+        return vectors[:, ~self._seen(values)]
+
     @functools.cached_property
     def _inverse(self) -> Tensor:
-        # directions that neither data nor priors see (spare network weights) get no information
-        return torch.linalg.pinv(self.information, rtol=_UNSEEN, hermitian=True)
+        # directions that nothing sees (spare network weights, a floating origin) stay as they are
+        values, vectors = self._spectrum
+        seen = self._seen(values)
+        return (vectors[:, seen] / values[seen]) @ vectors[:, seen].T
+
+    @functools.cached_property
+    def _spectrum(self) -> tuple[Tensor, Tensor]:
+        return torch.linalg.eigh(self.information)
+
+    @staticmethod
+    def _seen(values: Tensor) -> Tensor:
+        return values > _UNSEEN * values.abs().max()
 
     def _mean(self, values: Tensor) -> Tensor:
         return values[self._used].mean()

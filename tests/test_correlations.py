@@ -8,7 +8,9 @@ import torch
 
 from dials_hybrid import correlations
 from dials_hybrid.correlations import Quantity
+from dials_hybrid.data import Problem
 from dials_hybrid.refine import Refinement, RefineSettings
+from dials_hybrid.valence import ValenceSettings
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +85,18 @@ def test_a_refinement_reports_them(cheap):
         assert 0.5 < abs(pair["r"]) <= 1 + 1e-9 and math.isfinite(pair["r"])
         assert pair["first"] != pair["second"]
     assert len(found["correlations"]) <= correlations.MOST
+
+
+def test_what_the_data_do_not_see_is_named(caplog):
+    """The third atom is all but absent; the other two hold each other, wherever the origin is."""
+    sites = [[0.1, 0.2, 0.3], [0.6, 0.5, 0.8], [0.3, 0.8, 0.1]]
+    structure = tiny.triclinic(sites, (3.0, 4.0, 3.0), (8.0, 10.0, 9.0))
+    structure = structure.replace(occ=tiny.f64([1, 1, 1e-9]), u_iso=tiny.f64([0.01] * 3))
+    sweep = tiny.scan(blocks=4, cell=structure.cell.tolist())
+    problem = Problem(structure, sweep, tiny.observations(structure, sweep), {})
+    settings = tiny.settings(thickness="single", valence=ValenceSettings("none"))
+    result = Refinement(problem, settings, RefineSettings(0)).run()
+    names = ["x(X2)", "y(X2)", "z(X2)", "U(X2)"]
+    assert result.summary["condition"]["unknown"] == names
+    assert f"The data do not determine {', '.join(names)}" in caplog.text
+    assert bool((result.site_su[:2] > 0).all()) and float(result.site_su[2].abs().max()) == 0

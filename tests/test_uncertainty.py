@@ -56,6 +56,24 @@ def test_the_covariance_is_the_scatter_of_robust_fits(noise, scale):
     assert torch.allclose(torch.stack(expected).mean(0), scatter, rtol=0.15)
 
 
+def test_eliminating_the_others_leaves_the_inverse_of_their_covariance():
+    curvature = line(normal(200, seed=1), normal(200, 7), prior=0.3)
+    part = slice(2, 5)
+    of_all = torch.linalg.inv(curvature.information)[part, part]
+    assert torch.allclose(torch.linalg.inv(curvature.eliminated(part)), of_all, rtol=1e-9)
+
+
+def test_directions_that_nothing_sees_are_known_and_have_no_variance():
+    jacobian = normal(200, 3) @ tiny.f64([[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]])
+    curvature = line(normal(200, seed=1), jacobian)
+    direction = tiny.f64([1, 1, -1, 0]) / 3**0.5
+    assert torch.allclose(curvature.unseen.abs(), direction.abs()[:, None], atol=1e-9)
+    assert float((direction @ curvature.covariance @ direction).abs()) < 1e-12
+    assert torch.allclose(
+        curvature._inverse, torch.linalg.pinv(curvature.information, rtol=1e-9, hermitian=True)
+    )
+
+
 def test_a_gaussian_gives_the_usual_covariance():
     jacobian, residual = normal(200, 3), normal(200, seed=1)
     fit = line(residual, jacobian, freedom=1e9)

@@ -42,7 +42,7 @@ _KEYS = {
     "settings_refined": [],
     "indexing_verdict": None,
     "correlations": [],
-    "condition": dict.fromkeys(("all", "structure", "undetermined", "strong_correlations")),
+    "condition": dict.fromkeys(("all", "structure", "undetermined", "unknown", "strong_correlations")),
     "checks": [],
     "map_peaks": None,
     "warnings": [],
