@@ -39,6 +39,7 @@ PROPORTIONAL = 0.03  # error in proportion to the intensity
 SETTINGS = ModelSettings(
     g_max=1.4,
     s_max=0.02,
+    left_out=None,
     depth=DepthGrid(40.0, 14),
     thickness_start=250.0,
     valence=ValenceSettings("none"),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from . import beams, losses, validation
+from .crystal import CrystalModel
 from .data import Problem
-from .model import HybridModel, ModelSettings
+from .model import HybridModel, ModelSettings, relevance_of
 from .propagation import (
     SCHEMES,
     DepthGrid,
@@ -351,9 +352,10 @@ def _label(settings: ModelSettings) -> str:
 
 def feasible_s_max(problem: Problem, settings: ModelSettings) -> float:
     """Return the largest s_max (A^-1) of the ladder with which no block is too large."""
+    kept = relevance_of(problem, settings, CrystalModel(problem.structure, settings.valence))
     for s_max in S_MAX:
         found = beams.choose_beams(
-            problem.structure, problem.scan, problem.observations, settings.g_max, s_max
+            problem.structure, problem.scan, problem.observations, settings.g_max, s_max, kept
         )
         if int(found.counts.max()) <= FEASIBLE_BEAMS:
             return s_max

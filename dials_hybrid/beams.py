@@ -5,6 +5,7 @@ S_g = (K^2 - |K + g|^2) / 2K with K inside the crystal. Vectors in A^-1, laborat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -138,13 +139,18 @@ def centring_absent(structure: Structure, hkl: Tensor) -> Tensor:
 
 
 def choose_beams(
-    structure: Structure, scan: Scan, observations: Observations, g_max: float, s_max: float
+    structure: Structure,
+    scan: Scan,
+    observations: Observations,
+    g_max: float,
+    s_max: float,
+    kept: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> BeamSet:
     """Choose the beams of each block.
 
-    A beam is taken when |g| <= g_max and |S_g| <= s_max (A^-1) at some sample of the block, or
-    when an observation is linked to the block. Raises InputError when an observation lies
-    beyond 2 A^-1.
+    A beam is taken when |g| <= g_max and |S_g| <= s_max (A^-1) at some sample of the block and,
+    where it is given, `kept` says of hkl (M, 3) and S (T, M) that it matters; or when an
+    observation is linked to the block. Raises InputError when an observation lies beyond 2 A^-1.
     """
     hkl = lattice_points(structure, g_max)
     vacuum = scan.s0.norm(dim=-1)
@@ -152,7 +158,9 @@ def choose_beams(
     for block in range(len(scan.setting)):
         links = torch.nonzero(observations.link_block == block).flatten()
         linked = observations.hkl[observations.link_observation[links]]
-        near = hkl[_near_sphere(hkl, scan, block, vacuum, s_max)]
+        near, excitation = _near_sphere(hkl, scan, block, vacuum, s_max)
+        if kept is not None:
+            near = near[kept(near, excitation)]
         chosen, place = _merge(linked, near)
         link_beam[links] = place
         per_block.append(chosen)
@@ -165,12 +173,14 @@ def choose_beams(
     return BeamSet(padded, valid, link_beam)
 
 
-def _near_sphere(hkl, scan, block, vacuum, s_max) -> Tensor:
+def _near_sphere(hkl, scan, block, vacuum, s_max) -> tuple[Tensor, Tensor]:
+    """Return the hkl (M, 3) near the Ewald sphere at some sample of a block, and their S (T, M)."""
     vectors = torch.einsum("tij,mj->tmi", scan.setting[block], hkl.to(torch.float64))
     s = excitation_errors(vectors[None], scan.s0[block, None], vacuum[block, None])[0]
     # a beam may cross the sphere between two samples
     crosses = (s.amax(0) > 0) & (s.amin(0) < 0)
-    return crosses | (s.abs().amin(0) <= s_max)
+    near = crosses | (s.abs().amin(0) <= s_max)
+    return hkl[near], s[:, near]
 
 
 def _merge(linked: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:

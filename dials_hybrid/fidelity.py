@@ -15,10 +15,14 @@ from .data import Problem, Scan
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Cut-offs of the beams (A^-1), samples of the rotation that become one, steps per depth."""
+    """Cut-offs of the beams, samples of the rotation that become one, steps per depth.
+
+    g_max and s_max are in A^-1, `left_out` is the share of the current in beams left out.
+    """
 
     g_max: float
     s_max: float
+    left_out: float | None
     thinning: int = 1
     substeps: int = 1
 

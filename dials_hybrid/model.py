@@ -23,6 +23,7 @@ from .nuisance import About
 from .orientation import OrientationCurve
 from .parallel import ALONE, Alone, Team, in_threads
 from .propagation import DepthGrid, Moves, Propagator, Size, Splitting
+from .relevance import Relevance
 from .restraints import RestrainedCrystal, Restrainer
 from .thickness import ThicknessPrior, Views
 from .valence import ValenceSettings
@@ -35,11 +36,14 @@ _CACHE_ELEMENTS = 150_000  # waves of a batch that still fit the processor's cac
 class ModelSettings:
     """Choices of the model. Lengths in A, reciprocal lengths in A^-1, angles in rad.
 
-    `precision` is "single" or "double"; `memory` bounds the working arrays of a batch, bytes.
+    `left_out` is the share of the current that may pass through beams that are left out, None
+    keeps all within g_max and s_max. `precision` is "single" or "double"; `memory` bounds the
+    working arrays of a batch, bytes.
     """
 
     g_max: float = 2.0
-    s_max: float = 0.02
+    s_max: float = 0.04
+    left_out: float | None = 1e-4
     depth: DepthGrid = DepthGrid(40.0, 30)
     propagator: Propagator = Splitting()
     absorption: Absorption = NoAbsorption()
@@ -67,7 +71,11 @@ class ModelSettings:
         """Return the settings of passes at that fidelity."""
         propagator = propagation.with_substeps(self.propagator, fidelity.substeps)
         return dataclasses.replace(
-            self, g_max=fidelity.g_max, s_max=fidelity.s_max, propagator=propagator
+            self,
+            g_max=fidelity.g_max,
+            s_max=fidelity.s_max,
+            left_out=fidelity.left_out,
+            propagator=propagator,
         )
 
     def to_dict(self) -> dict:
@@ -84,13 +92,38 @@ class ModelSettings:
         nested = {
             "depth": DepthGrid(**values["depth"]),
             "propagator": propagation.from_dict(values["propagator"]),
-            # files of earlier versions have neither absorption nor valence nor nuisance terms
+            # files of earlier versions have neither absorption nor valence nor nuisance terms,
+            # and leave no beam out
             "absorption": absorption.from_dict(values.get("absorption", {"model": "none"})),
             "prior": ThicknessPrior(**values["prior"]),
             "valence": ValenceSettings(**values.get("valence", {"model": "none"})),
             "nuisance": tuple(Term(**term) for term in values.get("nuisance", ())),
         }
-        return cls(**{**values, **nested})
+        return cls(**{"left_out": None, **values, **nested})
+
+
+def _potential_factor(problem: Problem) -> float:
+    """Return U in A^-2 for F = 1 A."""
+    return electron.potential_factor(
+        problem.scan.wavelength, crystal.cell_volume(problem.structure.cell)
+    )
+
+
+@torch.no_grad()
+def relevance_of(
+    problem: Problem, settings: ModelSettings, structure_factor: crystal.CrystalModel
+) -> Relevance | None:
+    """Return what tells the beams that matter, None where all are to be kept."""
+    if settings.left_out is None:
+        return None
+    factor = _potential_factor(problem) * problem.scan.wavelength / 2
+    return Relevance(
+        problem.structure,
+        lambda hkl: structure_factor(hkl).abs() * factor,
+        settings.g_max,
+        settings.thickness_start,
+        settings.left_out,
+    )
 
 
 class HybridModel(nn.Module):
@@ -113,10 +146,15 @@ class HybridModel(nn.Module):
         self._coarser: dict[Fidelity, HybridModel] = {}
         problem = self.problem
         scan, observations = problem.scan, problem.observations
-        self.beams = beams.choose_beams(
-            problem.structure, scan, observations, settings.g_max, settings.s_max
-        )
         self.crystal = crystal.CrystalModel(problem.structure, settings.valence)
+        self.beams = beams.choose_beams(
+            problem.structure,
+            scan,
+            observations,
+            settings.g_max,
+            settings.s_max,
+            relevance_of(problem, settings, self.crystal),
+        )
         self.restrainer = Restrainer(problem.restraints, problem.structure)
         self.orientation = OrientationCurve(
             scan,
@@ -158,9 +196,7 @@ class HybridModel(nn.Module):
     def _prepare(self, device: str) -> None:
         self.couplings = beams.Couplings.of(self.beams)
         f_zero = self.crystal(torch.zeros(1, 3, dtype=torch.int64)).real.detach()
-        factor = electron.potential_factor(
-            self.problem.scan.wavelength, crystal.cell_volume(self.problem.structure.cell)
-        )
+        factor = _potential_factor(self.problem)
         self.wavenumber = beams.inner_wavenumber(self.problem.scan.s0, factor * f_zero)
         # U / 2K in A^-1 from F in A; the crystallographic sign of F(g) asks for M_gh = U_(h-g)
         self.potential_factor = factor / (2 * float(self.wavenumber.mean()))

@@ -219,9 +219,7 @@ def started(first: Refined, problem: Problem, mirror: bool, progress: Progress) 
             parameters[name] = (keep * torch.tensor(value, dtype=torch.float64)).tolist()
     old = first.refinement.state
     state = State(proximity=old.proximity, error_model=old.error_model, parameters=parameters)
-    return Refinement(
-        problem, first.job.options.model, first.refinement.settings, progress, state
-    )
+    return Refinement(problem, first.job.options.model, first.refinement.settings, progress, state)
 
 
 def _r1(first: Refined, calculated: Tensor) -> float:

@@ -96,8 +96,8 @@ def _correlations(cheap: CheapModel, curvature: Curvature) -> dict:
     unknown = found["condition"]["unknown"]
     if unknown:
         logger.warning(
-            "The data do not determine %s: there is no s.u. of it; fix it (parameters.fix) or leave "
-            "the atom out",
+            "The data do not determine %s, and there is no s.u. of it; fix it (parameters.fix) or "
+            "leave the atom out",
             ", ".join(unknown),
         )
     return found

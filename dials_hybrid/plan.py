@@ -31,6 +31,7 @@ STALE_IN_STAGES = 10  # the same where they are approximate at any age
 # 1 / (|g| t) is the spacing (rad) of samples that integrates a rocking curve exactly: as
 # |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
 SPACINGS = (1.25, 2.0)
+LEFT_OUT = (1e-3, 3e-3, 1e-2)  # shares of the current in beams that are left out
 WORTH = 0.3  # 10^12 operations of a pass from which on its first derivatives may be coarser
 EARLY = 2  # their rung
 USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
@@ -103,21 +104,17 @@ def _first_within(
 def ladder(model: HybridModel) -> list[Fidelity]:
     """Return fidelities from fine to coarse.
 
-    First the steps and samples that hardly change intensities are left out, then beams beyond
-    the resolution of the data and those farther from the Ewald sphere.
+    First the steps and samples that hardly change intensities are left out, then beams through
+    which more and more of the current passes.
     """
     settings, o = model.settings, model.problem.observations
     scan, cell = model.problem.scan, model.problem.structure.cell
     reach = float(reciprocal_length_sq(cell, o.hkl).max().sqrt())
     spacing = float(torch.diff(scan.angle, dim=1).abs().median()) if scan.angle.shape[1] > 1 else 1
     fine, coarse = (max(1, int(c / (reach * settings.thickness_start * spacing))) for c in SPACINGS)
-    g_max, s_max = min(reach, settings.g_max), settings.s_max
-    return [
-        Fidelity(settings.g_max, s_max, fine),
-        Fidelity(settings.g_max, s_max / 2, fine),
-        Fidelity(g_max, s_max / 2, fine),
-        Fidelity(g_max, s_max / 4, coarse),
-    ]
+    more = [max(share, settings.left_out or 0) for share in LEFT_OUT]
+    rungs = [(settings.left_out, fine), *((share, fine) for share in more), (more[-1], coarse)]
+    return [Fidelity(settings.g_max, settings.s_max, *rung) for rung in rungs]
 
 
 def operations(model: HybridModel, directions: int | None = None) -> float:
@@ -171,7 +168,9 @@ def format_plan(plan: tuple[Stage, ...]) -> str:
 def _described(fidelity: Fidelity | None) -> str:
     if fidelity is None:
         return "the full model"
-    return (
-        f"g_max {fidelity.g_max:.3g}, s_max {fidelity.s_max:.3g}, one orientation sample of "
-        f"{fidelity.thinning}"
+    beams = (
+        "all beams"
+        if fidelity.left_out is None
+        else f"all but {fidelity.left_out:g} of the current"
     )
+    return f"{beams}, one orientation sample of {fidelity.thinning}"

@@ -63,7 +63,11 @@ def test_hands_that_do_not_differ_have_no_twin_fraction():
 @pytest.mark.parametrize(
     "score, twin, start",
     [
-        (ZScore(800, 500), TwinFraction(0.01, 0.02), "determined, P 32 2 1: R1 differs by +0.0200, z = 7.1"),
+        (
+            ZScore(800, 500),
+            TwinFraction(0.01, 0.02),
+            "determined, P 32 2 1: R1 differs by +0.0200, z = 7.1",
+        ),
         (ZScore(800, 410), TwinFraction(0.01, 0.02), "undetermined"),
         (ZScore(800, 300), TwinFraction(0.01, 0.02), "undetermined: the other one agrees better"),
         (ZScore(800, 500), TwinFraction(0.1, 0.3), "undetermined"),

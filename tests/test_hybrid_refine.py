@@ -552,7 +552,7 @@ def test_two_sweeps_share_structure_and_keep_their_own_curves(crystal, here):
         [
             str(crystal.model),
             "scan.images=12",
-            f"d_min={d_min}",
+            "d_min=0.8",
             "crystal.seed=5",
             "thickness.mean=400",
             "thickness.width=40",

@@ -22,6 +22,7 @@ LEVELS = {
     "crystal": 2,
     "absorption": 2,
     "beams": 2,
+    "relevance": 2,
     "batches": 2,
     "orientation": 2,
     "propagation": 2,

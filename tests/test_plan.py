@@ -28,7 +28,8 @@ def model(problem):
 def same(model, **changes) -> Fidelity:
     """Return the fidelity of the model itself, but for some changes."""
     settings = model.settings
-    return Fidelity(**{"g_max": settings.g_max, "s_max": settings.s_max, "substeps": 1, **changes})
+    own = {"g_max": settings.g_max, "s_max": settings.s_max, "left_out": settings.left_out}
+    return Fidelity(**{**own, "substeps": 1, **changes})
 
 
 # --- thinning -------------------------------------------------------------------------------
@@ -268,11 +269,11 @@ def test_an_estimate_does_not_make_a_full_pass(truth, monkeypatch):
 
 
 def test_settings_of_the_stage_reach_the_propagation(model):
-    coarse = model.settings.coarser(Fidelity(0.5, 0.004, substeps=1))
+    coarse = model.settings.coarser(Fidelity(0.5, 0.004, None, substeps=1))
     assert (coarse.g_max, coarse.s_max) == (0.5, 0.004)
     twice = dataclasses.replace(model.settings.propagator, substeps=2)
     fine = dataclasses.replace(model.settings, propagator=twice)
-    assert fine.coarser(Fidelity(0.5, 0.004)).propagator.substeps == 1
+    assert fine.coarser(Fidelity(0.5, 0.004, None)).propagator.substeps == 1
 
 
 # --- the sample nearest to a centroid -------------------------------------------------------

@@ -153,6 +153,7 @@ def settings(**choices) -> ModelSettings:
     values = {
         "g_max": 0.8,
         "s_max": 0.01,
+        "left_out": None,
         "depth": DepthGrid(20.0, 12),
         "propagator": Splitting(),
         "precision": "double",

@@ -42,7 +42,9 @@ _KEYS = {
     "settings_refined": [],
     "indexing_verdict": None,
     "correlations": [],
-    "condition": dict.fromkeys(("all", "structure", "undetermined", "unknown", "strong_correlations")),
+    "condition": dict.fromkeys(
+        ("all", "structure", "undetermined", "unknown", "strong_correlations")
+    ),
     "checks": [],
     "map_peaks": None,
     "warnings": [],

@@ -1,0 +1,64 @@
+"""How much of the current passes through each beam of a block, and which beams may be left out.
+
+An estimate to second order. Scattered once, a beam h gets about 2 V^2 / (S^2 + 4 V^2) of the
+current, the depth average of two beams (P. B. Hirsch et al. 1977, Electron Microscopy of Thin
+Crystals, chapter 8), less where the crystal is thinner than the extinction length. From there, and
+from the incident beam, it goes on to a beam g: with X^2 = sum over h of share_h |V_gh|^2 its part
+is X^2 / (X^2 + S_g^2). V = U / 2K and S in A^-1. The mean over a block's orientations counts: a
+beam that crosses the Ewald sphere for a moment matters for a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .beams import lattice_points
+from .data import Structure
+
+
+class Relevance:
+    """Tells which beams of a block may be left out.
+
+    `strength` takes hkl (M, 3) to |U_g / 2K| in A^-1, `g_max` (A^-1) is how far couplings are
+    looked at, `thickness` in A is that of the crystal, `left_out` the share of the current that may
+    pass through all the beams that are left out.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        strength: Callable[[Tensor], Tensor],
+        g_max: float,
+        thickness: float,
+        left_out: float,
+    ):
+        hkl = lattice_points(structure, g_max)
+        self.reach = hkl.abs().amax(0) if len(hkl) else torch.zeros(3, dtype=torch.int64)
+        self.box = torch.zeros((2 * self.reach + 1).tolist(), dtype=torch.float64)
+        self.box[tuple((hkl + self.reach).T)] = strength(hkl)
+        self.thin = 1 / (2 * thickness)
+        self.left_out = left_out
+
+    def __call__(self, hkl: Tensor, excitation: Tensor) -> Tensor:
+        """Return (M,) bool, the beams hkl (M, 3) to keep; `excitation` (T, M) is S in A^-1."""
+        share, order = self.shares(hkl, excitation).sort()
+        kept = torch.ones(len(hkl), dtype=torch.bool)
+        kept[order[share.cumsum(0) <= self.left_out]] = False
+        return kept
+
+    def shares(self, hkl: Tensor, excitation: Tensor) -> Tensor:
+        """Return the estimated share of the current (M,) in each beam, averaged over samples."""
+        direct = self._strength(hkl).square()
+        error = excitation.square()
+        once = 2 * direct / (error + 4 * direct + self.thin**2)
+        twice = direct + once @ self._strength(hkl[None] - hkl[:, None]).square()
+        return (twice / (twice + error).clamp(min=1e-300)).mean(0)
+
+    def _strength(self, hkl: Tensor) -> Tensor:
+        """|U / 2K| (...) of differences hkl (..., 3), zero beyond the reach and of g = 0."""
+        inside = (hkl.abs() <= self.reach).all(-1)
+        place = torch.where(inside[..., None], hkl + self.reach, self.reach)
+        return self.box[tuple(place.movedim(-1, 0))]
