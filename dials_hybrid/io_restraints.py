@@ -16,7 +16,8 @@ from .data import InputError, Restraints
 from .io_bonds import UNIT, neighbours
 from .io_disorder import Parts
 from .io_restraint_entries import ADP_ENTRIES, Entry, as_tensor, record
-from .io_structures import is_shelx_atom, neutral, shelx_lines
+from .io_shelx_lines import is_shelx_atom, shelx_lines
+from .io_structures import neutral
 
 logger = logging.getLogger("dials.hybrid.io_restraints")
 

@@ -17,7 +17,7 @@ from iotbx.shelx import lexer, parsers
 from .data import InputError
 from .freedom import Constraints
 from .io_hydrogens import HydrogenGroup
-from .io_structures import is_shelx_atom, plain_shelx, shelx_lines
+from .io_shelx_lines import is_shelx_atom, plain_shelx, shelx_lines
 
 logger = logging.getLogger("dials.hybrid.io_shelx")
 

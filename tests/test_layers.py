@@ -49,6 +49,8 @@ LEVELS = {
     "simulate": 4,
     "__main__": 4,
     "io_cctbx": 5,
+    "io_text": 5,
+    "io_shelx_lines": 5,
     "io_structures": 5,
     "io_settings": 5,
     "io_constraints": 5,

@@ -1,0 +1,83 @@
+"""The instructions of a SHELX .ins or .res file, and those of them that make its structure.
+
+The meaning is that of SHELXL (G. M. Sheldrick 2015, doi:10.1107/S2053229614024218).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from iotbx.shelx.lexer import command_stream
+
+from .data import InputError
+from .io_text import ascii_text
+
+# instructions of SHELXL that the parser of iotbx does not know and takes for atoms
+_NEWER = {"ABIN", "ANSC", "ANSR", "NEUT", "PRIG", "SKIP", "TWST", "WIGL", "XNPD"}
+_FREE_TEXT = ("TITL", "REM")
+
+
+def shelx_lines(path: Path) -> Iterator[list[str]]:
+    """Yield the words of each instruction up to HKLF or END, continued lines joined.
+
+    Raises InputError when neither is there.
+    """
+    fragment = False  # the atoms between FRAG and FEND are a pattern to fit
+    for line in _instructions(ascii_text(path)):
+        words = line.split()
+        if not words:
+            continue
+        command = words[0].upper()
+        if command in ("HKLF", "END"):
+            return
+        fragment = command == "FRAG" or (fragment and command != "FEND")
+        if not fragment:
+            yield words
+    raise InputError(f"{path}: ends without HKLF or END; give the complete file")
+
+
+def _instructions(text: str) -> Iterator[str]:
+    """Yield instructions with the lines that continue them, without titles and comments.
+
+    A line is continued if = is its last character before a comment; what follows an = that is
+    not the last one is a comment, too.
+    """
+    begun = ""
+    for line in text.splitlines():
+        if not begun and (line[:1].isspace() or line.upper().startswith(_FREE_TEXT)):
+            continue
+        said = line.split("!")[0].rstrip()
+        if said.endswith("="):
+            begun += said[:-1] + " "
+        else:
+            yield begun + said.split("=")[0]
+            begun = ""
+    yield begun
+
+
+def is_shelx_atom(command: str, words: list[str]) -> bool:
+    """Return whether the words of an instruction, named `command`, describe an atom."""
+    if command in command_stream.shelx_commands or command in _NEWER:
+        return False
+    return len(words) > 1 and words[1].isdigit()
+
+
+def plain_shelx(path: Path) -> str:
+    """Return the symmetry, elements and atoms of a SHELX file, the rest left out.
+
+    Explicit scattering factors, which files for electrons have (SFAC C 0.1361 0.3731 ...), and
+    several SFAC become one plain list of elements: iotbx knows only that. It leaves out peaks.
+    """
+    head, elements, atoms = [], [], []
+    for words in shelx_lines(path):
+        command = words[0].split("_")[0].upper()
+        if command == "SFAC":
+            explicit = len(words) > 2 and not words[2][0].isalpha()
+            elements += words[1:2] if explicit else words[1:]
+        elif command in ("FVAR", "PART", "RESI") or is_shelx_atom(command, words):
+            atoms.append(" ".join(words))
+        elif command in ("CELL", "ZERR", "LATT", "SYMM"):
+            head.append(" ".join(words))
+    sfac = [" ".join(["SFAC", *elements])] if elements else []
+    return "\n".join(["", *head, *sfac, *atoms, "HKLF 4", "END", ""])
