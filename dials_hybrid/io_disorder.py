@@ -41,7 +41,7 @@ def parts_of(path, count: int, block: str | None = None) -> Parts:
 def _shelx_parts(path: Path) -> list[int]:
     part, found = 0, []
     for words in shelx_lines(path):
-        command = words[0].split("_")[0].upper()
+        command = words[0].split("_")[0]
         if command == "PART":
             part = int(float(words[1])) if len(words) > 1 else 0
         elif is_shelx_atom(command, words):

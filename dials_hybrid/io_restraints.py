@@ -295,8 +295,8 @@ def _shelx_contents(path, xray_structure) -> tuple[_ShelxAtoms, list]:
     """Return the atoms and the instructions (name, residues, words) that restrain them."""
     atoms, found, residue = _ShelxAtoms(), [], 0
     for words in shelx_lines(Path(path)):
-        command, _, suffix = words[0].upper().partition("_")
-        rest = [word.upper() for word in words[1:]]
+        command, _, suffix = words[0].partition("_")
+        rest = words[1:]
         if command == "RESI":
             number = next((int(w) for w in rest if w.lstrip("-").isdigit()), 0)
             residue = number

@@ -138,7 +138,7 @@ class _Reading:
 
     def line(self, words: list[str]) -> None:
         """Take in one instruction."""
-        command, _, residue = words[0].upper().partition("_")
+        command, _, residue = words[0].partition("_")
         if command == "AFIX":
             self.end_afix()
             self._start_afix(words)
@@ -155,7 +155,7 @@ class _Reading:
 
     def _is_next(self, name: str) -> bool:
         """Peaks of a difference map, which look like atoms, are in no structure."""
-        return self.next < len(self.atoms) and self.atoms[self.next].name == name.upper()
+        return self.next < len(self.atoms) and self.atoms[self.next].name == name
 
     def _start_afix(self, words: list[str]) -> None:
         code = int(float(words[1])) if len(words) > 1 else 0
@@ -200,7 +200,7 @@ class _Reading:
             if word in "<>":
                 through = 1 if word == ">" else -1
                 continue
-            name, _, own = word.upper().partition("_")
+            name, _, own = word.partition("_")
             number = self.number[name, int(own or residue)]
             if through:
                 found += range(found[-1] + through, number, through)

@@ -19,16 +19,16 @@ _FREE_TEXT = ("TITL", "REM")
 
 
 def shelx_lines(path: Path) -> Iterator[list[str]]:
-    """Yield the words of each instruction up to HKLF or END, continued lines joined.
+    """Yield the words of each instruction up to HKLF or END, in capitals, continued lines joined.
 
     Raises InputError when neither is there.
     """
     fragment = False  # the atoms between FRAG and FEND are a pattern to fit
     for line in _instructions(ascii_text(path)):
-        words = line.split()
+        words = line.upper().split()
         if not words:
             continue
-        command = words[0].upper()
+        command = words[0]
         if command in ("HKLF", "END"):
             return
         fragment = command == "FRAG" or (fragment and command != "FEND")
@@ -71,7 +71,7 @@ def plain_shelx(path: Path) -> str:
     """
     head, elements, atoms = [], [], []
     for words in shelx_lines(path):
-        command = words[0].split("_")[0].upper()
+        command = words[0].split("_")[0]
         if command == "SFAC":
             explicit = len(words) > 2 and not words[2][0].isalpha()
             elements += words[1:2] if explicit else words[1:]

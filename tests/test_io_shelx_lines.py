@@ -3,7 +3,16 @@
 import pytest
 
 pytest.importorskip("cctbx.xray", reason="cctbx is not installed")
+pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not installed")
 
+import torch
+from test_io_constraints import INS
+from test_io_disorder import INS as PARTED
+
+from dials_hybrid.io_cctbx import to_structure
+from dials_hybrid.io_disorder import parts_of
+from dials_hybrid.io_restraints import RestraintOptions, restraints_of
+from dials_hybrid.io_shelx import read_instructions
 from dials_hybrid.io_shelx_lines import shelx_lines
 from dials_hybrid.io_structures import read_structure
 
@@ -69,3 +78,36 @@ def test_no_atom_is_lost_or_won_by_comments(write, text):
 def test_a_line_goes_on_where_it_ends_in_an_equals_sign(write):
     path = write("DFIX 1.5 =\n  C1 C2 = x\nTITL A =\nC1 1 ! =\n!\nL.S. 4\nEND\n")
     assert list(shelx_lines(path)) == [["DFIX", "1.5", "C1", "C2"], ["C1", "1"], ["L.S.", "4"]]
+
+
+RESTRAINED = """\
+EQIV $1 1-X, 1/2+Y, -Z
+RESI 1 LIG
+DFIX_1 1.5 0.02 C1 O1
+DFIX_LIG 2.5 C1 O1_$1
+SIMU_* C1 > LAST
+ISOR $C
+"""
+
+
+@pytest.mark.parametrize("text", [INS, PARTED, HEAD + RESTRAINED + ATOMS + TAIL])
+def test_small_letters_are_capitals(write, text):
+    """Also of instructions, elements, operators and names of atoms."""
+
+    def everything(text):
+        path = write(text)
+        structure = read_structure(path)
+        record, count = to_structure(structure), structure.scatterers().size()
+        restraints = restraints_of(structure, RestraintOptions(), path)
+        return record, read_instructions(path), parts_of(path, count), restraints
+
+    large, small = everything(text), everything(text.lower())
+    assert small[0].labels == large[0].labels and small[0].hall_symbol == large[0].hall_symbol
+    assert small[0].elements == large[0].elements
+    for name in ("site", "u_iso", "u_star", "occ", "type"):
+        assert torch.equal(getattr(small[0], name), getattr(large[0], name))
+    assert small[1:3] == large[1:3]
+    assert (small[3] is None) == (large[3] is None) == (text == INS)
+    if text != INS:
+        assert small[3].kind == large[3].kind
+        assert torch.equal(small[3].trans, large[3].trans)
