@@ -15,6 +15,7 @@ from .io_text import ascii_text
 
 # instructions of SHELXL that the parser of iotbx does not know and takes for atoms
 _NEWER = {"ABIN", "ANSC", "ANSR", "NEUT", "PRIG", "SKIP", "TWST", "WIGL", "XNPD"}
+DEFAULT_LATTICE = "LATT 1"  # primitive, with a centre of symmetry at the origin
 _FREE_TEXT = ("TITL", "REM")
 
 
@@ -68,6 +69,7 @@ def plain_shelx(path: Path) -> str:
 
     Explicit scattering factors, which files for electrons have (SFAC C 0.1361 0.3731 ...), and
     several SFAC become one plain list of elements: iotbx knows only that. It leaves out peaks.
+    A lattice that is not given is that of SHELXL, DEFAULT_LATTICE.
     """
     head, elements, atoms = [], [], []
     for words in shelx_lines(path):
@@ -79,5 +81,7 @@ def plain_shelx(path: Path) -> str:
             atoms.append(" ".join(words))
         elif command in ("CELL", "ZERR", "LATT", "SYMM"):
             head.append(" ".join(words))
+    if not any(line.startswith("LATT") for line in head):
+        head.append(DEFAULT_LATTICE)
     sfac = [" ".join(["SFAC", *elements])] if elements else []
     return "\n".join(["", *head, *sfac, *atoms, "HKLF 4", "END", ""])

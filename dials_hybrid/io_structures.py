@@ -12,7 +12,7 @@ from cctbx import crystal, xray
 from cctbx.array_family import flex
 
 from .data import InputError
-from .io_shelx_lines import plain_shelx
+from .io_shelx_lines import DEFAULT_LATTICE, plain_shelx, shelx_lines
 from .io_text import ascii_text
 
 logger = logging.getLogger("dials.hybrid.io_structures")
@@ -168,6 +168,13 @@ def _read_shelx(path: Path, block: str | None):
     for instruction, what in (("CELL", "unit cell"), ("SFAC", "list of elements")):
         if f"\n{instruction}" not in text:
             raise InputError(f"{path}: no {what}; add the {instruction} instruction")
+    if not any(words[0] == "LATT" for words in shelx_lines(path)):
+        logger.warning(
+            "%s: no LATT instruction; it is read as %s, primitive with a centre of symmetry, as "
+            "SHELXL does (LATT -1 is primitive without)",
+            path,
+            DEFAULT_LATTICE,
+        )
     return xray.structure.from_shelx(file=io.StringIO(text), strictly_shelxl=False)
 
 

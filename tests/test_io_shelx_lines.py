@@ -111,3 +111,26 @@ def test_small_letters_are_capitals(write, text):
     if text != INS:
         assert small[3].kind == large[3].kind
         assert torch.equal(small[3].trans, large[3].trans)
+
+
+# --- defaults -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("latt", "order", "said"),
+    [
+        ("", 4, 1),
+        ("LATT 1\n", 4, 0),
+        ("LATT -1\n", 2, 0),
+    ],
+)
+def test_without_a_lattice_it_is_primitive_and_centrosymmetric(
+    write, warnings_logged, latt, order, said
+):
+    text = HEAD.replace("LATT -1\n", latt)
+    path = write(text + ATOMS + TAIL)
+    group = read_structure(path).space_group()
+    read_instructions(path)
+    assert (group.order_z(), group.is_centric()) == (order, order == 4)
+    messages = warnings_logged()
+    assert len(messages) == said and all("no LATT instruction" in m for m in messages)
