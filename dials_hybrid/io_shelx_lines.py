@@ -64,6 +64,12 @@ def is_shelx_atom(command: str, words: list[str]) -> bool:
     return len(words) > 1 and words[1].isdigit()
 
 
+def residue_of(words: list[str]) -> tuple[int, str]:
+    """Return the number and the class of a residue, which RESI has in either order."""
+    number = next((int(word) for word in words[1:] if word.lstrip("-").isdigit()), 0)
+    return number, next((word for word in words[1:] if word[0].isalpha()), "")
+
+
 def plain_shelx(path: Path) -> str:
     """Return the symmetry, elements and atoms of a SHELX file, the rest left out.
 

@@ -60,6 +60,7 @@ LEVELS = {
     "io_bonds": 5,
     "io_disorder": 5,
     "io_restraint_entries": 5,
+    "io_shelx_restraints": 5,
     "io_restraints": 5,
     "io_measurement": 5,
     "io_dials": 6,

@@ -1,0 +1,249 @@
+"""Restraints that a SHELX .ins or .res file asks for, such as DFIX, SADI, FLAT, SIMU and RIGU.
+
+The meaning of the instructions is that of SHELXL (G. M. Sheldrick 2015,
+doi:10.1107/S2053229614024218).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from cctbx import sgtbx
+
+from .data import InputError
+from .io_bonds import UNIT
+from .io_disorder import Parts
+from .io_restraint_entries import ADP_ENTRIES, Entry
+from .io_shelx_lines import is_shelx_atom, residue_of, shelx_lines
+from .io_structures import neutral
+
+logger = logging.getLogger("dials.hybrid.io_shelx_restraints")
+
+# sigmas that hold when none is given
+_SIGMA = {
+    "DFIX": 0.02,
+    "DANG": 0.04,
+    "SADI": 0.02,
+    "FLAT": 0.1,
+    "SIMU": 0.04,
+    "DELU": 0.01,
+    "RIGU": 0.004,
+    "ISOR": 0.1,
+}
+FREE_VARIABLE = 15.0  # A; DFIX 21.0 means the second free variable
+_ADP = {
+    "SIMU": "adp_similarity",
+    "DELU": "rigid_bond",
+    "RIGU": "enhanced_rigid_bond",
+    "ISOR": "isotropic_adp",
+}
+# SUMP is for constraints, and told of with them
+_UNUSED = ("BUMP", "CHIV", "NCSY", "SAME", "XNPD")
+_EVERYWHERE = "_*"  # after the name of an atom: in every residue that has it
+
+
+@dataclass
+class _Atoms:
+    """The atoms of a SHELX file by name and residue, and the operators of EQIV."""
+
+    names: list = dataclasses.field(default_factory=list)  # (name, residue number)
+    elements: list = dataclasses.field(default_factory=list)
+    classes: dict = dataclasses.field(default_factory=lambda: {0: ""})  # residue number -> class
+    operators: dict = dataclasses.field(default_factory=dict)  # "$1" -> rt_mx
+    parts: Parts = ()
+
+    def residues(self, suffix: str | None) -> list[int | None]:
+        """Return the residues that an instruction such as DFIX_4, DFIX_LEU or DFIX_* is for.
+
+        None stands for no choice: names are those of residue 0, elements of all.
+        """
+        if suffix is None:
+            return [None]
+        if suffix == "*":
+            return list(self.classes)
+        if suffix.isdigit():
+            return [int(suffix)]
+        return [number for number, name in self.classes.items() if name == suffix]
+
+    def members(self, words: list[str], residue: int | None) -> list[tuple]:
+        """Return the (index, operator) that names, ranges and elements stand for.
+
+        Raises KeyError with the name that is not there.
+        """
+        out: list[tuple] = []
+        for item in _items(words):
+            everywhere = any(word.endswith(_EVERYWHERE) for word in item)
+            out += self._everywhere(item) if everywhere else self._item(item, residue)
+        return out
+
+    def _everywhere(self, item: list[str]) -> list[tuple]:
+        """Return what a name or range such as C1_* stands for in all residues that have it."""
+        plain = [word.removesuffix(_EVERYWHERE) for word in item]
+        out: list[tuple] = []
+        for residue in self.classes:
+            try:
+                out += self._item(plain, residue)
+            except KeyError:
+                continue
+        if not out and not item[0].startswith("$"):
+            raise KeyError(item[0])
+        return out
+
+    def _item(self, item: list[str], residue: int | None) -> list[tuple]:
+        if item[0].startswith("$"):
+            return self._of_element(item[0], residue)
+        out = [self._one(item[0], residue or 0)]
+        for sign, word in zip(item[1::2], item[2::2], strict=True):
+            towards = 1 if sign == ">" else -1
+            first, last = out[-1][0], self._one(word, residue or 0)[0]
+            out += [(i, UNIT) for i in range(first + towards, last + towards, towards)]
+        return out
+
+    def _of_element(self, word: str, residue: int | None) -> list[tuple]:
+        element, _, suffix = word[1:].partition("_")
+        wanted = self.residues(suffix or None) if suffix or residue is None else [residue]
+        pairs = zip(self.elements, self.names, strict=True)
+        return [
+            (i, UNIT)
+            for i, (mine, (_, number)) in enumerate(pairs)
+            if mine == element.capitalize() and (wanted == [None] or number in wanted)
+        ]
+
+    def _one(self, word: str, residue: int) -> tuple:
+        if word == "LAST":
+            return len(self.names) - 1, UNIT
+        name, *rest = word.split("_")
+        operator = UNIT
+        for part in rest:
+            if part.startswith("$"):
+                operator = self.operators[part]
+            elif part in ("+", "-"):
+                residue += 1 if part == "+" else -1
+            else:
+                residue = int(part)
+        if (name, residue) not in self.names:
+            raise KeyError(word)
+        return self.names.index((name, residue)), operator
+
+
+def _items(words: list[str]) -> list[list[str]]:
+    """Return names by themselves, and ranges such as C1 > C6 together."""
+    items: list[list[str]] = []
+    for word in words:
+        if word in "<>" or (items and items[-1][-1] in "<>"):
+            items[-1].append(word)
+        else:
+            items.append([word])
+    return items
+
+
+def shelx_entries(path, xray_structure, parts: Parts) -> list[Entry]:
+    """Return the restraints of a SHELX file; what is not used is logged as a warning.
+
+    Raises InputError, naming the instruction, for one that is not valid.
+    """
+    atoms, instructions = _contents(path, xray_structure)
+    atoms.parts = parts
+    entries, skipped = [], []
+    for name, suffix, words in instructions:
+        line = " ".join([name if suffix is None else f"{name}_{suffix}", *words])
+        used = False
+        for residue, own in _spread(name, suffix, words, atoms):
+            try:
+                entries += _entries(name, own, atoms, residue, xray_structure)
+                used = True
+            except KeyError:
+                continue  # residues of one class need not all have every atom
+            except (IndexError, ValueError) as error:
+                raise InputError(f"{path}: {line}: not a valid {name} instruction") from error
+        if not used:
+            skipped.append(line)
+    if skipped:
+        logger.warning("%s: these restraints are not used: %s", path, "; ".join(skipped))
+    return entries
+
+
+def _spread(name: str, suffix: str | None, words: list[str], atoms: _Atoms) -> list[tuple]:
+    """Return the residues that an instruction is for, each with its words.
+
+    DFIX 1.5 C1_* C2_* has no pairs that go from one residue to another: it is DFIX_* 1.5 C1 C2.
+    """
+    if name not in _ADP and any(word.endswith(_EVERYWHERE) for word in words):
+        suffix, words = "*", [word.removesuffix(_EVERYWHERE) for word in words]
+    return [(residue, words) for residue in atoms.residues(suffix)]
+
+
+def _contents(path, xray_structure) -> tuple[_Atoms, list]:
+    """Return the atoms and the instructions (name, residues, words) that restrain them."""
+    atoms, found, residue = _Atoms(), [], 0
+    for words in shelx_lines(Path(path)):
+        command, _, suffix = words[0].partition("_")
+        rest = words[1:]
+        if command == "RESI":
+            residue, name = residue_of(words)
+            atoms.classes[residue] = name
+        elif command == "EQIV":
+            atoms.operators[rest[0]] = sgtbx.rt_mx("".join(rest[1:]).lower())
+        elif command in _SIGMA or command in _UNUSED:
+            found.append((command, suffix or None, rest))
+        elif is_shelx_atom(command, words) and not command.startswith("Q"):
+            atoms.names.append((command, residue))
+    types = [neutral(sc.scattering_type) for sc in xray_structure.scatterers()]
+    if len(types) != len(atoms.names):
+        raise InputError(
+            f"{path}: the atoms that restraints name cannot be told apart; set "
+            "restraints.shelx=False and give them as parameters"
+        )
+    atoms.elements = types
+    return atoms, found
+
+
+def _entries(name, words, atoms: _Atoms, residue: int | None, xray_structure) -> list[Entry]:
+    """Return what one instruction asks for.
+
+    Raises KeyError for what is not known here, IndexError and ValueError for what is not valid.
+    """
+    if name in _UNUSED:
+        raise KeyError(name)
+    numbers = [float(word) for word in words if _is_number(word)]
+    names = [word for word in words if not _is_number(word)]
+    members = atoms.members(names, residue)
+    if name in _ADP:
+        chosen = _chosen(names, members, atoms, residue)
+        sigma, other = [*numbers, None, None][:2]
+        return ADP_ENTRIES[_ADP[name]](
+            xray_structure, chosen, sigma or _SIGMA[name], other, atoms.parts
+        )
+    target = numbers.pop(0) if name in ("DFIX", "DANG") else 0.0
+    sigma = numbers[0] if numbers else _SIGMA[name]
+    if not 0 <= target < FREE_VARIABLE:  # below zero, a least distance
+        raise KeyError(name)
+    if name == "FLAT":
+        if len(members) < 4:
+            raise ValueError(name)
+        return [Entry("plane", 0.0, sigma, tuple(members))]
+    if len(members) % 2 or not members:
+        raise ValueError(name)
+    if name == "SADI":
+        return [Entry("similar_distance", 0.0, sigma, tuple(members))]
+    pairs = zip(members[::2], members[1::2], strict=True)
+    return [Entry("distance", target, sigma, pair) for pair in pairs]
+
+
+def _chosen(names, members, atoms: _Atoms, residue: int | None) -> list[int]:
+    """Return the atoms that are named; those of the residue, or all, if nothing is.
+
+    Raises KeyError where the names stand for no atom.
+    """
+    if names and not members:
+        raise KeyError(names[0])
+    if names:
+        return [i for i, _ in members]
+    return [i for i, (_, number) in enumerate(atoms.names) if residue in (None, number)]
+
+
+def _is_number(word: str) -> bool:
+    return word[0].isdigit() or word[0] in "+-."

@@ -1,0 +1,94 @@
+"""Residues in the restraints of a SHELX file, defaults of their sigmas, and what is refused."""
+
+import pytest
+
+pytest.importorskip("cctbx")
+pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not installed")
+
+from test_io_restraints import INS, labels_of
+
+from dials_hybrid.io_restraints import RestraintOptions, restraints_of
+from dials_hybrid.io_structures import read_structure
+
+
+@pytest.fixture
+def restrained(tmp_path):
+    """Call it with instructions for what they restrain in a molecule of three residues.
+
+    Residue 0 has C1 C2, residue 1 of the class XYZ C3 C4 C5, residue 2 of ABC C6 N1 O1 H1.
+    """
+
+    def restraints(*instructions, rename=()):
+        text = INS.format(instructions="\n".join(instructions))
+        text = text.replace("\nC3 ", "\nRESI 1 XYZ\nC3 ").replace("\nC6 ", "\nRESI ABC 2\nC6 ")
+        for old, new in rename:
+            text = text.replace(f"\n{old} ", f"\n{new} ")
+        path = tmp_path / "residues.ins"
+        path.write_text(text)
+        return restraints_of(read_structure(path), RestraintOptions(), path)
+
+    return restraints
+
+
+def atoms_of(found):
+    """Return the labels of the atoms that are restrained."""
+    return sorted({name for members in labels_of(found) for name in members}) if found else []
+
+
+CARBON = ["C1", "C2", "C3", "C4", "C5", "C6"]
+
+
+# --- residues -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("ISOR $C_*", CARBON),
+        ("ISOR $C", CARBON),
+        ("ISOR $C_1", ["C3", "C4", "C5"]),
+        ("ISOR $C_XYZ", ["C3", "C4", "C5"]),
+        ("ISOR_1 $C", ["C3", "C4", "C5"]),
+        ("ISOR_1 $C_*", CARBON),
+        ("ISOR_1", ["C3", "C4", "C5"]),
+        ("ISOR_*", [*CARBON, "O1"]),
+        ("ISOR", [*CARBON, "O1"]),
+        ("ISOR C1_* C4_*", ["C1", "C4"]),
+        ("ISOR_ABC C6 O1", ["C6", "O1"]),
+        ("ISOR C3_1 > C5_1 $O_*", ["C3", "C4", "C5", "O1"]),
+        ("ISOR $C_* $BR_*", CARBON),
+    ],
+)
+def test_atoms_of_residues(restrained, warnings_logged, line, expected):
+    assert atoms_of(restrained(line)) == expected
+    assert warnings_logged() == []
+
+
+@pytest.mark.parametrize("line", ["SIMU C1_* C2_*", "SIMU C1_* > C2_*"])
+def test_names_and_ranges_of_every_residue(restrained, line):
+    """Two residues have a C1 and a C2, bonded to one another in each; C2 to the other C1, too."""
+    found = labels_of(restrained(line, rename=(("C3", "C1"), ("C4", "C2"))))
+    assert found == [["C1", "C2"], ["C2", "C3"], ["C3", "C4"]]
+
+
+def test_no_atom_is_restrained_twice(restrained):
+    """SIMU_* is for each residue by itself."""
+    pairs = labels_of(restrained("SIMU_*"))
+    assert len(pairs) == len({frozenset(pair) for pair in pairs}) == 3
+    assert ["C2", "C3"] not in pairs and ["C2", "C3"] in labels_of(restrained("SIMU"))
+
+
+def test_pairs_are_of_one_residue(restrained):
+    names = (("C3", "C1"), ("C4", "C2"))
+    expected = [["C1", "C2"], ["C3", "C4"]]
+    assert labels_of(restrained("DFIX 1.4 C1_* C2_*", rename=names)) == expected
+    assert labels_of(restrained("DFIX_* 1.4 C1 C2", rename=names)) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["SIMU $BR", "SIMU $BR_*", "SIMU_1 $N", "SIMU C9_*", "SIMU_XYZ C1", "SIMU_NON C1", "ISOR C9"],
+)
+def test_words_without_an_atom_restrain_nothing(restrained, warnings_logged, line):
+    assert restrained(line) is None
+    assert any(line in message for message in warnings_logged())
