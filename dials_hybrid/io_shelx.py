@@ -6,18 +6,17 @@ doi:10.1107/S2053229614024218).
 
 from __future__ import annotations
 
-import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from iotbx import builders
-from iotbx.shelx import lexer, parsers
+from iotbx.shelx import parsers
 
 from .data import InputError
 from .freedom import Constraints
 from .io_hydrogens import HydrogenGroup
-from .io_shelx_lines import is_shelx_atom, plain_shelx, shelx_lines
+from .io_shelx_build import ShelxAtom, build
+from .io_shelx_lines import is_shelx_atom, shelx_lines
 
 logger = logging.getLogger("dials.hybrid.io_shelx")
 
@@ -50,35 +49,6 @@ class Instructions:
     hydrogens: tuple[HydrogenGroup, ...]  # AFIX of hydrogen atoms
 
 
-@dataclass(frozen=True)
-class _Atom:
-    name: str
-    residue: int
-    weight: float  # multiplicity over the order of the space group
-    special: bool
-    coding: tuple  # of x, y, z, occupancy and U_iso or six U_ij, as iotbx decodes it
-
-
-class _Recorder(builders.crystal_structure_builder):
-    """Keeps, beside the structure, how every parameter was coded."""
-
-    def __init__(self):
-        super().__init__(set_grad_flags=False)
-        self.atoms: list[_Atom] = []
-
-    def add_scatterer(self, scatterer, behaviour, *args, **kwargs):
-        """Add an atom; called by the parser of iotbx."""
-        super().add_scatterer(scatterer, behaviour, *args, **kwargs)
-        last = self.structure.scatterers()[-1]
-        special = len(self.atoms) in self.structure.special_position_indices()
-        number = kwargs.get("residue_number")
-        residue = int(number) if str(number).replace(".0", "").isdigit() else 0
-        weight = last.weight_without_occupancy()
-        self.atoms.append(
-            _Atom(scatterer.label.upper(), residue, weight, special, tuple(behaviour))
-        )
-
-
 def is_shelx(path) -> bool:
     """Return whether a file has the name of a SHELX file."""
     return Path(path).suffix.lower() in SUFFIXES
@@ -91,7 +61,8 @@ def read_instructions(path) -> Instructions:
     """
     path = Path(path)
     try:
-        found = _Reading(_recorded(plain_shelx(path)))
+        structure, atoms = build(path)
+        found = _Reading(atoms, [sc.label for sc in structure.scatterers()])
         for words in shelx_lines(path):
             found.line(words)
         found.end_afix()
@@ -113,20 +84,11 @@ def read_instructions(path) -> Instructions:
     return Instructions(constraints, tuple(found.hydrogens))
 
 
-def _recorded(text: str) -> list[_Atom]:
-    builder = _Recorder()
-    stream = lexer.command_stream(file=io.StringIO(text))
-    stream = parsers.crystal_symmetry_parser(stream, builder)
-    stream = parsers.atom_parser(stream.filtered_commands(), builder, strictly_shelxl=False)
-    stream.parse()
-    return builder.atoms
-
-
 class _Reading:
     """The instructions of a file, line after line."""
 
-    def __init__(self, atoms: list[_Atom]):
-        self.atoms = atoms
+    def __init__(self, atoms: list[ShelxAtom], labels: list[str]):
+        self.atoms, self.labels = atoms, labels
         self.number = {(a.name, a.residue): i for i, a in enumerate(atoms)}
         self.next = 0  # the atom that comes next
         self.pivot = None  # the last atom that no AFIX moves
@@ -250,9 +212,9 @@ class _Reading:
             return True
         if not self.atoms[i].special:
             if any(isinstance(coding, tuple) for coding in codings):
-                self.unhonoured.append(f"FVAR for {what} of {self.atoms[i].name}")
+                self.unhonoured.append(f"FVAR for {what} of {self.labels[i]}")
             if any(fixed):
-                self.unhonoured.append(f"some of the {what} of {self.atoms[i].name} fixed")
+                self.unhonoured.append(f"some of the {what} of {self.labels[i]} fixed")
         return False
 
 

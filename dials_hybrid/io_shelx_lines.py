@@ -75,19 +75,48 @@ def plain_shelx(path: Path) -> str:
 
     Explicit scattering factors, which files for electrons have (SFAC C 0.1361 0.3731 ...), and
     several SFAC become one plain list of elements: iotbx knows only that. It leaves out peaks.
-    A lattice that is not given is that of SHELXL, DEFAULT_LATTICE.
+    A lattice that is not given is that of SHELXL, DEFAULT_LATTICE. Raises InputError for atoms
+    of the same name in one residue.
     """
-    head, elements, atoms = [], [], []
+    head, elements, atoms = [], [], _AtomList(path)
     for words in shelx_lines(path):
         command = words[0].split("_")[0]
         if command == "SFAC":
             explicit = len(words) > 2 and not words[2][0].isalpha()
             elements += words[1:2] if explicit else words[1:]
-        elif command in ("FVAR", "PART", "RESI") or is_shelx_atom(command, words):
-            atoms.append(" ".join(words))
         elif command in ("CELL", "ZERR", "LATT", "SYMM"):
             head.append(" ".join(words))
+        else:
+            atoms.add(command, words)
     if not any(line.startswith("LATT") for line in head):
         head.append(DEFAULT_LATTICE)
     sfac = [" ".join(["SFAC", *elements])] if elements else []
-    return "\n".join(["", *head, *sfac, *atoms, "HKLF 4", "END", ""])
+    return "\n".join(["", *head, *sfac, *atoms.lines, "HKLF 4", "END", ""])
+
+
+class _AtomList:
+    """The atoms of a SHELX file, and what stands between them, for iotbx."""
+
+    def __init__(self, path: Path):
+        self.path, self.lines = path, []
+        self.residue, self.taken = 0, set()
+
+    def add(self, command: str, words: list[str]) -> None:
+        """Take in one instruction."""
+        if command == "RESI":
+            self.residue = residue_of(words)[0]
+            self.lines.append(f"RESI {self.residue} X")  # iotbx wants the number first, and a class
+        elif command in ("FVAR", "PART"):
+            self.lines.append(" ".join(words))
+        elif is_shelx_atom(command, words):
+            self._require_new(command)
+            self.lines.append(" ".join(words))
+
+    def _require_new(self, name: str) -> None:
+        atom = self.residue, name
+        if atom in self.taken and not name.startswith("Q"):
+            where = f" of residue {self.residue}" if self.residue else ""
+            raise InputError(
+                f"{self.path}: two atoms{where} are called {name}; give each its own name"
+            )
+        self.taken.add(atom)

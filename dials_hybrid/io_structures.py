@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cctbx import crystal, xray
 from cctbx.array_family import flex
 
 from .data import InputError
+from .io_shelx_build import build
 from .io_shelx_lines import DEFAULT_LATTICE, plain_shelx, shelx_lines
 from .io_text import ascii_text
 
@@ -175,7 +175,7 @@ def _read_shelx(path: Path, block: str | None):
             path,
             DEFAULT_LATTICE,
         )
-    return xray.structure.from_shelx(file=io.StringIO(text), strictly_shelxl=False)
+    return build(path)[0]
 
 
 # --- PDB ------------------------------------------------------------------------------------

@@ -9,12 +9,15 @@ import torch
 from test_io_constraints import INS
 from test_io_disorder import INS as PARTED
 
+from dials_hybrid.data import InputError
 from dials_hybrid.io_cctbx import to_structure
+from dials_hybrid.io_constraints import Parameters, resolve
 from dials_hybrid.io_disorder import parts_of
 from dials_hybrid.io_restraints import RestraintOptions, restraints_of
 from dials_hybrid.io_shelx import read_instructions
 from dials_hybrid.io_shelx_lines import shelx_lines
 from dials_hybrid.io_structures import read_structure
+from dials_hybrid.job import cif_text
 
 HEAD = """\
 TITL made up
@@ -134,3 +137,57 @@ def test_without_a_lattice_it_is_primitive_and_centrosymmetric(
     assert (group.order_z(), group.is_centric()) == (order, order == 4)
     messages = warnings_logged()
     assert len(messages) == said and all("no LATT instruction" in m for m in messages)
+
+
+# --- names of atoms -------------------------------------------------------------------------
+
+RESIDUES = """\
+C1 1 0.1 0.2 0.3 11.0 0.02
+RESI 1 LIG
+C1 1 0.4 0.2 0.3 11.0 0.03
+O1 3 0.4 0.3 0.3 11.0 0.03
+RESI LIG 2
+C1 1 0.7 0.2 0.3 11.0 0.04
+RESI 3
+N1 1 0.9 0.2 0.3 11.0 0.05
+"""
+
+
+def test_names_of_several_residues_have_the_residue(write):
+    path = write(HEAD + "EADP C1_2 C1\nSIMU_2 0.1 C1\nDFIX 3 C1_1 C1_2\n" + RESIDUES + TAIL)
+    structure = read_structure(path)
+    assert labels(structure) == ["C1", "C1_1", "O1", "C1_2", "N1"]
+    found = read_instructions(path)
+    assert found.constraints.linked_u == (((3, 1.0), (0, 1.0)),)
+    restraints = restraints_of(structure, RestraintOptions(), path)
+    assert restraints.kind == ("distance",) and restraints.atom.tolist() == [1, 3]
+    words = RestraintOptions(distance=("C1_1 O1 1 0.1",), shelx=False)
+    assert restraints_of(structure, words, path).atom.tolist() == [1, 2]
+    record = to_structure(structure)
+    assert resolve(record, Parameters(fix=("site C1_2",))).fixed_site == {3}
+    assert resolve(record, Parameters(fix=("site C1_*",))).fixed_site == {1, 3}
+    assert resolve(record, Parameters(fix=("site C1",))).fixed_site == {0}
+
+
+def test_atoms_of_residues_come_back_from_a_cif(write, tmp_path):
+    """Their displacements are looked up by label."""
+    aniso = RESIDUES.replace("0.04", "0.04 0.05 0.06 0.01 0.0 0.0")
+    structure = read_structure(write(HEAD + aniso + TAIL))
+    path = tmp_path / "a.cif"
+    path.write_text(cif_text(structure))
+    back = read_structure(path)
+    assert labels(back) == labels(structure)
+    assert [a.flags.use_u_aniso() for a in back.scatterers()] == [False, False, False, True, False]
+    assert [a.u_iso for a in back.scatterers()][:2] == pytest.approx([0.02, 0.03])
+
+
+@pytest.mark.parametrize(
+    ("atoms", "said"),
+    [
+        (ATOMS + ATOMS.lower(), "two atoms are called C1; give each its own name"),
+        (RESIDUES + "RESI 2\n" + ATOMS, "two atoms of residue 2 are called C1; give"),
+    ],
+)
+def test_two_atoms_of_one_name(write, atoms, said):
+    with pytest.raises(InputError, match=said):
+        read_structure(write(HEAD + atoms + TAIL))

@@ -51,6 +51,7 @@ LEVELS = {
     "io_cctbx": 5,
     "io_text": 5,
     "io_shelx_lines": 5,
+    "io_shelx_build": 5,
     "io_structures": 5,
     "io_settings": 5,
     "io_constraints": 5,
