@@ -25,14 +25,22 @@ class ShelxAtom:
 
 
 class _Builder(builders.crystal_structure_builder):
-    """Keeps, beside the structure, how every parameter was coded."""
+    """Keeps, beside the structure, how every parameter was coded, and moves atoms by MOVE."""
 
     def __init__(self):
         super().__init__(set_grad_flags=False)
         self.atoms: list[ShelxAtom] = []
+        self.shift, self.sign = (0.0, 0.0, 0.0), 1.0
+
+    def move(self, dx: float = 0.0, dy: float = 0.0, dz: float = 0.0, sign: float = 1.0) -> None:
+        """Put the atoms that follow at shift + sign * site."""
+        self.shift, self.sign = (dx, dy, dz), sign
 
     def add_scatterer(self, scatterer, behaviour, *args, **kwargs):
         """Add an atom; called by the parser of iotbx."""
+        scatterer.site = tuple(
+            d + self.sign * x for d, x in zip(self.shift, scatterer.site, strict=True)
+        )
         super().add_scatterer(scatterer, behaviour, *args, **kwargs)
         last = self.structure.scatterers()[-1]
         special = len(self.atoms) in self.structure.special_position_indices()
@@ -52,11 +60,20 @@ def build(path: Path):
     builder = _Builder()
     stream = lexer.command_stream(file=io.StringIO(plain_shelx(path)))
     stream = parsers.crystal_symmetry_parser(stream, builder)
-    stream = parsers.atom_parser(stream.filtered_commands(), builder, strictly_shelxl=False)
-    stream.parse()
+    commands = _move(stream.filtered_commands(), builder)
+    parsers.atom_parser(commands, builder, strictly_shelxl=False).parse()
     count = collections.Counter(atom.name for atom in builder.atoms)
     for scatterer, atom in zip(builder.structure.scatterers(), builder.atoms, strict=True):
         scatterer.label = atom.name
         if atom.residue and count[atom.name] > 1:
             scatterer.label = f"{atom.name}_{atom.residue}"
     return builder.structure, builder.atoms
+
+
+def _move(commands, builder: _Builder):
+    """Yield all commands but MOVE, which the builder is told of."""
+    for command, line in commands:
+        if command[0] == "MOVE":
+            builder.move(*command[1])
+        else:
+            yield command, line

@@ -106,7 +106,7 @@ class _AtomList:
         if command == "RESI":
             self.residue = residue_of(words)[0]
             self.lines.append(f"RESI {self.residue} X")  # iotbx wants the number first, and a class
-        elif command in ("FVAR", "PART"):
+        elif command in ("FVAR", "PART", "MOVE"):
             self.lines.append(" ".join(words))
         elif is_shelx_atom(command, words):
             self._require_new(command)

@@ -191,3 +191,24 @@ def test_atoms_of_residues_come_back_from_a_cif(write, tmp_path):
 def test_two_atoms_of_one_name(write, atoms, said):
     with pytest.raises(InputError, match=said):
         read_structure(write(HEAD + atoms + TAIL))
+
+
+# --- MOVE and AFIX --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("move", "expected"),
+    [
+        ("MOVE 1 1 1 -1", (0.6, 0.5, 0.4)),
+        ("MOVE 0.5 0 0.1", (0.9, 0.5, 0.7)),
+        ("MOVE 0.25", (0.65, 0.5, 0.6)),
+        ("MOVE 1 1 1 -1\nMOVE", (0.4, 0.5, 0.6)),
+    ],
+)
+def test_atoms_after_a_move_are_moved(write, move, expected):
+    """The first atom stands before it; what is added to fix a parameter does not count."""
+    first, second = ATOMS.splitlines()
+    path = write(f"{HEAD}{first}\n{move}\n{second.replace(' 0.4 0.5', ' 10.4 10.5')}\n{TAIL}")
+    sites = [a.site for a in read_structure(path).scatterers()]
+    assert sites[0] == pytest.approx((0.1, 0.2, 0.3))
+    assert sites[1] == pytest.approx(expected)
