@@ -38,7 +38,12 @@ GEOMETRIES = {
 # n of AFIX mn whose atoms follow their parent, and what SHELXL refines beside
 _RIDING = {3: "", 4: "the distance", 7: "the torsion", 8: "torsion and distance"}
 _FIXED = (1, 2)  # n that fixes U: with the site, without it
-_NOT_HONOURED = ("SUMP", "HFIX", "ANIS", "BLOC", "SPEC")
+_NOT_HONOURED = (
+    *("SUMP", "HFIX", "ANIS", "BLOC", "SPEC"),
+    *("BIND", "FREE", "CONN"),  # bonds
+    *("TWIN", "BASF"),
+)
+_SAME_DISTANCE = 0.02  # A, between what AFIX and the coordinates say
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def read_instructions(path) -> Instructions:
     path = Path(path)
     try:
         structure, atoms = build(path)
-        found = _Reading(atoms, [sc.label for sc in structure.scatterers()])
+        found = _Reading(atoms, structure)
         for words in shelx_lines(path):
             found.line(words)
         found.end_afix()
@@ -87,8 +92,10 @@ def read_instructions(path) -> Instructions:
 class _Reading:
     """The instructions of a file, line after line."""
 
-    def __init__(self, atoms: list[ShelxAtom], labels: list[str]):
-        self.atoms, self.labels = atoms, labels
+    def __init__(self, atoms: list[ShelxAtom], structure):
+        self.atoms = atoms
+        self.labels = [sc.label for sc in structure.scatterers()]
+        self.sites, self.distance = structure.sites_frac(), structure.unit_cell().distance
         self.number = {(a.name, a.residue): i for i, a in enumerate(atoms)}
         self.next = 0  # the atom that comes next
         self.pivot = None  # the last atom that no AFIX moves
@@ -106,7 +113,7 @@ class _Reading:
             self._start_afix(words)
         elif command in self.same:
             self._share(command, residue, words)
-        elif command in _NOT_HONOURED:
+        elif command in _NOT_HONOURED or command.startswith("+"):  # or a file to include
             self.unhonoured.append(command)
         elif is_shelx_atom(command, words) and self._is_next(words[0]):
             if self.afix is None:
@@ -142,9 +149,19 @@ class _Reading:
                 )
             if _RIDING[n]:
                 self.unhonoured.append(f"{_RIDING[n]} of AFIX {10 * m + n}")
+            if length and self._at_another_distance(atoms, length):
+                self.unhonoured.append(
+                    f"the distance {length:g} A of AFIX {10 * m + n} (but with "
+                    "parameters.hydrogens=riding)"
+                )
         else:
             self.unhonoured.append(f"AFIX {10 * m + n}")
             self.pivot = atoms[-1] if atoms else self.pivot
+
+    def _at_another_distance(self, atoms: list[int], length: float) -> bool:
+        """Whether atoms are not at the distance of AFIX from their parent, where they stay."""
+        apart = (self.distance(self.sites[self.pivot], self.sites[i]) for i in atoms)
+        return any(abs(d - length) > _SAME_DISTANCE for d in apart)
 
     def _share(self, command: str, residue: str, words: list[str]) -> None:
         try:

@@ -16,6 +16,9 @@ from .io_text import ascii_text
 # instructions of SHELXL that the parser of iotbx does not know and takes for atoms
 _NEWER = {"ABIN", "ANSC", "ANSR", "NEUT", "PRIG", "SKIP", "TWST", "WIGL", "XNPD"}
 DEFAULT_LATTICE = "LATT 1"  # primitive, with a centre of symmetry at the origin
+_BEFORE_OCCUPANCY = 5  # words of an atom: name, element, x, y, z
+_ISOTROPIC = 3  # words after these at most: occupancy, U_iso, and the height of a peak
+_DEFAULTS = ["11.0", "0.05"]  # occupancy, fixed, and U_iso in A^2 where an atom has none
 _FREE_TEXT = ("TITL", "REM")
 
 
@@ -95,22 +98,37 @@ def plain_shelx(path: Path) -> str:
 
 
 class _AtomList:
-    """The atoms of a SHELX file, and what stands between them, for iotbx."""
+    """The atoms of a SHELX file, and what stands between them, for iotbx.
+
+    Occupancy and U_iso of AFIX stand for those of the atoms up to the next one.
+    """
 
     def __init__(self, path: Path):
         self.path, self.lines = path, []
         self.residue, self.taken = 0, set()
+        self.of_afix: list[str] = []  # occupancy and U, none, one or both
 
     def add(self, command: str, words: list[str]) -> None:
         """Take in one instruction."""
         if command == "RESI":
             self.residue = residue_of(words)[0]
             self.lines.append(f"RESI {self.residue} X")  # iotbx wants the number first, and a class
+        elif command == "AFIX":
+            self.of_afix = words[3:5]
         elif command in ("FVAR", "PART", "MOVE"):
             self.lines.append(" ".join(words))
         elif is_shelx_atom(command, words):
             self._require_new(command)
-            self.lines.append(" ".join(words))
+            self.lines.append(" ".join(self._with_defaults(words)))
+
+    def _with_defaults(self, words: list[str]) -> list[str]:
+        """Return an atom with the occupancy and U that it lacks, or that AFIX says."""
+        place, rest = words[:_BEFORE_OCCUPANCY], words[_BEFORE_OCCUPANCY:]
+        if len(place) < _BEFORE_OCCUPANCY:
+            return words
+        rest = rest + _DEFAULTS[len(rest) :]
+        mine = self.of_afix[:1] if len(rest) > _ISOTROPIC else self.of_afix
+        return [*place, *mine, *rest[len(mine) :]]
 
     def _require_new(self, name: str) -> None:
         atom = self.residue, name

@@ -22,7 +22,7 @@ from .io_structures import neutral
 
 logger = logging.getLogger("dials.hybrid.io_shelx_restraints")
 
-# sigmas that hold when none is given
+# sigmas that hold when none is given, by DEFS too
 _SIGMA = {
     "DFIX": 0.02,
     "DANG": 0.04,
@@ -33,6 +33,7 @@ _SIGMA = {
     "RIGU": 0.004,
     "ISOR": 0.1,
 }
+_DEFS = (0.02, 0.1, 0.01, 0.04)  # of distances, planes, DELU and SIMU
 FREE_VARIABLE = 15.0  # A; DFIX 21.0 means the second free variable
 _ADP = {
     "SIMU": "adp_similarity",
@@ -43,6 +44,19 @@ _ADP = {
 # SUMP is for constraints, and told of with them
 _UNUSED = ("BUMP", "CHIV", "NCSY", "SAME", "XNPD")
 _EVERYWHERE = "_*"  # after the name of an atom: in every residue that has it
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    """A restraint as written: residues, None or what follows the name, words; default sigma."""
+
+    name: str
+    suffix: str | None
+    words: list[str]
+    sigma: float
+
+    def __str__(self) -> str:
+        return " ".join([self.name + (f"_{self.suffix}" if self.suffix else ""), *self.words])
 
 
 @dataclass
@@ -148,37 +162,46 @@ def shelx_entries(path, xray_structure, parts: Parts) -> list[Entry]:
     atoms, instructions = _contents(path, xray_structure)
     atoms.parts = parts
     entries, skipped = [], []
-    for name, suffix, words in instructions:
-        line = " ".join([name if suffix is None else f"{name}_{suffix}", *words])
+    for instruction in instructions:
         used = False
-        for residue, own in _spread(name, suffix, words, atoms):
+        for residue, own in _spread(instruction, atoms):
             try:
-                entries += _entries(name, own, atoms, residue, xray_structure)
+                entries += _entries(own, atoms, residue, xray_structure)
                 used = True
             except KeyError:
                 continue  # residues of one class need not all have every atom
             except (IndexError, ValueError) as error:
-                raise InputError(f"{path}: {line}: not a valid {name} instruction") from error
+                raise InputError(
+                    f"{path}: {instruction}: not a valid {own.name} instruction"
+                ) from error
         if not used:
-            skipped.append(line)
+            skipped.append(str(instruction))
     if skipped:
         logger.warning("%s: these restraints are not used: %s", path, "; ".join(skipped))
     return entries
 
 
-def _spread(name: str, suffix: str | None, words: list[str], atoms: _Atoms) -> list[tuple]:
-    """Return the residues that an instruction is for, each with its words.
+def _spread(given: _Instruction, atoms: _Atoms) -> list[tuple]:
+    """Return the residues that an instruction is for, each with what it is there.
 
     DFIX 1.5 C1_* C2_* has no pairs that go from one residue to another: it is DFIX_* 1.5 C1 C2.
     """
-    if name not in _ADP and any(word.endswith(_EVERYWHERE) for word in words):
-        suffix, words = "*", [word.removesuffix(_EVERYWHERE) for word in words]
-    return [(residue, words) for residue in atoms.residues(suffix)]
+    if given.name not in _ADP and any(word.endswith(_EVERYWHERE) for word in given.words):
+        words = [word.removesuffix(_EVERYWHERE) for word in given.words]
+        given = dataclasses.replace(given, suffix="*", words=words)
+    return [(residue, given) for residue in atoms.residues(given.suffix)]
+
+
+def _sigmas(numbers: list[float]) -> dict[str, float]:
+    """Return the sigmas of the restraints after a DEFS instruction."""
+    distance, plane, rigid, similar = (*numbers, *_DEFS[len(numbers) :])[:4]
+    new = {"DFIX": distance, "DANG": 2 * distance, "SADI": distance, "FLAT": plane}
+    return {**_SIGMA, **new, "DELU": rigid, "SIMU": similar}
 
 
 def _contents(path, xray_structure) -> tuple[_Atoms, list]:
-    """Return the atoms and the instructions (name, residues, words) that restrain them."""
-    atoms, found, residue = _Atoms(), [], 0
+    """Return the atoms and the instructions that restrain them."""
+    atoms, found, residue, sigmas = _Atoms(), [], 0, _SIGMA
     for words in shelx_lines(Path(path)):
         command, _, suffix = words[0].partition("_")
         rest = words[1:]
@@ -187,8 +210,11 @@ def _contents(path, xray_structure) -> tuple[_Atoms, list]:
             atoms.classes[residue] = name
         elif command == "EQIV":
             atoms.operators[rest[0]] = sgtbx.rt_mx("".join(rest[1:]).lower())
+        elif command == "DEFS":
+            sigmas = _sigmas([float(word) for word in rest])
         elif command in _SIGMA or command in _UNUSED:
-            found.append((command, suffix or None, rest))
+            sigma = sigmas.get(command, 0.0)
+            found.append(_Instruction(command, suffix or None, rest, sigma))
         elif is_shelx_atom(command, words) and not command.startswith("Q"):
             atoms.names.append((command, residue))
     types = [neutral(sc.scattering_type) for sc in xray_structure.scatterers()]
@@ -201,24 +227,25 @@ def _contents(path, xray_structure) -> tuple[_Atoms, list]:
     return atoms, found
 
 
-def _entries(name, words, atoms: _Atoms, residue: int | None, xray_structure) -> list[Entry]:
+def _entries(given: _Instruction, atoms: _Atoms, residue, xray_structure) -> list[Entry]:
     """Return what one instruction asks for.
 
     Raises KeyError for what is not known here, IndexError and ValueError for what is not valid.
     """
+    name = given.name
     if name in _UNUSED:
         raise KeyError(name)
-    numbers = [float(word) for word in words if _is_number(word)]
-    names = [word for word in words if not _is_number(word)]
+    numbers = [float(word) for word in given.words if _is_number(word)]
+    names = [word for word in given.words if not _is_number(word)]
     members = atoms.members(names, residue)
     if name in _ADP:
         chosen = _chosen(names, members, atoms, residue)
         sigma, other = [*numbers, None, None][:2]
         return ADP_ENTRIES[_ADP[name]](
-            xray_structure, chosen, sigma or _SIGMA[name], other, atoms.parts
+            xray_structure, chosen, sigma or given.sigma, other, atoms.parts
         )
     target = numbers.pop(0) if name in ("DFIX", "DANG") else 0.0
-    sigma = numbers[0] if numbers else _SIGMA[name]
+    sigma = numbers[0] if numbers else given.sigma
     if not 0 <= target < FREE_VARIABLE:  # below zero, a least distance
         raise KeyError(name)
     if name == "FLAT":

@@ -212,3 +212,71 @@ def test_atoms_after_a_move_are_moved(write, move, expected):
     sites = [a.site for a in read_structure(path).scatterers()]
     assert sites[0] == pytest.approx((0.1, 0.2, 0.3))
     assert sites[1] == pytest.approx(expected)
+
+
+RIDER = "H1 2 0.1 0.29 0.3 10.5 0.07\nAFIX 0\n"
+
+
+@pytest.mark.parametrize(
+    ("afix", "rider", "occupancy", "u"),
+    [
+        ("AFIX 43 0.95 21.0", RIDER, 0.6, 0.07),
+        ("AFIX 43 0.9 -21.0 -1.2", RIDER, 0.4, 0.024),
+        ("AFIX 43 0.9 11 0.08", RIDER.replace("10.5 0.07", ""), 1.0, 0.08),
+        ("AFIX 43", RIDER.replace("10.5 0.07", ""), 1.0, 0.05),
+        ("AFIX 43", RIDER.replace("0.07", ""), 0.5, 0.05),
+        ("PART 1 -21\nAFIX 43 0.9 11 0.08", RIDER, 0.4, 0.08),
+        ("AFIX 43 0.9 11 0.08\nAFIX 3", RIDER, 0.5, 0.07),
+    ],
+)
+def test_occupancy_and_u_of_afix(write, afix, rider, occupancy, u):
+    """They hold up to the next AFIX; a PART with an occupancy is stronger."""
+    carbon, oxygen = ATOMS.splitlines()
+    path = write(f"{HEAD}{carbon}\n{afix}\n{rider}PART 0\n{oxygen}\n{TAIL}")
+    atoms = read_structure(path).scatterers()
+    assert [a.occupancy for a in atoms] == pytest.approx([1.0, occupancy, 1.0])
+    assert [a.u_iso for a in atoms] == pytest.approx([0.02, u, 0.03], abs=1e-6)
+    linked = [group for group in read_instructions(path).constraints.occ if group[0][0] == 1]
+    signs = {"21": 1.0, "-21": -1.0}
+    expected = [((1, signs[w]),) for w in afix.replace("21.0", "21").split() if w in signs]
+    assert linked == expected
+
+
+def test_u_of_afix_is_not_for_tensors(write):
+    tensor = ATOMS.replace("11.0 0.03", "11.0 0.03 0.04 0.05 0.01 0 0")
+    path = write(HEAD + "AFIX 1 1 10.5 0.09\n" + tensor + TAIL)
+    carbon, oxygen = read_structure(path).scatterers()
+    assert carbon.u_iso == pytest.approx(0.09) and carbon.occupancy == oxygen.occupancy == 0.5
+    assert oxygen.flags.use_u_aniso()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("TWIN -1 0 0 0 -1 0 0 0 -1 2", "TWIN"),
+        ("BASF 0.2", "BASF"),
+        ("FREE C1 O1", "FREE"),
+        ("BIND C1 O1", "BIND"),
+        ("CONN 2 C1", "CONN"),
+        ("+restraints.txt", "+RESTRAINTS.TXT"),
+        ("MOVE 0 0 0\nDEFS 0.01", None),
+    ],
+)
+def test_what_has_no_effect_is_named(write, warnings_logged, line, said):
+    path = write(HEAD + line + "\n" + ATOMS + TAIL)
+    read_instructions(path)
+    restraints_of(read_structure(path), RestraintOptions(), path)
+    found = warnings_logged()
+    assert len(found) == (said is not None) and all(m.endswith(f"effect: {said}") for m in found)
+
+
+@pytest.mark.parametrize(("length", "told"), [("0.81", False), ("", False), ("0.95", True)])
+def test_a_distance_of_afix_that_the_atoms_do_not_have_is_named(
+    write, warnings_logged, length, told
+):
+    rider = RIDER.replace("10.5", "11.0")
+    path = write(f"{HEAD}{ATOMS.splitlines()[0]}\nAFIX 43 {length}\n{rider}{TAIL}")
+    (group,) = read_instructions(path).hydrogens
+    assert group.length == (float(length) if length else None)
+    said = "the distance 0.95 A of AFIX 43 (but with parameters.hydrogens=riding)"
+    assert [said in message for message in warnings_logged()] == [True] * told

@@ -92,3 +92,29 @@ def test_pairs_are_of_one_residue(restrained):
 def test_words_without_an_atom_restrain_nothing(restrained, warnings_logged, line):
     assert restrained(line) is None
     assert any(line in message for message in warnings_logged())
+
+
+# --- sigmas ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "usual", "of_defs"),
+    [
+        ("DFIX 1.4 C1 C2", 0.02, 0.03),
+        ("DANG 2.4 C1 C2", 0.04, 0.06),
+        ("SADI C1_0 C2_0 C3_1 C4_1", 0.02, 0.03),
+        ("FLAT C1_0 C2_0 C3_1 C4_1", 0.1, 0.2),
+        ("DELU C1 C2", 0.01, 0.02),
+        ("SIMU C1 C2", 0.04, 0.05),
+        ("RIGU C1 C2", 0.004, 0.004),
+        ("DFIX 1.4 0.007 C1 C2", 0.007, 0.007),
+    ],
+)
+def test_defs_changes_the_sigmas_of_what_follows(restrained, line, usual, of_defs):
+    for before, after, expected in (
+        ("", "", usual),
+        ("DEFS 0.03 0.2 0.02 0.05 1", "", of_defs),
+        ("", "DEFS 0.03 0.2 0.02 0.05", usual),
+        ("DEFS 0.5\nDEFS", "", usual),
+    ):
+        assert set(restrained(before, line, after).sigma.tolist()) == {expected}
