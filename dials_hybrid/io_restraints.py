@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def restraints_of(
     for kind in ADP_ENTRIES:
         sigma = getattr(options, kind)
         if sigma is not None:
+            _require_positive(kind, sigma, sigma)
             entries += ADP_ENTRIES[kind](xray_structure, chosen, sigma, None, parts)
     if options.shelx and Path(path).suffix.lower() in SHELX_ENDINGS:
         entries += shelx_entries(path, xray_structure, parts)
@@ -127,14 +129,20 @@ def _from_words(kind: str, text: str, xray_structure) -> list[Entry]:
     missing = [label for label in labels if label.upper() not in known]
     if missing:
         raise InputError(f"restraints.{kind}={text}: there is no atom {', '.join(missing)}")
-    if not values[-1] > 0:
-        raise InputError(f"restraints.{kind}={text}: sigma must be positive")
+    _require_positive(kind, text, values[-1])
     atoms = [known[label.upper()] for label in labels]
     target = values[0] if has_target else 0.0
+    if not math.isfinite(target) or (kind == "distance" and target < 0):
+        raise InputError(f"restraints.{kind}={text}: {target:g} is not a target for it")
     if kind == "distance":
         ends = _bonds_between(xray_structure, *atoms)
         return [Entry(kind, target, values[-1], ((atoms[0], UNIT), end)) for end in ends]
     return [Entry(kind, target, values[-1], _gathered(xray_structure, atoms, centre))]
+
+
+def _require_positive(kind: str, given, sigma: float) -> None:
+    if not 0 < sigma < math.inf:
+        raise InputError(f"restraints.{kind}={given}: sigma must be positive")
 
 
 def _number(fewest: int, most: int | None) -> str:

@@ -6,8 +6,10 @@ doi:10.1107/S2053229614024218).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,7 @@ _ADP = {
     "RIGU": "enhanced_rigid_bond",
     "ISOR": "isotropic_adp",
 }
+_WITH_TARGET = ("DFIX", "DANG")
 # SUMP is for constraints, and told of with them
 _UNUSED = ("BUMP", "CHIV", "NCSY", "SAME", "XNPD")
 _EVERYWHERE = "_*"  # after the name of an atom: in every residue that has it
@@ -54,6 +57,23 @@ class _Instruction:
     suffix: str | None
     words: list[str]
     sigma: float
+
+    @property
+    def numbers(self) -> list[float]:
+        """The numbers among the words; raises ValueError for what begins like one and is none."""
+        return [float(word) for word in self.words if _is_number(word)]
+
+    @property
+    def target(self) -> float:
+        """The distance of DFIX and DANG, zero of others; raises IndexError if there is none."""
+        return self.numbers[0] if self.name in _WITH_TARGET else 0.0
+
+    @property
+    def sigmas(self) -> list[float]:
+        """The sigma, and that of terminal atoms or 1,3-pairs where it is given."""
+        first = 1 if self.name in _WITH_TARGET else 0
+        most = 2 if self.name in _ADP else 1
+        return self.numbers[first : first + most] or [self.sigma]
 
     def __str__(self) -> str:
         return " ".join([self.name + (f"_{self.suffix}" if self.suffix else ""), *self.words])
@@ -164,21 +184,38 @@ def shelx_entries(path, xray_structure, parts: Parts) -> list[Entry]:
     entries, skipped = [], []
     for instruction in instructions:
         used = False
-        for residue, own in _spread(instruction, atoms):
-            try:
-                entries += _entries(own, atoms, residue, xray_structure)
-                used = True
-            except KeyError:
-                continue  # residues of one class need not all have every atom
-            except (IndexError, ValueError) as error:
-                raise InputError(
-                    f"{path}: {instruction}: not a valid {own.name} instruction"
-                ) from error
+        with _naming(path, instruction):
+            _require_positive(instruction)
+            for residue, own in _spread(instruction, atoms):
+                try:
+                    entries += _entries(own, atoms, residue, xray_structure)
+                    used = True
+                except KeyError:
+                    continue  # residues of one class need not all have every atom
         if not used:
             skipped.append(str(instruction))
     if skipped:
         logger.warning("%s: these restraints are not used: %s", path, "; ".join(skipped))
     return entries
+
+
+@contextlib.contextmanager
+def _naming(path, instruction):
+    """Turn what an instruction that is not valid raises into InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {instruction}: {error}") from error
+    except (IndexError, ValueError, RuntimeError) as error:
+        name = str(instruction).split()[0].split("_")[0]
+        raise InputError(f"{path}: {instruction}: not a valid {name} instruction") from error
+
+
+def _require_positive(instruction: _Instruction) -> None:
+    if instruction.name in _SIGMA and not all(0 < sigma < math.inf for sigma in instruction.sigmas):
+        raise InputError(
+            "sigma must be positive; give one, or leave it out here and in DEFS for the usual one"
+        )
 
 
 def _spread(given: _Instruction, atoms: _Atoms) -> list[tuple]:
@@ -209,9 +246,11 @@ def _contents(path, xray_structure) -> tuple[_Atoms, list]:
             residue, name = residue_of(words)
             atoms.classes[residue] = name
         elif command == "EQIV":
-            atoms.operators[rest[0]] = sgtbx.rt_mx("".join(rest[1:]).lower())
+            with _naming(path, " ".join(words)):
+                atoms.operators[rest[0]] = sgtbx.rt_mx("".join(rest[1:]).lower())
         elif command == "DEFS":
-            sigmas = _sigmas([float(word) for word in rest])
+            with _naming(path, " ".join(words)):
+                sigmas = _sigmas([float(word) for word in rest])
         elif command in _SIGMA or command in _UNUSED:
             sigma = sigmas.get(command, 0.0)
             found.append(_Instruction(command, suffix or None, rest, sigma))
@@ -235,18 +274,13 @@ def _entries(given: _Instruction, atoms: _Atoms, residue, xray_structure) -> lis
     name = given.name
     if name in _UNUSED:
         raise KeyError(name)
-    numbers = [float(word) for word in given.words if _is_number(word)]
+    sigma, other = [*given.sigmas, None][:2]
     names = [word for word in given.words if not _is_number(word)]
     members = atoms.members(names, residue)
     if name in _ADP:
         chosen = _chosen(names, members, atoms, residue)
-        sigma, other = [*numbers, None, None][:2]
-        return ADP_ENTRIES[_ADP[name]](
-            xray_structure, chosen, sigma or given.sigma, other, atoms.parts
-        )
-    target = numbers.pop(0) if name in ("DFIX", "DANG") else 0.0
-    sigma = numbers[0] if numbers else given.sigma
-    if not 0 <= target < FREE_VARIABLE:  # below zero, a least distance
+        return ADP_ENTRIES[_ADP[name]](xray_structure, chosen, sigma, other, atoms.parts)
+    if not 0 <= given.target < FREE_VARIABLE:  # below zero, a least distance
         raise KeyError(name)
     if name == "FLAT":
         if len(members) < 4:
@@ -257,7 +291,7 @@ def _entries(given: _Instruction, atoms: _Atoms, residue, xray_structure) -> lis
     if name == "SADI":
         return [Entry("similar_distance", 0.0, sigma, tuple(members))]
     pairs = zip(members[::2], members[1::2], strict=True)
-    return [Entry("distance", target, sigma, pair) for pair in pairs]
+    return [Entry("distance", given.target, sigma, pair) for pair in pairs]
 
 
 def _chosen(names, members, atoms: _Atoms, residue: int | None) -> list[int]:

@@ -7,6 +7,7 @@ pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not install
 
 from test_io_restraints import INS, labels_of
 
+from dials_hybrid.data import InputError
 from dials_hybrid.io_restraints import RestraintOptions, restraints_of
 from dials_hybrid.io_structures import read_structure
 
@@ -118,3 +119,32 @@ def test_defs_changes_the_sigmas_of_what_follows(restrained, line, usual, of_def
         ("DEFS 0.5\nDEFS", "", usual),
     ):
         assert set(restrained(before, line, after).sigma.tolist()) == {expected}
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        (["DFIX 1.5 0 C1 C2"], "DFIX 1.5 0 C1 C2"),
+        (["DFIX 1.5 -0.02 C1 C2"], "DFIX 1.5 -0.02 C1 C2"),
+        (["DANG 2.4 0.0 C1 C2"], "DANG 2.4 0.0 C1 C2"),
+        (["DANG 2.4 1E999 C1 C2"], "DANG 2.4 1E999 C1 C2"),
+        (["SADI 0 C1 C2"], "SADI 0 C1 C2"),
+        (["SIMU 0"], "SIMU 0"),
+        (["RIGU 0.01 -1 C1 C2"], "RIGU 0.01 -1 C1 C2"),
+        (["DEFS 0", "DFIX 1.5 C1 C2"], "DFIX 1.5 C1 C2"),
+    ],
+)
+def test_a_sigma_that_is_not_positive_is_refused(restrained, tmp_path, lines, named):
+    with pytest.raises(InputError) as caught:
+        restrained(*lines)
+    assert str(caught.value) == (
+        f"{tmp_path / 'residues.ins'}: {named}: sigma must be positive; give one, or leave it out "
+        "here and in DEFS for the usual one"
+    )
+
+
+@pytest.mark.parametrize("line", ["EQIV $2 nonsense", "EQIV", "DEFS x", "SIMU 0.1.2 C1", "DFIX"])
+def test_instructions_that_cannot_be_read(restrained, line):
+    with pytest.raises(InputError, match=f"not a valid {line.split()[0]} instruction") as caught:
+        restrained(line)
+    assert line.upper() in str(caught.value) and "\n" not in str(caught.value)
