@@ -14,6 +14,7 @@ from iotbx.shelx import parsers
 
 from .data import InputError
 from .freedom import Constraints
+from .io_fixed import AXES
 from .io_hydrogens import HydrogenGroup
 from .io_shelx_build import ShelxAtom, build
 from .io_shelx_lines import is_shelx_atom, shelx_lines
@@ -190,14 +191,17 @@ class _Reading:
     def constraints(self) -> Constraints:
         """Return what was found, with what the coding of the parameters says."""
         fixed_site, fixed_u = set(self.fixed_site), set(self.fixed_u)
-        riding_u, linked_u, occ = [], {}, {}
+        riding_u, linked_u, occ, along = [], {}, {}, []
         for i, atom in enumerate(self.atoms):
             site, occupancy, u = atom.coding[:3], atom.coding[3], atom.coding[4:]
-            if self._all_fixed(i, site, "coordinates"):
+            axes = self._fixed_axes(i, site)
+            if len(axes) == len(site):
                 fixed_site.add(i)
+            else:
+                along += [(i, axis) for axis in axes]
             if len(u) == 1 and isinstance(u[0], tuple):
                 self._isotropic(i, u[0], riding_u, linked_u)
-            elif self._all_fixed(i, u, "U"):
+            elif self._all_fixed(i, u):
                 fixed_u.add(i)
             if isinstance(occupancy, tuple):
                 variable, share = _share_of_variable(occupancy)
@@ -213,6 +217,7 @@ class _Reading:
             (*same_u, *(tuple(group) for group in linked_u.values() if len(group) > 1)),
             tuple(riding_u),
             tuple(tuple(group) for group in occ.values()),
+            tuple(along),
         )
 
     def _isotropic(self, i: int, coding: tuple, riding_u: list, linked_u: dict) -> None:
@@ -222,17 +227,24 @@ class _Reading:
             variable, share = _share_of_variable(coding)
             linked_u.setdefault(variable, []).append((i, share))
 
-    def _all_fixed(self, i: int, codings: tuple, what: str) -> bool:
-        """Whether all of some parameters are fixed; those of special positions may be in part."""
+    def _fixed_axes(self, i: int, codings: tuple) -> list[tuple[float, ...]]:
+        """Return the axes along which a site is fixed."""
+        self._tell_of_variables(i, codings, "coordinates")
+        pairs = zip(AXES.values(), codings, strict=True)
+        return [axis for axis, coding in pairs if coding == parsers.constant_parameter]
+
+    def _all_fixed(self, i: int, codings: tuple) -> bool:
+        """Whether all U_ij are fixed; those of special positions may be in part."""
+        self._tell_of_variables(i, codings, "U")
         fixed = [coding == parsers.constant_parameter for coding in codings]
-        if all(fixed):
-            return True
-        if not self.atoms[i].special:
-            if any(isinstance(coding, tuple) for coding in codings):
-                self.unhonoured.append(f"FVAR for {what} of {self.labels[i]}")
-            if any(fixed):
-                self.unhonoured.append(f"some of the {what} of {self.labels[i]} fixed")
-        return False
+        if any(fixed) and not all(fixed) and not self.atoms[i].special:
+            self.unhonoured.append(f"some of the U of {self.labels[i]} fixed")
+        return all(fixed)
+
+    def _tell_of_variables(self, i: int, codings: tuple, what: str) -> None:
+        """Symmetry does for special positions what free variables were once needed for."""
+        if not self.atoms[i].special and any(isinstance(coding, tuple) for coding in codings):
+            self.unhonoured.append(f"FVAR for {what} of {self.labels[i]}")
 
 
 def _share_of_variable(coding: tuple) -> tuple[int, float]:

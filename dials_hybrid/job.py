@@ -99,10 +99,11 @@ def in_setting(job: Job, structure: Structure, operator: str, hand: str) -> Prob
     """Return the job's problem for its structure reindexed ("h,k,l" notation) and then inverted.
 
     `structure` is the moved one, `hand` is "given" or "inverted"; constraints and restraints of
-    the job hold for it as well.
+    the job hold for it as well, in the setting that it has.
     """
+    constraints = io_constraints.in_basis(job.constraints, operator)
     return job.problem.replace(
-        structure=io_constraints.with_freedom(structure, job.constraints),
+        structure=io_constraints.with_freedom(structure, constraints),
         restraints=in_basis(
             job.problem.restraints, operator, hand == "inverted", job.xray_structure
         ),

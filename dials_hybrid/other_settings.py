@@ -18,6 +18,7 @@ from . import absolute_structure, io_settings
 from .checkpoint import State
 from .data import Problem, Result
 from .io_cctbx import other_hand, to_structure, update_xray_structure
+from .io_constraints import in_basis
 from .job import Job, context, in_setting
 from .refine import Progress, Refinement
 from .uncertainty import curvature_of
@@ -163,6 +164,7 @@ def _alternative(first: Refined, other: tuple, progress: Progress) -> Alternativ
         first.job,
         problem=problem,
         xray_structure=moved,
+        constraints=in_basis(first.job.constraints, operator),
         indexing=moved_indexing(first.job.indexing, operator, hand),
     )
     return Alternative(

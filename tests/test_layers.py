@@ -54,6 +54,7 @@ LEVELS = {
     "io_shelx_build": 5,
     "io_structures": 5,
     "io_settings": 5,
+    "io_fixed": 5,
     "io_constraints": 5,
     "io_displacements": 5,
     "io_hydrogens": 5,
