@@ -83,7 +83,9 @@ def _constrained(xray_structure, parameters: Parameters, instructions, parts: Pa
     record = tied(record, constraints)
     moved = update_xray_structure(xray_structure, record)
     if constraints.same_site:  # an atom may have come to a special position
-        moved = with_cell(moved, moved.unit_cell())
+        brought = {atom for _, *others in constraints.same_site for atom in others}
+        brought -= {atom for atom in brought if parts and parts[atom] < 0}
+        moved = with_cell(moved, moved.unit_cell(), brought)
         record = to_structure(moved)
     return moved, with_freedom(record, constraints), constraints
 

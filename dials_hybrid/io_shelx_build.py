@@ -11,6 +11,7 @@ from iotbx import builders
 from iotbx.shelx import lexer, parsers
 
 from .io_shelx_lines import plain_shelx
+from .io_site_symmetry import add_general
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class _Builder(builders.crystal_structure_builder):
         scatterer.site = tuple(
             d + self.sign * x for d, x in zip(self.shift, scatterer.site, strict=True)
         )
-        super().add_scatterer(scatterer, behaviour, *args, **kwargs)
+        if kwargs.get("sym_excl_index"):  # of a PART below zero
+            add_general(self.structure, scatterer)
+        else:
+            super().add_scatterer(scatterer, behaviour, *args, **kwargs)
         last = self.structure.scatterers()[-1]
         special = len(self.atoms) in self.structure.special_position_indices()
         residue = int(kwargs.get("residue_number") or 0)

@@ -13,6 +13,7 @@ from cctbx.array_family import flex
 from .data import InputError
 from .io_shelx_build import build
 from .io_shelx_lines import DEFAULT_LATTICE, plain_shelx, shelx_lines
+from .io_site_symmetry import with_general_positions
 from .io_text import ascii_text
 
 logger = logging.getLogger("dials.hybrid.io_structures")
@@ -64,7 +65,8 @@ def _read_cif(path: Path, block: str | None):
         return _read_pdb(path, None)
     _require_cell_and_symmetry(path, model[name])
     _refuse_placeholders(path, model[name])
-    return reader.build_crystal_structures(data_block_name=name)
+    structure = reader.build_crystal_structures(data_block_name=name)
+    return with_general_positions(structure, model[name])
 
 
 def _choose_block(path: Path, model, block: str | None) -> str:

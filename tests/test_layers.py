@@ -50,6 +50,7 @@ LEVELS = {
     "__main__": 4,
     "io_cctbx": 5,
     "io_text": 5,
+    "io_site_symmetry": 5,
     "io_shelx_lines": 5,
     "io_shelx_build": 5,
     "io_structures": 5,
