@@ -41,6 +41,7 @@ from .io_dials import Sampling, Selection
 from .io_measurement import cell_su
 from .io_pets_write import Cutting
 from .io_restraints import RestraintOptions
+from .io_site_symmetry import with_general_positions
 from .io_structures import read_structure
 from .job import (
     Job,
@@ -361,7 +362,9 @@ def resume(path, options: Options | None = None) -> Job:
 def _structure_from_cif(text: str):
     import iotbx.cif
 
-    return iotbx.cif.reader(input_string=text).build_crystal_structures()["start"]
+    reader = iotbx.cif.reader(input_string=text)
+    structure = reader.build_crystal_structures()["start"]
+    return with_general_positions(structure, reader.model()["start"])
 
 
 def _reload(problem: Problem, path) -> io_dials.Loaded | io_pets.Loaded | None:

@@ -11,6 +11,7 @@ import torch
 from . import accuracy, io_settings, thickness, validation
 from .data import Problem
 from .io_cctbx import to_structure
+from .io_constraints import in_basis
 from .job import Job, Options, collected_warnings, in_setting, remembering_warnings
 from .propagation import Chebyshev, DepthGrid
 
@@ -61,6 +62,7 @@ def choose_setting(job: Job) -> Job:
         job,
         problem=in_setting(job, to_structure(chosen), scores[best].operator, scores[best].hand),
         xray_structure=chosen,
+        constraints=in_basis(job.constraints, scores[best].operator),
         indexing=indexing,
         options=_with_depth(options, thickness[best]),
     )

@@ -8,7 +8,7 @@ a free parameter moves a set of atoms together. `basis` turns `Constraints` into
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,15 @@ class Constraints:
     linked_u: tuple[tuple[tuple[int, float], ...], ...] = ()  # groups of (atom, share)
     riding_u: tuple[tuple[int, int, float], ...] = ()  # (atom, parent, U_iso / U_eq of parent)
     occ: tuple[tuple[tuple[int, float], ...], ...] = ()  # one parameter each, of (atom, share)
+    # (atom, n): the fractional shift s of the site has n . s = 0; n is an axis where x, y or z is
+    # fixed, and what becomes of that in another setting
+    fixed_along: tuple[tuple[int, tuple[float, ...]], ...] = ()
+
+    def turned(self, rot: Tensor) -> Constraints:
+        """Return the constraints in another setting, to which `rot` (3, 3) takes shifts."""
+        back = torch.linalg.inv(rot)
+        along = ((i, tuple((torch.tensor(n).to(rot) @ back).tolist())) for i, n in self.fixed_along)
+        return replace(self, fixed_along=tuple(along))
 
     def to_dict(self) -> dict:
         """Return lists of plain numbers, for files."""
@@ -170,7 +179,8 @@ def _orthonormal_directions(projector: Tensor, scale: Tensor) -> Tensor:
 def _common_directions(projectors: list[Tensor], turns: list[Tensor], scale: Tensor) -> Tensor:
     """Return the directions (m, n) of a leader that are allowed to all whom it leads.
 
-    A member moves by its turn times the leader's shift. Lengths as in `_orthonormal_directions`.
+    A member moves by its turn times the leader's shift, and may be there with several projectors.
+    Lengths as in `_orthonormal_directions`.
     """
     if len(projectors) == 1:
         return _orthonormal_directions(projectors[0], scale)
@@ -196,6 +206,12 @@ def _turn(structure: Structure, atom: int, parent: int) -> Tensor:
     return structure.sym_rot[neighbours(structure, atom)[1][parent]]
 
 
+def _without(normal: tuple[float, ...]) -> Tensor:
+    """(3, 3), a projector onto the fractional shifts s with normal . s = 0."""
+    n = torch.tensor(normal, dtype=torch.float64)
+    return torch.eye(3, dtype=torch.float64) - torch.outer(n, n) / (n @ n)
+
+
 def _site_basis(structure: Structure, constraints: Constraints, riding: dict) -> Tensor:
     """(P, A, 3) fractional shift of every atom per A of each free site parameter."""
     leader = {i: i for i in range(len(structure.labels))}
@@ -211,7 +227,12 @@ def _site_basis(structure: Structure, constraints: Constraints, riding: dict) ->
         if constraints.fixed_site & set(members):
             continue
         projectors = [structure.site_projector[i] for i in members]
-        for direction in _common_directions(projectors, [turns[i] for i in members], scale):
+        chain = [turns[i] for i in members]
+        for i, normal in constraints.fixed_along:
+            if i in members:
+                projectors.append(_without(normal))
+                chain.append(turns[i])
+        for direction in _common_directions(projectors, chain, scale):
             row = torch.zeros(len(leader), 3, dtype=torch.float64)
             for i in members:
                 row[i] = turns[i] @ direction

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Iterable
 
 import torch
 from cctbx import adptbx, crystal, uctbx, xray
@@ -114,11 +115,12 @@ def format_cell(cell) -> str:
     return f"({', '.join([*lengths, *angles])})"
 
 
-def with_cell(structure, unit_cell):
+def with_cell(structure, unit_cell, moved_atoms: Iterable[int] = ()):
     """Return the structure in another unit cell, averaged over the space group's symmetry.
 
     `unit_cell` is cctbx's, or six parameters in A and degree. Fractional coordinates, U_iso and
-    U_cif keep their values.
+    U_cif keep their values, and atoms their site symmetry, but for `moved_atoms`, by number, which
+    get that of the place where they are now.
     """
     if not hasattr(unit_cell, "parameters"):
         unit_cell = uctbx.unit_cell(unit_cell)
@@ -126,12 +128,13 @@ def with_cell(structure, unit_cell):
         unit_cell=structure.space_group().average_unit_cell(unit_cell),
         space_group=structure.space_group(),
     )
-    moved = xray.structure(crystal_symmetry=symmetry)
-    for sc in structure.scatterers():
+    moved, again = xray.structure(crystal_symmetry=symmetry), set(moved_atoms)
+    table = structure.site_symmetry_table()
+    for i, sc in enumerate(structure.scatterers()):
         if sc.flags.use_u_aniso():
             u_cif = adptbx.u_star_as_u_cif(structure.unit_cell(), sc.u_star)
             sc = sc.customized_copy(u=adptbx.u_cif_as_u_star(symmetry.unit_cell(), u_cif))
-        moved.add_scatterer(sc)
+        moved.add_scatterer(sc, site_symmetry_ops=None if i in again else table.get(i))
     return moved
 
 

@@ -6,16 +6,17 @@ import fnmatch
 from dataclasses import dataclass, replace
 
 import torch
+from cctbx import sgtbx
 
 from .data import InputError, Structure
 from .freedom import Constraints, basis, tied, with_usual_riding_u
 from .io_cctbx import to_structure, update_xray_structure, with_cell
 from .io_disorder import Parts
 from .io_displacements import candidates, enough, with_displacements
+from .io_fixed import KINDS, fixed, freed
 from .io_hydrogens import idealised, parents_of_hydrogens, usual_groups, usual_u_factor
 from .io_shelx import Instructions
 
-KINDS = ("site", "u", "occ", "all")
 HYDROGENS = ("as_given", "riding", "free")
 _NAMES_SHOWN = 30
 
@@ -24,8 +25,8 @@ _NAMES_SHOWN = 30
 class Parameters:
     """What the user wants refined; the words of the PHIL scope `parameters`.
 
-    `fix` and `free` hold a kind of KINDS and atoms, such as "site Si1 O*"; the others hold
-    atoms: labels, elements, labels with * and ?, or all. In `occupancies` a lone + stands
+    `fix` and `free` hold a kind of KINDS and atoms, such as "site Si1 O*" or "y Si1"; the others
+    hold atoms: labels, elements, labels with * and ?, or all. In `occupancies` a lone + stands
     between the sides whose sum is kept. `hydrogens` is one of HYDROGENS. `displacements`, one of
     io_displacements.CHOICES, says whether atoms of an isotropic structure become anisotropic where
     data are enough; `anisotropic` and `isotropic` hold atoms that are made so.
@@ -82,7 +83,9 @@ def _constrained(xray_structure, parameters: Parameters, instructions, parts: Pa
     record = tied(record, constraints)
     moved = update_xray_structure(xray_structure, record)
     if constraints.same_site:  # an atom may have come to a special position
-        moved = with_cell(moved, moved.unit_cell())
+        brought = {atom for _, *others in constraints.same_site for atom in others}
+        brought -= {atom for atom in brought if parts and parts[atom] < 0}
+        moved = with_cell(moved, moved.unit_cell(), brought)
         record = to_structure(moved)
     return moved, with_freedom(record, constraints), constraints
 
@@ -131,6 +134,15 @@ def with_freedom(structure: Structure, constraints: Constraints) -> Structure:
     return structure.replace(freedom=basis(structure, constraints))
 
 
+def in_basis(constraints: Constraints, operator: str) -> Constraints:
+    """Return the constraints of a structure for one that is reindexed ("h,k,l" notation).
+
+    Inversion changes none of them.
+    """
+    rot = sgtbx.change_of_basis_op(operator).c().r().as_double()
+    return constraints.turned(torch.tensor(rot, dtype=torch.float64).reshape(3, 3))
+
+
 def resolve(
     structure: Structure,
     parameters: Parameters = DEFAULTS,
@@ -150,9 +162,9 @@ def resolve(
     for text in parameters.occupancies:
         found = _with_linked_occupancies(structure, found, text)
     for text in parameters.fix:
-        found = _fixed(found, *_kind_and_atoms(structure, "fix", text))
+        found = fixed(found, *_kind_and_atoms(structure, "fix", text))
     for text in parameters.free:
-        found = _freed(found, *_kind_and_atoms(structure, "free", text))
+        found = freed(found, *_kind_and_atoms(structure, "free", text))
     _require_one_kind_of_u(structure, found)
     return found
 
@@ -223,6 +235,7 @@ def _with_riding_hydrogens(structure: Structure, found: Constraints, parts: Part
         if atom not in known and not bool(structure.anisotropic[atom])
     )
     held = found.fixed_site | {atom for group in found.same_site for atom in group}
+    held |= {atom for atom, _ in found.fixed_along}
     riding = tuple((atom, parent) for atom, parent in parents.items() if atom not in held)
     return replace(found, riding=riding, riding_u=found.riding_u + riding_u)
 
@@ -291,60 +304,6 @@ def _with_linked_occupancies(structure: Structure, found: Constraints, text: str
     groups = up if len(up) == 1 else [(*side, *down) for side in up[:-1]]
     kept = tuple(g for g in found.occ if not {atom for atom, _ in g} & set(atoms))
     return replace(found, occ=(*kept, *groups))
-
-
-# --- fix and free ---------------------------------------------------------------------------
-
-
-def _fixed(found: Constraints, kind: str, atoms: set[int]) -> Constraints:
-    if kind in ("site", "all"):
-        riding = tuple(pair for pair in found.riding if pair[0] not in atoms)
-        found = replace(found, riding=riding, fixed_site=found.fixed_site | atoms)
-    if kind in ("u", "all"):
-        riding_u = tuple(triple for triple in found.riding_u if triple[0] not in atoms)
-        found = replace(found, riding_u=riding_u, fixed_u=found.fixed_u | atoms)
-    if kind in ("occ", "all"):
-        found = replace(found, occ=tuple(g for g in found.occ if not {a for a, _ in g} & atoms))
-    return found
-
-
-def _freed(found: Constraints, kind: str, atoms: set[int]) -> Constraints:
-    if kind in ("site", "all"):
-        same_site = (tuple(i for i in group if i not in atoms) for group in found.same_site)
-        found = replace(
-            found,
-            fixed_site=found.fixed_site - atoms,
-            same_site=tuple(group for group in same_site if len(group) > 1),
-            riding=tuple(pair for pair in found.riding if pair[0] not in atoms),
-        )
-    if kind in ("u", "all"):
-        found = replace(
-            found,
-            fixed_u=found.fixed_u - atoms,
-            linked_u=tuple(group for group in _without(found.linked_u, atoms) if len(group) > 1),
-            riding_u=tuple(triple for triple in found.riding_u if triple[0] not in atoms),
-        )
-    if kind in ("occ", "all"):
-        found = replace(found, occ=_with_own_occupancies(found.occ, atoms))
-    return found
-
-
-def _without(groups, atoms: set[int]) -> list[tuple]:
-    """Return groups of (atom, share) without some atoms."""
-    return [tuple(pair for pair in group if pair[0] not in atoms) for group in groups]
-
-
-def _with_own_occupancies(groups, atoms: set[int]) -> tuple:
-    """Return the groups with a parameter for each of some atoms, which leave their own groups.
-
-    Whom they leave alone keeps its parameter, unless another group moves it already.
-    """
-    rest = _without(groups, atoms)
-    shared = [group for group in rest if len(group) > 1]
-    moved = {atom for group in shared for atom, _ in group}
-    alone = {group[0][0]: group for group in rest if len(group) == 1}
-    kept = [group for atom, group in alone.items() if atom not in moved]
-    return (*shared, *kept, *(((atom, 1.0),) for atom in sorted(atoms)))
 
 
 # --- what a CIF says of the atoms ------------------------------------------------------------

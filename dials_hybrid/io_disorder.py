@@ -2,7 +2,8 @@
 
 The meaning is that of SHELXL (G. M. Sheldrick 2015, doi:10.1107/S2053229614024218): atoms of two
 parts, both not zero, are never there together and are not bonded. Those of a part below zero are
-not bonded to their symmetry equivalents either.
+not bonded to their symmetry equivalents either, nor held by a symmetry element that they are on or
+near to.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from .data import InputError
-from .io_structures import cif_loop, is_shelx_atom, shelx_lines
+from .io_shelx_lines import is_shelx_atom, shelx_lines
+from .io_site_symmetry import GROUP
+from .io_structures import cif_loop
 
 Parts = tuple[int, ...]  # one for each atom, or none at all if no atom has one
 KEY = "parts"  # of the provenance of a problem
 _SHELX, _CIF = (".res", ".ins"), (".cif", ".mmcif")
-GROUP = "_atom_site_disorder_group"
 
 
 def parts_of(path, count: int, block: str | None = None) -> Parts:
@@ -40,7 +42,7 @@ def parts_of(path, count: int, block: str | None = None) -> Parts:
 def _shelx_parts(path: Path) -> list[int]:
     part, found = 0, []
     for words in shelx_lines(path):
-        command = words[0].split("_")[0].upper()
+        command = words[0].split("_")[0]
         if command == "PART":
             part = int(float(words[1])) if len(words) > 1 else 0
         elif is_shelx_atom(command, words):

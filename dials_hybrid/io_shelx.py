@@ -6,18 +6,18 @@ doi:10.1107/S2053229614024218).
 
 from __future__ import annotations
 
-import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from iotbx import builders
-from iotbx.shelx import lexer, parsers
+from iotbx.shelx import parsers
 
 from .data import InputError
 from .freedom import Constraints
+from .io_fixed import AXES
 from .io_hydrogens import HydrogenGroup
-from .io_structures import is_shelx_atom, plain_shelx, shelx_lines
+from .io_shelx_build import ShelxAtom, build
+from .io_shelx_lines import is_shelx_atom, shelx_lines
 
 logger = logging.getLogger("dials.hybrid.io_shelx")
 
@@ -39,7 +39,12 @@ GEOMETRIES = {
 # n of AFIX mn whose atoms follow their parent, and what SHELXL refines beside
 _RIDING = {3: "", 4: "the distance", 7: "the torsion", 8: "torsion and distance"}
 _FIXED = (1, 2)  # n that fixes U: with the site, without it
-_NOT_HONOURED = ("SUMP", "HFIX", "ANIS", "BLOC", "SPEC")
+_NOT_HONOURED = (
+    *("SUMP", "HFIX", "ANIS", "BLOC", "SPEC"),
+    *("BIND", "FREE", "CONN"),  # bonds
+    *("TWIN", "BASF"),
+)
+_SAME_DISTANCE = 0.02  # A, between what AFIX and the coordinates say
 
 
 @dataclass(frozen=True)
@@ -48,35 +53,6 @@ class Instructions:
 
     constraints: Constraints
     hydrogens: tuple[HydrogenGroup, ...]  # AFIX of hydrogen atoms
-
-
-@dataclass(frozen=True)
-class _Atom:
-    name: str
-    residue: int
-    weight: float  # multiplicity over the order of the space group
-    special: bool
-    coding: tuple  # of x, y, z, occupancy and U_iso or six U_ij, as iotbx decodes it
-
-
-class _Recorder(builders.crystal_structure_builder):
-    """Keeps, beside the structure, how every parameter was coded."""
-
-    def __init__(self):
-        super().__init__(set_grad_flags=False)
-        self.atoms: list[_Atom] = []
-
-    def add_scatterer(self, scatterer, behaviour, *args, **kwargs):
-        """Add an atom; called by the parser of iotbx."""
-        super().add_scatterer(scatterer, behaviour, *args, **kwargs)
-        last = self.structure.scatterers()[-1]
-        special = len(self.atoms) in self.structure.special_position_indices()
-        number = kwargs.get("residue_number")
-        residue = int(number) if str(number).replace(".0", "").isdigit() else 0
-        weight = last.weight_without_occupancy()
-        self.atoms.append(
-            _Atom(scatterer.label.upper(), residue, weight, special, tuple(behaviour))
-        )
 
 
 def is_shelx(path) -> bool:
@@ -91,7 +67,8 @@ def read_instructions(path) -> Instructions:
     """
     path = Path(path)
     try:
-        found = _Reading(_recorded(plain_shelx(path)))
+        structure, atoms = build(path)
+        found = _Reading(atoms, structure)
         for words in shelx_lines(path):
             found.line(words)
         found.end_afix()
@@ -113,20 +90,13 @@ def read_instructions(path) -> Instructions:
     return Instructions(constraints, tuple(found.hydrogens))
 
 
-def _recorded(text: str) -> list[_Atom]:
-    builder = _Recorder()
-    stream = lexer.command_stream(file=io.StringIO(text))
-    stream = parsers.crystal_symmetry_parser(stream, builder)
-    stream = parsers.atom_parser(stream.filtered_commands(), builder, strictly_shelxl=False)
-    stream.parse()
-    return builder.atoms
-
-
 class _Reading:
     """The instructions of a file, line after line."""
 
-    def __init__(self, atoms: list[_Atom]):
+    def __init__(self, atoms: list[ShelxAtom], structure):
         self.atoms = atoms
+        self.labels = [sc.label for sc in structure.scatterers()]
+        self.sites, self.distance = structure.sites_frac(), structure.unit_cell().distance
         self.number = {(a.name, a.residue): i for i, a in enumerate(atoms)}
         self.next = 0  # the atom that comes next
         self.pivot = None  # the last atom that no AFIX moves
@@ -138,13 +108,13 @@ class _Reading:
 
     def line(self, words: list[str]) -> None:
         """Take in one instruction."""
-        command, _, residue = words[0].upper().partition("_")
+        command, _, residue = words[0].partition("_")
         if command == "AFIX":
             self.end_afix()
             self._start_afix(words)
         elif command in self.same:
             self._share(command, residue, words)
-        elif command in _NOT_HONOURED:
+        elif command in _NOT_HONOURED or command.startswith("+"):  # or a file to include
             self.unhonoured.append(command)
         elif is_shelx_atom(command, words) and self._is_next(words[0]):
             if self.afix is None:
@@ -155,7 +125,7 @@ class _Reading:
 
     def _is_next(self, name: str) -> bool:
         """Peaks of a difference map, which look like atoms, are in no structure."""
-        return self.next < len(self.atoms) and self.atoms[self.next].name == name.upper()
+        return self.next < len(self.atoms) and self.atoms[self.next].name == name
 
     def _start_afix(self, words: list[str]) -> None:
         code = int(float(words[1])) if len(words) > 1 else 0
@@ -180,9 +150,19 @@ class _Reading:
                 )
             if _RIDING[n]:
                 self.unhonoured.append(f"{_RIDING[n]} of AFIX {10 * m + n}")
+            if length and self._at_another_distance(atoms, length):
+                self.unhonoured.append(
+                    f"the distance {length:g} A of AFIX {10 * m + n} (but with "
+                    "parameters.hydrogens=riding)"
+                )
         else:
             self.unhonoured.append(f"AFIX {10 * m + n}")
             self.pivot = atoms[-1] if atoms else self.pivot
+
+    def _at_another_distance(self, atoms: list[int], length: float) -> bool:
+        """Whether atoms are not at the distance of AFIX from their parent, where they stay."""
+        apart = (self.distance(self.sites[self.pivot], self.sites[i]) for i in atoms)
+        return any(abs(d - length) > _SAME_DISTANCE for d in apart)
 
     def _share(self, command: str, residue: str, words: list[str]) -> None:
         try:
@@ -200,7 +180,7 @@ class _Reading:
             if word in "<>":
                 through = 1 if word == ">" else -1
                 continue
-            name, _, own = word.upper().partition("_")
+            name, _, own = word.partition("_")
             number = self.number[name, int(own or residue)]
             if through:
                 found += range(found[-1] + through, number, through)
@@ -211,14 +191,17 @@ class _Reading:
     def constraints(self) -> Constraints:
         """Return what was found, with what the coding of the parameters says."""
         fixed_site, fixed_u = set(self.fixed_site), set(self.fixed_u)
-        riding_u, linked_u, occ = [], {}, {}
+        riding_u, linked_u, occ, along = [], {}, {}, []
         for i, atom in enumerate(self.atoms):
             site, occupancy, u = atom.coding[:3], atom.coding[3], atom.coding[4:]
-            if self._all_fixed(i, site, "coordinates"):
+            axes = self._fixed_axes(i, site)
+            if len(axes) == len(site):
                 fixed_site.add(i)
+            else:
+                along += [(i, axis) for axis in axes]
             if len(u) == 1 and isinstance(u[0], tuple):
                 self._isotropic(i, u[0], riding_u, linked_u)
-            elif self._all_fixed(i, u, "U"):
+            elif self._all_fixed(i, u):
                 fixed_u.add(i)
             if isinstance(occupancy, tuple):
                 variable, share = _share_of_variable(occupancy)
@@ -234,6 +217,7 @@ class _Reading:
             (*same_u, *(tuple(group) for group in linked_u.values() if len(group) > 1)),
             tuple(riding_u),
             tuple(tuple(group) for group in occ.values()),
+            tuple(along),
         )
 
     def _isotropic(self, i: int, coding: tuple, riding_u: list, linked_u: dict) -> None:
@@ -243,17 +227,24 @@ class _Reading:
             variable, share = _share_of_variable(coding)
             linked_u.setdefault(variable, []).append((i, share))
 
-    def _all_fixed(self, i: int, codings: tuple, what: str) -> bool:
-        """Whether all of some parameters are fixed; those of special positions may be in part."""
+    def _fixed_axes(self, i: int, codings: tuple) -> list[tuple[float, ...]]:
+        """Return the axes along which a site is fixed."""
+        self._tell_of_variables(i, codings, "coordinates")
+        pairs = zip(AXES.values(), codings, strict=True)
+        return [axis for axis, coding in pairs if coding == parsers.constant_parameter]
+
+    def _all_fixed(self, i: int, codings: tuple) -> bool:
+        """Whether all U_ij are fixed; those of special positions may be in part."""
+        self._tell_of_variables(i, codings, "U")
         fixed = [coding == parsers.constant_parameter for coding in codings]
-        if all(fixed):
-            return True
-        if not self.atoms[i].special:
-            if any(isinstance(coding, tuple) for coding in codings):
-                self.unhonoured.append(f"FVAR for {what} of {self.atoms[i].name}")
-            if any(fixed):
-                self.unhonoured.append(f"some of the {what} of {self.atoms[i].name} fixed")
-        return False
+        if any(fixed) and not all(fixed) and not self.atoms[i].special:
+            self.unhonoured.append(f"some of the U of {self.labels[i]} fixed")
+        return all(fixed)
+
+    def _tell_of_variables(self, i: int, codings: tuple, what: str) -> None:
+        """Symmetry does for special positions what free variables were once needed for."""
+        if not self.atoms[i].special and any(isinstance(coding, tuple) for coding in codings):
+            self.unhonoured.append(f"FVAR for {what} of {self.labels[i]}")
 
 
 def _share_of_variable(coding: tuple) -> tuple[int, float]:

@@ -15,6 +15,7 @@ from smtbx.refinement.constraints import InvalidConstraint
 
 from .freedom import Constraints
 from .io_disorder import Parts
+from .io_fixed import AXES
 from .io_hydrogens import HydrogenGroup, bond_table, ideal_sites, usual_groups
 from .io_shelx import GEOMETRIES
 from .io_structures import neutral
@@ -198,12 +199,21 @@ class AtomLines:
         self._enter(self.parts[i] if self.parts else 0)
         sc, held = self.refined.scatterers()[i], self.constraints
         site = self._beside_parent(i) if i in self.parent else sc.site
-        shift = 10 if i in held.fixed_site else 0
-        place = " ".join(f"{x + shift:.6f}" for x in site)
+        fixed = self._fixed_axes(i)
+        shifts = [10 if i in held.fixed_site or axis in fixed else 0 for axis in AXES.values()]
+        place = " ".join(f"{x + shift:.6f}" for x, shift in zip(site, shifts, strict=True))
         occupancy = self.coding.occupancy.get(i, f"{10 + sc.weight():.5f}")
         kind = self.elements.index(neutral(sc.scattering_type)) + 1
         words = [self.labels[i].ljust(4), str(kind), place, occupancy, *self._u(i, pivot)]
         self.lines += wrapped(words[0], words[1:])
+
+    def _fixed_axes(self, i: int) -> list[tuple[float, ...]]:
+        """Return the axes along which a site is fixed; others than those cannot be written."""
+        normals = [normal for atom, normal in self.constraints.fixed_along if atom == i]
+        axes = [tuple(abs(x) / max(map(abs, n)) for x in n) for n in normals]
+        if not set(axes) <= set(AXES.values()):
+            self.coding.left.append(f"a fixed direction of {self.labels[i]}")
+        return axes
 
     def _u(self, i: int, pivot: int | None) -> list[str]:
         """U_iso, or U11 U22 U33 U23 U13 U12; 10 is added to what is fixed."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
-import io
 import logging
-import re
 from pathlib import Path
 
 import iotbx.cif
 import iotbx.pdb
 from cctbx import crystal, xray
 from cctbx.array_family import flex
-from iotbx.shelx.lexer import command_stream
 
 from .data import InputError
+from .io_shelx_build import build
+from .io_shelx_lines import DEFAULT_LATTICE, plain_shelx, shelx_lines
+from .io_site_symmetry import with_general_positions
+from .io_text import ascii_text
 
 logger = logging.getLogger("dials.hybrid.io_structures")
 
@@ -52,20 +52,11 @@ def read_structure(path, block: str | None = None):
     return structure
 
 
-def _text(path: Path) -> str:
-    """Return a file's text in ASCII, which is all that iotbx reads.
-
-    What is lost are accents in comments and names, in whatever encoding they were.
-    """
-    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    return data.decode("ascii", errors="replace").replace("\ufffd", "?")
-
-
 # --- CIF ------------------------------------------------------------------------------------
 
 
 def _read_cif(path: Path, block: str | None):
-    reader = iotbx.cif.reader(input_string=_text(path), raise_if_errors=True)
+    reader = iotbx.cif.reader(input_string=ascii_text(path), raise_if_errors=True)
     model = reader.model()
     name = _choose_block(path, model, block)
     if block is None:
@@ -74,7 +65,8 @@ def _read_cif(path: Path, block: str | None):
         return _read_pdb(path, None)
     _require_cell_and_symmetry(path, model[name])
     _refuse_placeholders(path, model[name])
-    return reader.build_crystal_structures(data_block_name=name)
+    structure = reader.build_crystal_structures(data_block_name=name)
+    return with_general_positions(structure, model[name])
 
 
 def _choose_block(path: Path, model, block: str | None) -> str:
@@ -135,7 +127,7 @@ def cif_loop(path, key: str, block: str | None = None) -> list[str]:
 
 def _structure_block(path: Path, block: str | None):
     """Return the items of the block that holds the structure, also of a CIF with errors in it."""
-    model = iotbx.cif.reader(input_string=_text(path), raise_if_errors=False).model()
+    model = iotbx.cif.reader(input_string=ascii_text(path), raise_if_errors=False).model()
     return model[_choose_block(path, model, block)]
 
 
@@ -172,63 +164,20 @@ def _refuse_placeholders(path: Path, block) -> None:
 
 # --- SHELX ----------------------------------------------------------------------------------
 
-# instructions of SHELXL that the parser of iotbx does not know and takes for atoms
-_SHELX_NEWER = {"ABIN", "ANSC", "ANSR", "NEUT", "PRIG", "SKIP", "TWST", "WIGL", "XNPD"}
-
 
 def _read_shelx(path: Path, block: str | None):
     text = plain_shelx(path)
     for instruction, what in (("CELL", "unit cell"), ("SFAC", "list of elements")):
         if f"\n{instruction}" not in text:
             raise InputError(f"{path}: no {what}; add the {instruction} instruction")
-    return xray.structure.from_shelx(file=io.StringIO(text), strictly_shelxl=False)
-
-
-def plain_shelx(path: Path) -> str:
-    """Return the symmetry, elements and atoms of a SHELX file, the rest left out.
-
-    Explicit scattering factors, which files for electrons have (SFAC C 0.1361 0.3731 ...), and
-    several SFAC become one plain list of elements: iotbx knows only that. It leaves out peaks.
-    """
-    head, elements, atoms = [], [], []
-    for words in shelx_lines(path):
-        command = words[0].split("_")[0].upper()
-        if command == "SFAC":
-            explicit = len(words) > 2 and not words[2][0].isalpha()
-            elements += words[1:2] if explicit else words[1:]
-        elif command in ("FVAR", "PART", "RESI") or is_shelx_atom(command, words):
-            atoms.append(" ".join(words))
-        elif command in ("CELL", "ZERR", "LATT", "SYMM"):
-            head.append(" ".join(words))
-    sfac = [" ".join(["SFAC", *elements])] if elements else []
-    return "\n".join(["", *head, *sfac, *atoms, "HKLF 4", "END", ""])
-
-
-def shelx_lines(path: Path):
-    """Yield the words of each instruction up to HKLF or END, continued lines joined.
-
-    Raises InputError when neither is there.
-    """
-    lines = re.sub(r"=[^\n]*\n", " ", _text(path).replace("\r", "")).splitlines()
-    fragment = False  # the atoms between FRAG and FEND are a pattern to fit
-    for line in lines:
-        words = line.split("!")[0].split()
-        if not words or line[0].isspace():
-            continue
-        command = words[0].upper()
-        if command in ("HKLF", "END"):
-            return
-        fragment = command == "FRAG" or (fragment and command != "FEND")
-        if not fragment:
-            yield words
-    raise InputError(f"{path}: ends without HKLF or END; give the complete file")
-
-
-def is_shelx_atom(command: str, words: list[str]) -> bool:
-    """Return whether the words of an instruction, named `command`, describe an atom."""
-    if command in command_stream.shelx_commands or command in _SHELX_NEWER:
-        return False
-    return len(words) > 1 and words[1].isdigit()
+    if not any(words[0] == "LATT" for words in shelx_lines(path)):
+        logger.warning(
+            "%s: no LATT instruction; it is read as %s, primitive with a centre of symmetry, as "
+            "SHELXL does (LATT -1 is primitive without)",
+            path,
+            DEFAULT_LATTICE,
+        )
+    return build(path)[0]
 
 
 # --- PDB ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from .freedom import Constraints
 from .io_cctbx import to_structure
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection, format_table
-from .io_disorder import KEY, Parts, parts_of
+from .io_disorder import GROUP, KEY, Parts, parts_of
 from .io_measurement import stated
 from .io_restraints import RestraintOptions, count_kinds, in_basis, restraints_of
 from .io_structures import read_structure
@@ -99,10 +99,11 @@ def in_setting(job: Job, structure: Structure, operator: str, hand: str) -> Prob
     """Return the job's problem for its structure reindexed ("h,k,l" notation) and then inverted.
 
     `structure` is the moved one, `hand` is "given" or "inverted"; constraints and restraints of
-    the job hold for it as well.
+    the job hold for it as well, in the setting that it has.
     """
+    constraints = io_constraints.in_basis(job.constraints, operator)
     return job.problem.replace(
-        structure=io_constraints.with_freedom(structure, job.constraints),
+        structure=io_constraints.with_freedom(structure, constraints),
         restraints=in_basis(
             job.problem.restraints, operator, hand == "inverted", job.xray_structure
         ),
@@ -112,7 +113,7 @@ def in_setting(job: Job, structure: Structure, operator: str, hand: str) -> Prob
 def context(job: Job) -> dict:
     """Return what a continuation of the job needs beside the numbers, for its checkpoints."""
     return {
-        "structure_cif": cif_text(job.xray_structure),
+        "structure_cif": cif_text(job.xray_structure, job.parts),
         "indexing": job.indexing,
         "messages": list(job.messages),
         "numerics": job.numerics,
@@ -120,12 +121,16 @@ def context(job: Job) -> dict:
     }
 
 
-def cif_text(xray_structure) -> str:
-    """Return a CIF of a cctbx structure, data block start."""
+def cif_text(xray_structure, parts: Parts = ()) -> str:
+    """Return a CIF of a cctbx structure, with the parts of a disorder, data block start."""
     import iotbx.cif.model
+    from cctbx.array_family import flex
 
     model = iotbx.cif.model.cif()
-    model["start"] = xray_structure.as_cif_block(format="coreCIF")
+    model["start"] = block = xray_structure.as_cif_block(format="coreCIF")
+    if parts:
+        groups = [str(part) if part else "." for part in parts]
+        block.get_loop("_atom_site")[GROUP] = flex.std_string(groups)
     return str(model)
 
 

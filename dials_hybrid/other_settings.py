@@ -20,6 +20,7 @@ from . import absolute_structure, io_settings, losses
 from .checkpoint import State
 from .data import Problem, Result
 from .io_cctbx import other_hand, to_structure, update_xray_structure
+from .io_constraints import in_basis
 from .job import Job, context, in_setting
 from .model import HybridModel
 from .refine import Progress, Refinement
@@ -158,7 +159,7 @@ def _alternative(first: Refined, other: tuple, progress: Progress) -> Alternativ
     as_it_stands, result = _calculated(refinement.model), None
     if mirror or first.job.options.refine_settings == "all":
         logger.info(
-            "\nFor comparison, the %s structure indexed as %s (%s), from the end of the refinement:",
+            "\nFor comparison, the %s structure indexed as %s (%s), from where the first ended:",
             hand,
             operator,
             moved.space_group_info(),
@@ -169,6 +170,7 @@ def _alternative(first: Refined, other: tuple, progress: Progress) -> Alternativ
         first.job,
         problem=problem,
         xray_structure=moved,
+        constraints=in_basis(first.job.constraints, operator),
         indexing=moved_indexing(first.job.indexing, operator, hand),
     )
     return Alternative(

@@ -85,6 +85,47 @@ def test_fixed_sites_and_u_stay():
     assert float(model.u_iso()[2].detach()) != 0.011
 
 
+Y = (0.0, 1.0, 0.0)
+
+
+def test_a_fixed_coordinate_stays_and_the_others_move():
+    """The directions that are left have the usual length, in a cell that is not orthogonal."""
+    model = moved(constrained(alloy(), fixed_along=((1, Y),)))
+    assert len(model.site_shift) == 1 + 2 + 3
+    shift = (model.site() - alloy().site).detach()
+    assert float(shift[1, 1].abs()) < 1e-16
+    assert shift[1, [0, 2]].abs().min() > 1e-5 and shift[2].abs().min() > 1e-5
+    rows = basis(alloy(), Constraints(fixed_along=((1, Y),))).site[1:3, 1]
+    assert torch.allclose(rows @ metric(alloy().cell) @ rows.T, torch.eye(2).double(), atol=1e-12)
+
+
+def test_a_coordinate_fixed_on_a_special_position():
+    """Si on x, 0, 2/3 may go along x alone, and not even there if that is fixed."""
+    assert len(constrained(alloy(), fixed_along=((0, Y),)).freedom.site) == 7
+    fixed = constrained(alloy(), fixed_along=((0, (1.0, 0.0, 0.0)),))
+    assert len(fixed.freedom.site) == 6 and not fixed.freedom.site[:, 0].any()
+    axes = [(1, tuple(row)) for row in torch.eye(3).double().tolist()]
+    assert len(constrained(alloy(), fixed_along=tuple(axes)).freedom.site) == 4
+
+
+def test_a_fixed_coordinate_holds_whom_it_is_shared_with():
+    model = moved(constrained(alloy(), same_site=((1, 2),), fixed_along=((2, Y),)))
+    assert len(model.site_shift) == 1 + 2
+    site = (model.site() - alloy().site).detach()
+    assert torch.equal(site[1], site[2]) and float(site[1, 1].abs()) < 1e-16
+
+
+def test_a_fixed_coordinate_of_a_rider_holds_that_of_the_image_it_rides_on():
+    """The image is at y, x, 1/3 - z: its y is the parent's x."""
+    operator = 3
+    image = alloy().sym_rot[operator] @ alloy().site[1] + alloy().sym_trans[operator]
+    near = alloy(site=torch.stack([*alloy().site[:2], image + tiny.f64([0.1, 0.05, -0.1])]))
+    model = moved(constrained(near, riding=((2, 1),), fixed_along=((2, Y),)))
+    shift = (model.site() - near.site).detach()
+    assert float(shift[2, 1].abs()) < 1e-16 and float(shift[1, 0].abs()) < 1e-16
+    assert shift[1, 1:].abs().min() > 1e-5
+
+
 def test_one_fixed_atom_holds_those_that_share_its_site():
     fixed = constrained(alloy(), same_site=((1, 2),), fixed_site=frozenset({2}))
     assert len(CrystalModel(fixed).site_shift) == 1

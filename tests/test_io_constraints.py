@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("cctbx.xray", reason="cctbx is not installed")
 pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not installed")
 
+from cctbx import sgtbx
 from test_freedom import alloy
 
 from dials_hybrid import io_constraints, io_hydrogens, io_shelx
@@ -90,7 +91,7 @@ def test_atoms_are_chosen_by_label_element_and_wildcard(words, atoms):
     ("choice", "said"),
     [
         ({"fix": ("site Fe",)}, r'parameters\.fix="site Fe": no atom is called Fe.*Si1, O1, X1'),
-        ({"fix": ("Si1",)}, r"site, u, occ, all.*for example site Si1"),
+        ({"fix": ("Si1",)}, r"site, x, y, z, u, occ, all.*for example site Si1"),
         ({"free": ("occ",)}, r'parameters\.free="occ"'),
         ({"same_site": ("O1",)}, "names one atom"),
         ({"same_u": ("O1 X1",)}, "O1, X1 are to share U"),
@@ -117,6 +118,58 @@ def test_fix_and_free():
     )
     everything = basis(alloy(), resolve(alloy(), Parameters(fix=("all all",))))
     assert len(everything.site) == len(everything.u_iso) == len(everything.occ) == 0
+
+
+X, Y, Z = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+def test_single_coordinates_are_fixed_and_freed():
+    def found(fix=(), free=()):
+        held = resolve(alloy(), Parameters(fix=fix, free=free))
+        return held.fixed_site, held.fixed_along
+
+    assert found(("y O1 X1", "Y O1", "z O1")) == (set(), ((1, Y), (2, Y), (1, Z)))
+    assert found(("y O", "x O1"), ("y O1",)) == (set(), ((2, Y), (1, X)))
+    assert found(("site O",), ("y O1",)) == ({2}, ((1, X), (1, Z)))
+    assert found(("y O1", "x X1"), ("site O1",)) == (set(), ((2, X),))
+    assert found(("y O1",), ("all O1",)) == found()
+
+
+def test_what_rides_on_a_fixed_coordinate_still_does():
+    given = io_shelx.Instructions(Constraints(riding=((2, 1),)), ())
+    both = resolve(alloy(), Parameters(fix=("y O1 X1",)), given)
+    assert both.riding == ((2, 1),) and both.fixed_along == ((1, Y),)
+    alone = resolve(alloy(), Parameters(fix=("y X1",)), given)
+    assert alone.riding == () and alone.fixed_along == ((2, Y),)
+
+
+def test_fixed_coordinates_go_with_the_structure_to_another_setting():
+    """Whatever the axes are called, the same shifts are allowed."""
+    before = Constraints(fixed_along=((0, Y), (1, (1.0, 0.0, 1.0))), fixed_u=frozenset({1}))
+    for operator in ("h,k,l", "k,h,-l", "-h-k,k,-l", "l,h,k"):
+        after = io_constraints.in_basis(before, operator)
+        assert after.fixed_u == before.fixed_u
+        rot = tiny.f64(sgtbx.change_of_basis_op(operator).c().r().as_double()).reshape(3, 3)
+        for (i, old), (j, new) in zip(before.fixed_along, after.fixed_along, strict=True):
+            shift = torch.linalg.svd(tiny.f64([old]))[2][1:]
+            assert i == j and (shift @ rot.T @ tiny.f64(new)).abs().max() < 1e-12
+    assert io_constraints.in_basis(before, "h,k,l") == before
+
+
+def test_the_origin_of_a_polar_axis(tmp_path, warnings_logged):
+    """10 added to y of one atom in P21."""
+    path = tmp_path / "polar.ins"
+    head = INS[: INS.index("NA1")].replace("LATT 1", "LATT -1")
+    body = "C1 1 0.1 10.2 0.3 11.0 0.02\nO1 3 0.3 0.4 0.3 11.0 0.03\nHKLF 4\nEND\n"
+    path.write_text(head.replace("1/2-Z", "-Z").replace("1/2-z", "-z") + body)
+    structure, record, constraints = constrained(
+        read_structure(path), Parameters(), io_shelx.read_instructions(path)
+    )
+    assert constraints.fixed_along == ((0, Y),) and warnings_logged() == []
+    assert record.freedom.site.shape[0] == 5
+    assert record.freedom.site[:, 0, 1].abs().max() < 1e-15
+    assert record.freedom.site[:, 0, [0, 2]].abs().amax(0).min() > 0
+    assert record.site[0].tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_mixed_site_in_words():
@@ -227,14 +280,15 @@ def test_ranges_and_residues(tmp_path):
     assert [[i for i, _ in g] for g in groups] == [[4, 3, 2], [5, 6], [0, 5]]
 
 
-def test_what_is_linked_in_part_is_named(tmp_path, warnings_logged):
-    """The file's warning comes from the coding of parameters too."""
+def test_coordinates_by_free_variables_are_named(tmp_path, warnings_logged):
+    """The file's warning comes from the coding of parameters too; what is fixed is."""
     path = tmp_path / "part.ins"
     head = INS[: INS.index("NA1")]
     path.write_text(f"{head}C1 1 21.0 0.2 10.3 11.0 0.02\nHKLF 4\nEND\n")
-    assert io_shelx.read_instructions(path).constraints == Constraints()
+    fixed = Constraints(fixed_along=((0, (0.0, 0.0, 1.0)),))
+    assert io_shelx.read_instructions(path).constraints == fixed
     (said,) = warnings_logged()
-    assert "FVAR for coordinates of C1" in said and "some of the coordinates of C1" in said
+    assert said.endswith("effect: FVAR for coordinates of C1")
 
 
 def test_instructions_that_make_no_sense_are_refused(tmp_path):
@@ -370,6 +424,7 @@ def test_constraints_go_through_a_file():
         linked_u=(((0, 1.0), (2, 1.2)),),
         riding_u=((4, 1, 1.5),),
         occ=(((0, 1.0), (2, -1.0)),),
+        fixed_along=((0, (0.0, 1.0, 0.0)),),
     )
     assert Constraints.from_dict(json.loads(json.dumps(given.to_dict()))) == given
     assert Constraints.from_dict({}) == Constraints()

@@ -122,6 +122,19 @@ def test_constraints_are_read_back(tmp_path, made, hydrogens):
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_fixed_coordinates_are_read_back(tmp_path, made, warnings_logged):
+    given = test_io_constraints.INS.replace("BR2 6 0.32 0.5 0.72", "BR2 6 0.32 0.5 10.72")
+    fix = ("x C1", "z C1")
+    text, _, before, after = round_trip(made, tmp_path / "a.res", given, fix=fix)
+    assert after.constraints == before and len(before.fixed_along) == 3
+    assert " 10.100000 0.300000 10.400000 " in text
+    assert " 0.320000 0.500000 10.720000 " in text
+    structure = io_structures.read_structure(tmp_path / "a.res")
+    slanted = Constraints(fixed_along=((0, (1.0, 1.0, 0.0)),))
+    io_shelx_write.instructions(structure, made[1], "a", slanted)
+    assert "a fixed direction of NA1" in warnings_logged()[-1]
+
+
 def test_parts_and_ideal_hydrogen_atoms(tmp_path, made):
     """A geometry is named where the atoms are at its places, with their own distance."""
     path = tmp_path / "a.res"

@@ -94,8 +94,10 @@ def test_checkpoints_of_the_hand_that_is_left_for_hold_its_own_structure():
     given, moved = structure_in("P 41"), structure_in("P 43")
     seen = {}
     refinement = SimpleNamespace(run=lambda: seen.update(refinement.context))
-    first = SimpleNamespace(settings=None, context=context(Job(None, given, None, Options())))
-    job = Job(None, moved, None, Options(), {"operator": "h,k,l", "inverted": True})
+    first = SimpleNamespace(
+        settings=None, context=context(Job(tiny.problem(), given, None, Options()))
+    )
+    job = Job(tiny.problem(), moved, None, Options(), {"operator": "h,k,l", "inverted": True})
     better = SimpleNamespace(job=job, refinement=refinement)
     other_settings._to_the_end(SimpleNamespace(refinement=first), better, Progress())
     assert seen["indexing"] == job.indexing
