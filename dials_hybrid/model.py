@@ -42,7 +42,7 @@ class ModelSettings:
     """
 
     g_max: float = 2.0
-    s_max: float = 0.04
+    s_max: float = 0.03
     left_out: float | None = 1e-4
     depth: DepthGrid = DepthGrid(40.0, 30)
     propagator: Propagator = Splitting()

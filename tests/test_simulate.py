@@ -128,7 +128,9 @@ def quartz_record():
 
 def test_agrees_with_the_model_of_the_refinement(clean):
     """Another propagator, thickness average and window arithmetic; the beams are the same."""
-    settings = ModelSettings(g_max=2.0, s_max=0.02, depth=DepthGrid(20.0, 60), precision="double")
+    settings = ModelSettings(
+        g_max=2.0, s_max=0.03, left_out=None, depth=DepthGrid(20.0, 60), precision="double"
+    )
     observed, calculated = predicted(clean, Sampling(0.5, 0.02), settings)
     assert len(observed) > 40
     assert r1(observed, calculated) < 0.002
@@ -140,7 +142,9 @@ def test_agrees_with_the_model_of_the_refinement_where_electrons_are_lost(folder
     simulated = run(folder, "scan.images=4", "d_min=0.8", *loss)
     assert simulated[2]["absorption"] == {"model": "thermal"}
     depth = DepthGrid(20.0, 50)
-    settings = ModelSettings(depth=depth, precision="double", absorption=Thermal())
+    settings = ModelSettings(
+        s_max=0.03, left_out=None, depth=depth, precision="double", absorption=Thermal()
+    )
     observed, calculated = predicted(simulated, Sampling(0.5, 0.02), settings)
     assert r1(observed, calculated) < 0.002
     assert float(observed.sum() / calculated.sum()) == pytest.approx(1, abs=0.002)
