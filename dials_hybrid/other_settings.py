@@ -28,6 +28,9 @@ from .uncertainty import curvature_of
 
 logger = logging.getLogger("dials.hybrid.other_settings")
 
+# A wrong hand fits noise by ever smaller steps of orientations and thickness, long after its atoms
+# stand still; its tolerance of the cost is that many times the first one's.
+LOOSE = 2.5
 INTERRUPTED = "interrupted"
 NOT_COMPARED = "Interrupted: the other hand and settings are not compared"
 
@@ -221,7 +224,9 @@ def started(first: Refined, problem: Problem, mirror: bool, progress: Progress) 
             parameters[name] = (keep * torch.tensor(value, dtype=torch.float64)).tolist()
     old = first.refinement.state
     state = State(proximity=old.proximity, error_model=old.error_model, parameters=parameters)
-    return Refinement(problem, first.job.options.model, first.refinement.settings, progress, state)
+    given = first.refinement.settings
+    settings = dataclasses.replace(given, cost_tolerance=LOOSE * given.cost_tolerance)
+    return Refinement(problem, first.job.options.model, settings, progress, state)
 
 
 def _r1(first: Refined, calculated: Tensor) -> float:
@@ -269,6 +274,7 @@ def _warn(better: Alternative, what: str) -> None:
 def _to_the_end(first: Refined, better: Alternative, progress: Progress) -> Refined:
     """Refine an alternative until it has converged, as the first one was to be."""
     refinement = better.refinement
+    refinement.settings = first.refinement.settings
     refinement.progress = progress
     refinement.context = context(better.job)
     return Refined(better.job, refinement, refinement.run())
