@@ -240,6 +240,19 @@ def test_cif_of_the_refined_structure(tmp_path, structure, problem, result):
     assert list(block["_atom_site_U_iso_or_equiv"])[0] == "0.0070(12)"
 
 
+def test_cif_has_uncertainties_of_refined_occupancies(tmp_path, structure, problem, result):
+    """None where the occupancy is fixed."""
+    part = structure.deep_copy_scatterers()
+    part.scatterers()[1].occupancy = 0.7
+    refined = result.structure.replace(occ=torch.tensor([1.0, 0.7034]).double())
+    su = torch.tensor([0.0, 0.0021]).double()
+    moved = result.replace(structure=refined, occ_su=su)
+    io_cif_mtz.write_cif(tmp_path / "a.cif", part, problem, moved, CONTRACT)
+    block, found = read_cif(tmp_path / "a.cif")
+    assert list(block["_atom_site_occupancy"]) == ["1.000000", "0.703(2)"]
+    assert found.scatterers()[1].occupancy == pytest.approx(0.703)
+
+
 def test_cif_tells_the_parts_of_a_disorder(tmp_path, structure, problem, result):
     path, group = tmp_path / "a.cif", "_atom_site_disorder_group"
     io_cif_mtz.write_cif(path, structure, problem, result, CONTRACT)
