@@ -47,7 +47,7 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
         block.get_loop("_atom_site")[GROUP] = flex.std_string(groups)
     items = {
         **io_cif_items.audit_items(),
-        **io_cif_items.chemistry_items(_neutral(refined), problem),
+        **io_cif_items.chemistry_items(refined, problem),
         **io_cif_items.measurement_items(refined, problem),
         **io_cif_items.refinement_items(problem, result, contract),
     }
