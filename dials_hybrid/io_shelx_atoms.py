@@ -11,12 +11,12 @@ import itertools
 from dataclasses import dataclass, field
 
 from cctbx import adptbx
-from smtbx.refinement.constraints import InvalidConstraint
 
 from .freedom import Constraints
 from .io_disorder import Parts
 from .io_fixed import AXES
-from .io_hydrogens import HydrogenGroup, bond_table, ideal_sites, usual_groups
+from .io_hydrogen_sites import HydrogenGroup, beside, bonds_of, ideal_sites, number_of
+from .io_hydrogens import usual_groups
 from .io_shelx import GEOMETRIES
 from .io_structures import neutral
 
@@ -159,18 +159,24 @@ class AtomLines:
         return [*groups, *(HydrogenGroup(kind[0], tuple(a), "") for kind, a in rest.items())]
 
     def _is_ideal(self, group: HydrogenGroup) -> bool:
-        """Whether atoms are where the geometry, with their mean distance, puts them."""
+        """Whether atoms are where the geometry, with their mean distance, puts them.
+
+        SHELXL wants all of them listed, also those that are there by symmetry.
+        """
+        if len(group.atoms) != number_of(group.geometry):
+            return False
         sites, distance = self.refined.sites_frac(), self.refined.unit_cell().distance
         group = HydrogenGroup(group.parent, group.atoms, group.geometry, self._length(group))
-        try:
-            ideal = ideal_sites(self.refined, bond_table(self.refined, self.parts), group)
-        except (InvalidConstraint, RuntimeError, IndexError):
-            return False  # bonds that the geometry does not fit
+        bonds = bonds_of(self.refined, self.parts)
+        ideal = ideal_sites(self.refined, bonds, group, self.parts)
+        if ideal is None:
+            return False
         return max(map(distance, ideal, (sites[i] for i in group.atoms))) < _IDEAL
 
     def _length(self, group: HydrogenGroup) -> float:
         sites, distance = self.refined.sites_frac(), self.refined.unit_cell().distance
-        lengths = [distance(sites[group.parent], sites[i]) for i in group.atoms]
+        near = [beside(self.refined, i, group.parent) for i in group.atoms]
+        lengths = [distance(sites[group.parent], site) for site in near]
         return sum(lengths) / len(lengths)
 
     def _all_follow(self, group: HydrogenGroup) -> bool:
@@ -198,7 +204,7 @@ class AtomLines:
     def _atom(self, i: int, pivot: int | None) -> None:
         self._enter(self.parts[i] if self.parts else 0)
         sc, held = self.refined.scatterers()[i], self.constraints
-        site = self._beside_parent(i) if i in self.parent else sc.site
+        site = beside(self.refined, i, self.parent[i]) if i in self.parent else sc.site
         fixed = self._fixed_axes(i)
         shifts = [10 if i in held.fixed_site or axis in fixed else 0 for axis in AXES.values()]
         place = " ".join(f"{x + shift:.6f}" for x, shift in zip(site, shifts, strict=True))
@@ -230,17 +236,3 @@ class AtomLines:
                 return [f"{-factor:.5f}"]
             self.coding.left.append(f"U of {self.labels[i]}")
         return [self.coding.u.get(i, f"{sc.u_iso + shift:.5f}")]
-
-    def _beside_parent(self, i: int) -> tuple:
-        """Return the copy of a riding atom by symmetry that is nearest to its parent."""
-        atoms, cell = self.refined.scatterers(), self.refined.unit_cell()
-        there = atoms[self.parent[i]].site
-        copies = []
-        for operator in self.refined.space_group():
-            moved = operator * atoms[i].site
-            near = tuple(x - round(x - y) for x, y in zip(moved, there, strict=True))
-            copies.append((round(cell.distance(near, there), 6), near))
-        own = atoms[i].site
-        if cell.distance(own, there) < min(copies)[0] + 1e-5:
-            return own
-        return min(copies)[1]

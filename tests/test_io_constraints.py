@@ -12,7 +12,7 @@ pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not install
 from cctbx import sgtbx
 from test_freedom import alloy
 
-from dials_hybrid import io_constraints, io_hydrogens, io_shelx
+from dials_hybrid import io_constraints, io_hydrogen_sites, io_hydrogens, io_shelx
 from dials_hybrid.data import InputError
 from dials_hybrid.freedom import Constraints, basis, u_equivalent
 from dials_hybrid.io_cctbx import to_structure
@@ -332,10 +332,10 @@ def smtbx_model(structure, groups):
     for atom in structure.scatterers():
         atom.flags.set_grad_site(True)
     made = [
-        getattr(io_hydrogens.geometries, g.geometry)(
+        getattr(io_hydrogen_sites.geometries, g.geometry)(
             pivot=g.parent,
             constrained_site_indices=g.atoms,
-            bond_length=io_hydrogens.NUCLEAR_DISTANCE[
+            bond_length=io_hydrogen_sites.NUCLEAR_DISTANCE[
                 structure.scatterers()[g.parent].scattering_type
             ],
         )

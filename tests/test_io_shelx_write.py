@@ -11,6 +11,7 @@ pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 import synthetic
 import test_io_constraints
 import test_io_disorder
+import test_io_hydrogens
 from cctbx import crystal, xray
 from iotbx import reflection_file_reader
 
@@ -185,6 +186,24 @@ def test_a_riding_atom_is_written_beside_its_parent(made):
     riding = Constraints(riding=((1, 0),), riding_u=((1, 0, 1.2),))
     text = io_shelx_write.instructions(structure, made[1], "a", riding)
     assert "AFIX 3\nH1   2 0.200000 0.220000 0.350000 11.00000 -1.20000\nAFIX 0" in text
+
+
+def test_a_geometry_is_named_of_hydrogen_atoms_listed_away_from_the_parent(made):
+    """Its distance is that to the copy beside the parent."""
+    methyl = test_io_hydrogens.METHYL
+    near = test_io_hydrogens.made("P 21 21 21", [*methyl, ("H3", (1.65, 1.4, 1.6))])
+    for i, operator in enumerate(list(near.space_group())[1:], 2):
+        near.scatterers()[i].site = operator * near.scatterers()[i].site
+    riding = io_constraints.Parameters(hydrogens="riding")
+    moved, _, constraints = io_constraints.constrained(near, riding, None)
+    text = io_shelx_write.instructions(moved, made[1], "a", constraints)
+    assert "\nAFIX 133 1.0890\n" in text
+    # of two atoms and the mirror image of one SHELXL knows no methyl group
+    moved, _, constraints = io_constraints.constrained(
+        test_io_hydrogens.made("P n m a", methyl), riding, None
+    )
+    text = io_shelx_write.instructions(moved, made[1], "a", constraints)
+    assert "\nAFIX 3\n" in text and "AFIX 13" not in text
 
 
 def test_labels_are_short_and_differ():

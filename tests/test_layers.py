@@ -59,6 +59,7 @@ LEVELS = {
     "io_fixed": 5,
     "io_constraints": 5,
     "io_displacements": 5,
+    "io_hydrogen_sites": 5,
     "io_hydrogens": 5,
     "io_shelx": 5,
     "io_bonds": 5,
