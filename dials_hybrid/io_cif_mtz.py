@@ -16,7 +16,7 @@ from .data import Problem, Result
 from .io_cctbx import update_xray_structure, with_uncertainty
 from .io_cif_loops import add_geometry, add_restraints
 from .io_constraints import atom_flags
-from .io_disorder import GROUP, KEY
+from .io_disorder import KEY, cif_columns
 from .io_maps import amplitude_su, map_coefficients
 from .io_measurement import cell_su
 from .io_results import writing
@@ -43,8 +43,8 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     _add_anisotropic_uncertainties(block, refined, result)
     _set_atom_types(block, refined)
     if parts := problem.provenance.get(KEY):
-        groups = [str(part) if part else "." for part in parts]
-        block.get_loop("_atom_site")[GROUP] = flex.std_string(groups)
+        for name, column in cif_columns(tuple(parts)).items():
+            block.get_loop("_atom_site")[name] = flex.std_string(column)
     items = {
         **io_cif_items.audit_items(),
         **io_cif_items.chemistry_items(refined, problem),

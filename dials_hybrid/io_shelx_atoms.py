@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from cctbx import adptbx
 
 from .freedom import Constraints
-from .io_disorder import Parts
+from .io_disorder import Parts, group_of
 from .io_fixed import AXES
 from .io_hydrogen_sites import HydrogenGroup, beside, bonds_of, ideal_sites, number_of
 from .io_hydrogens import usual_groups
@@ -153,8 +153,7 @@ class AtomLines:
         parents = {atom: parent for atom, (parent, _) in self.factor.items()} | self.parent
         rest: dict[tuple, list[int]] = {}
         for atom in sorted(parents.keys() - taken):
-            part = self.parts[atom] if self.parts else 0
-            kind = (parents[atom], part, atom in self.parent, atom in self.factor)
+            kind = (parents[atom], self._part(atom), atom in self.parent, atom in self.factor)
             rest.setdefault(kind, []).append(atom)
         return [*groups, *(HydrogenGroup(kind[0], tuple(a), "") for kind, a in rest.items())]
 
@@ -185,7 +184,7 @@ class AtomLines:
     def _follow(self, group: HydrogenGroup) -> None:
         """Write the atoms of a parent; without a geometry they keep their place to it."""
         rides = group.atoms[0] in self.parent
-        self._enter(self.parts[group.atoms[0]] if self.parts else 0)
+        self._enter(self._part(group.atoms[0]))
         if rides and group.geometry:
             m = _CODES[group.geometry]
             self.lines.append(f"AFIX {10 * m + RIDES} {self._length(group):.4f}")
@@ -196,13 +195,16 @@ class AtomLines:
         if rides:
             self.lines.append("AFIX 0")
 
+    def _part(self, i: int) -> int:
+        return group_of(self.parts[i]) if self.parts else 0
+
     def _enter(self, part: int) -> None:
         if part != self.part:
             self.lines.append(f"PART {part}")
             self.part = part
 
     def _atom(self, i: int, pivot: int | None) -> None:
-        self._enter(self.parts[i] if self.parts else 0)
+        self._enter(self._part(i))
         sc, held = self.refined.scatterers()[i], self.constraints
         site = beside(self.refined, i, self.parent[i]) if i in self.parent else sc.site
         fixed = self._fixed_axes(i)

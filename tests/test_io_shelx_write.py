@@ -178,6 +178,15 @@ def test_constraints_without_words_are_named(made, warnings_logged):
     assert text.count(" 11.00000 ") == 3, "fixed"
 
 
+def test_parts_of_every_assembly_have_their_own_numbers(made):
+    structure = xray.structure(crystal_symmetry=crystal.symmetry((6, 6, 6, 90, 90, 90), "P 1"))
+    for i in range(4):
+        structure.add_scatterer(xray.scatterer(f"C{i}", site=(0.1, 0.2, i / 4), u=0.01))
+    problem = made[1].replace(provenance={io_disorder.KEY: [1, -2, 1001, -1002]})
+    text = io_shelx_write.instructions(structure, problem, "a")
+    assert re.findall(r"PART (\S+)", text) == ["1", "-2", "1", "-2", "0"]
+
+
 def test_a_riding_atom_is_written_beside_its_parent(made):
     """SHELXL adds the parent's shift to it, which turns with a copy by symmetry."""
     structure = xray.structure(crystal_symmetry=crystal.symmetry((6, 7, 8, 90, 90, 90), "P 1 21 1"))
