@@ -116,6 +116,7 @@ class Freedom(Record):
     u_star: Tensor  # (Q, A, 6) u_star per A^2
     occ: Tensor  # (O, A) occupancy per unit
     parent: Tensor  # (A,) the atom that this one rides on, -1 if none
+    u_parent: Tensor | None = None  # (A,) the atom whose U_eq U_iso follows, -1 if none
 
     def __post_init__(self):
         a, q = len(self.parent), len(self.u_iso)

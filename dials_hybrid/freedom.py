@@ -159,10 +159,13 @@ def basis(structure: Structure, constraints: Constraints = SYMMETRY_ALONE) -> Fr
     for row, group in zip(occ, constraints.occ, strict=True):
         for atom, share in group:
             row[atom] = share
-    parent = torch.full((atoms,), -1)
+    parent, u_parent = torch.full((2, atoms), -1)
     for atom, its_parent in riding.items():
         parent[atom] = its_parent
-    return Freedom(_site_basis(structure, constraints, riding), u_iso, u_star, occ, parent)
+    for atom, its_parent, _ in constraints.riding_u:
+        u_parent[atom] = its_parent
+    site = _site_basis(structure, constraints, riding)
+    return Freedom(site, u_iso, u_star, occ, parent, u_parent)
 
 
 def _orthonormal_directions(projector: Tensor, scale: Tensor) -> Tensor:

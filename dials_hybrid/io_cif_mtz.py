@@ -73,15 +73,20 @@ def _add_cell_uncertainties(block, cell, problem: Problem) -> None:
 
 
 def _add_uncertainties(block, refined, result: Result) -> None:
-    """Write the atom loop in the standard notation, 0.4705(3), with how it was refined."""
+    """Write the atom loop in the standard notation, 0.4705(3), with how it was refined.
+
+    What rides has no s.u. of its own, by the custom of SHELXL.
+    """
     loop = block.get_loop("_atom_site")
     cell = refined.unit_cell()
     site_su = result.site_su.detach().cpu().numpy() / np.array(cell.parameters()[:3])
+    u_su = result.u_su.detach().cpu().numpy()
+    site_rides, u_rides = _riding(result)
+    site_su, u_su = np.where(site_rides[:, None], np.nan, site_su), np.where(u_rides, np.nan, u_su)
     atoms = refined.scatterers()
     for axis, name in enumerate(("x", "y", "z")):
         values = [with_uncertainty(a.site[axis], site_su[i, axis]) for i, a in enumerate(atoms)]
         loop[f"_atom_site_fract_{name}"] = flex.std_string(values)
-    u_su = result.u_su.tolist()
     u = [with_uncertainty(a.u_iso_or_equiv(cell), u_su[i]) for i, a in enumerate(atoms)]
     loop["_atom_site_U_iso_or_equiv"] = flex.std_string(u)
     if result.occ_su is not None:
@@ -90,6 +95,15 @@ def _add_uncertainties(block, refined, result: Result) -> None:
         loop["_atom_site_occupancy"] = flex.std_string(occ)
     for name, values in atom_flags(result.structure).items():
         loop[name] = flex.std_string(values)
+
+
+def _riding(result: Result) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether each atom's site, and whether its U, follows another atom's."""
+    freedom, atoms = result.structure.freedom, len(result.structure.labels)
+    parents = (None, None) if freedom is None else (freedom.parent, freedom.u_parent)
+    # files of earlier versions do not tell all
+    site, u = (np.full(atoms, -1) if p is None else p.cpu().numpy() for p in parents)
+    return site >= 0, u >= 0
 
 
 def _add_anisotropic_uncertainties(block, refined, result: Result) -> None:

@@ -318,9 +318,7 @@ def atom_flags(structure: Structure) -> dict[str, list[str]]:
     held = (structure.adp_projector - identity).abs().amax((1, 2)) > 1e-6
     refined = (freedom.occ != 0).any(0)
     partial = refined | ((structure.occ - 1).abs() > 1e-6)
-    position = [
-        "R" if r else "S" if s else "." for r, s in zip(rides, on_element.tolist(), strict=True)
-    ]
+    position = [("R" * r + "S" * s) or "." for r, s in zip(rides, on_element.tolist(), strict=True)]
     u = (held & structure.anisotropic).tolist()
     return {
         "_atom_site_calc_flag": ["calc" if r else "d" for r in rides],

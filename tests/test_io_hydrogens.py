@@ -12,7 +12,7 @@ pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not install
 from cctbx import crystal, xray
 
 from dials_hybrid.io_cctbx import to_structure
-from dials_hybrid.io_constraints import Parameters, constrained
+from dials_hybrid.io_constraints import Parameters, atom_flags, constrained
 from dials_hybrid.io_hydrogen_sites import NUCLEAR_DISTANCE
 
 RIDING = Parameters(hydrogens="riding")
@@ -82,6 +82,7 @@ def test_three_hydrogen_atoms_of_which_a_mirror_makes_one(element, warnings_logg
     assert np.linalg.norm(found, axis=1) == pytest.approx([NUCLEAR_DISTANCE[element]] * 3)
     assert angles(found) == pytest.approx([TETRAHEDRAL] * 3)
     assert float(record.site[2, 1]) == 0.25
+    assert atom_flags(record)["_atom_site_refinement_flags_posn"] == ["S", "S", "RS", "R"]
 
 
 def test_a_group_whose_parent_is_on_an_axis():
