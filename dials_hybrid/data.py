@@ -125,6 +125,11 @@ class Freedom(Record):
         self._expect("u_star", q, a, 6)
         self._expect("occ", len(self.occ), a)
 
+    @property
+    def torsions(self) -> Tensor:
+        """(P,) whether a parameter of sites turns riding atoms about a bond, and moves no other."""
+        return ~(self.site[:, self.parent < 0] != 0).flatten(1).any(1)
+
 
 @dataclass(frozen=True)
 class Structure(Record):

@@ -21,6 +21,8 @@ from .io_structures import OVERLAP, neutral
 # A, between nuclei, which is what electrons see: F. H. Allen & I. J. Bruno 2010,
 # doi:10.1107/S0108768110012048, defaults for the normalisation of X-ray structures
 NUCLEAR_DISTANCE = {"C": 1.089, "N": 1.015, "O": 0.993}
+# the geometries that leave the torsion open
+TURNING = ("terminal_tetrahedral_xh3_sites", "terminal_tetrahedral_xh_site")
 _MARGIN = 20.0  # A between a parent's surroundings and their next image
 
 Bonds = list[list[tuple]]  # of each atom: (number of the other, operator that takes it there)
@@ -30,13 +32,15 @@ Bonds = list[list[tuple]]  # of each atom: (number of the other, operator that t
 class HydrogenGroup:
     """Hydrogen atoms of one parent, by their number, and their geometry, a class of smtbx.
 
-    `length` in A is the distance to the parent; None takes the one between nuclei.
+    `length` in A is the distance to the parent; None takes the one between nuclei. `turns` says
+    whether a file wants the torsion refined.
     """
 
     parent: int
     atoms: tuple[int, ...]
     geometry: str
     length: float | None = None
+    turns: bool = False
 
 
 def bonds_of(xray_structure, parts: Parts = ()) -> Bonds:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
 from .data import Structure
@@ -11,8 +9,6 @@ from .freedom import neighbours
 from .io_disorder import Parts, exclude
 from .io_hydrogen_sites import HydrogenGroup, bonds_of, ideal_sites, substituents
 from .io_structures import neutral
-
-logger = logging.getLogger("dials.hybrid.io_hydrogens")
 
 # A, longest distance of a parent
 _REACH = {
@@ -100,20 +96,17 @@ def usual_groups(
 
 
 def idealised(
-    xray_structure,
-    groups: tuple[HydrogenGroup, ...],
-    parents: dict[int, int],
-    parts: Parts = (),
-):
-    """Return a copy with the H atoms of the groups at their ideal places.
+    xray_structure, groups: tuple[HydrogenGroup, ...], parts: Parts = ()
+) -> tuple[object, tuple[HydrogenGroup, ...]]:
+    """Return a copy with H atoms at their ideal places, and the groups of which that is true.
 
-    The places are those of smtbx's geometrical constraints, torsions kept. A warning names the
-    H atoms with a parent that stay as they are: in no group, or not near the ideal place.
+    The places are those of smtbx's geometrical constraints, torsions kept. The others, whose bonds
+    are not those of the geometry or which are not near these places, stay as they are.
     """
     moved = xray_structure.deep_copy_scatterers()
     bonds = bonds_of(xray_structure, parts)
     start, distance = xray_structure.sites_frac(), xray_structure.unit_cell().distance
-    left = set(parents)
+    placed = []
     for group in groups:
         sites = ideal_sites(xray_structure, bonds, group, parts)
         pairs = zip(group.atoms, sites or (), strict=False)
@@ -122,8 +115,5 @@ def idealised(
             continue
         for i, site in zip(group.atoms, sites, strict=True):
             moved.scatterers()[i].site = site
-        left -= set(group.atoms)
-    if left:
-        names = ", ".join(xray_structure.scatterers()[i].label for i in sorted(left))
-        logger.warning("No usual geometry fits these H atoms, which ride as given: %s", names)
-    return moved
+        placed.append(group)
+    return moved, tuple(placed)

@@ -20,7 +20,7 @@ from .io_hydrogens import usual_groups
 from .io_shelx import GEOMETRIES
 from .io_structures import neutral
 
-RIDES = 3  # n of AFIX mn: sites follow their parent's
+RIDES, TURNS = 3, 7  # n of AFIX mn: sites follow their parent's, and turn about its bond
 _CODES = {geometry: m for m, geometry in GEOMETRIES.items()}
 _IDEAL = 0.02  # A, farther from the place of a geometry, AFIX would move an atom
 _SAME = 1e-3  # relative, occupancies that are in the ratio of their shares
@@ -127,6 +127,7 @@ class AtomLines:
         self.coding = coding(refined, constraints)
         self.parent = dict(constraints.riding)
         self.factor = {atom: (parent, k) for atom, parent, k in constraints.riding_u}
+        self.turning = {atoms for _, _, atoms in constraints.turning}
         self.part = 0
         self.lines: list[str] = []
 
@@ -185,10 +186,15 @@ class AtomLines:
         """Write the atoms of a parent; without a geometry they keep their place to it."""
         rides = group.atoms[0] in self.parent
         self._enter(self._part(group.atoms[0]))
+        turns = group.atoms in self.turning
         if rides and group.geometry:
-            m = _CODES[group.geometry]
-            self.lines.append(f"AFIX {10 * m + RIDES} {self._length(group):.4f}")
+            code = 10 * _CODES[group.geometry] + (TURNS if turns else RIDES)
+            self.lines.append(f"AFIX {code} {self._length(group):.4f}")
         elif rides:
+            if turns:
+                self.coding.left.append(
+                    "torsion of " + " ".join(self.labels[i] for i in group.atoms)
+                )
             self.lines.append(f"AFIX {RIDES}")
         for atom in group.atoms:
             self._atom(atom, pivot=group.parent if self._all_follow(group) else None)

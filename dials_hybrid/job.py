@@ -198,8 +198,10 @@ def load(files, structure, options: Options = Options()) -> Job:
     free = choose_free(groups, options.free_fraction, options.refine.seed)
     free_parameters = record.freedom
     logger.info(
-        "Free parameters: %d of sites, %d of displacements, %d of occupancies; %d riding atoms",
+        "Free parameters: %d of sites (%d torsions), %d of displacements, %d of occupancies; "
+        "%d riding atoms",
         len(free_parameters.site),
+        int(free_parameters.torsions.sum()),
         len(free_parameters.u_iso),
         len(free_parameters.occ),
         int((free_parameters.parent >= 0).sum()),

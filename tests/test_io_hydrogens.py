@@ -119,6 +119,19 @@ def test_bridges_are_counted_once():
     assert factors(constraints, moved) == {"H1": 1.2}
 
 
+def test_torsions_that_symmetry_leaves_are_refined():
+    """A methyl group on a mirror does not turn, one on no symmetry element does."""
+    rows = {}
+    for group in ("P n m a", "P 21 21 21"):
+        extra = [] if group == "P n m a" else [("H3", (1.65, 1.4, 1.6))]
+        _, record, constraints = constrained(made(group, [*METHYL, *extra]), RIDING, None)
+        assert [(axis, parent) for axis, parent, _ in constraints.turning] == [(1, 0)]
+        rows[group] = len(record.freedom.site)
+    assert rows == {"P n m a": 2 + 2, "P 21 21 21": 3 + 3 + 1}
+    _, record, constraints = constrained(made("P 1", METHYL), Parameters(), None)
+    assert constraints.turning == () and len(record.freedom.site) == 6, "as given from a CIF"
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_the_order_of_the_atoms_of_a_methyl_group_does_not_matter(order, warnings_logged):
     h = [(1.7, 2.25, 2.95), (1.6, 3.05, 1.55), (1.65, 1.4, 1.6)]

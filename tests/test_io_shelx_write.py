@@ -1,6 +1,7 @@
 """A .res and .hkl for SHELXL-type programs, read back by cctbx."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,12 +110,16 @@ def round_trip(made, path, given: str, **choices):
 
 
 @pytest.mark.parametrize("hydrogens", ["as_given", "riding"])
-def test_constraints_are_read_back(tmp_path, made, hydrogens):
+def test_constraints_are_read_back(tmp_path, made, hydrogens, warnings_logged):
     """AFIX, EXYZ, EADP, U by free variables and multiples, linked occupancies, what is fixed."""
     given = test_io_constraints.INS
     path = tmp_path / "a.res"
     text, moved, before, after = round_trip(made, path, given, hydrogens=hydrogens)
-    assert after.constraints == before
+    assert after.constraints == replace(before, turning=())
+    assert [atoms for _, _, atoms in before.turning] == [(11, 12, 13)]
+    # where the atoms are, they have no geometry that AFIX knows
+    assert not any(group.turns for group in after.hydrogens)
+    assert any("torsion of H3A H3B H3C" in message for message in warnings_logged())
     assert "\nFVAR 1.0 0.60000\n" in text and "\nEXYZ NA1 K1\n" in text
     found = io_structures.read_structure(path)
     for mine, theirs in zip(moved.scatterers(), found.scatterers(), strict=True):
@@ -141,12 +146,12 @@ def test_parts_and_ideal_hydrogen_atoms(tmp_path, made):
     path = tmp_path / "a.res"
     text, _, before, after = round_trip(made, path, test_io_disorder.INS, hydrogens="riding")
     assert io_disorder.parts_of(path, 6) == test_io_disorder.PARTS
-    assert after.constraints == before
-    assert text.count("\nAFIX 143 0.9930\n") == 2 and "\nPART 0\nHKLF" in text
+    assert after.constraints == replace(before, turning=())
+    assert text.count("\nAFIX 147 0.9930\n") == 2 and "\nPART 0\nHKLF" in text
     geometry = "terminal_tetrahedral_xh_site"
-    assert {(g.parent, g.atoms, g.geometry) for g in after.hydrogens} == {
-        (2, (3,), geometry),
-        (4, (5,), geometry),
+    assert {(g.parent, g.atoms, g.geometry, g.turns) for g in after.hydrogens} == {
+        (2, (3,), geometry, True),
+        (4, (5,), geometry, True),
     }
     crooked = round_trip(made, path, test_io_disorder.INS, hydrogens="as_given")[0]
     assert "AFIX 14" not in crooked
@@ -206,7 +211,7 @@ def test_a_geometry_is_named_of_hydrogen_atoms_listed_away_from_the_parent(made)
     riding = io_constraints.Parameters(hydrogens="riding")
     moved, _, constraints = io_constraints.constrained(near, riding, None)
     text = io_shelx_write.instructions(moved, made[1], "a", constraints)
-    assert "\nAFIX 133 1.0890\n" in text
+    assert "\nAFIX 137 1.0890\n" in text
     # of two atoms and the mirror image of one SHELXL knows no methyl group
     moved, _, constraints = io_constraints.constrained(
         test_io_hydrogens.made("P n m a", methyl), riding, None

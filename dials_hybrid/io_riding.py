@@ -1,0 +1,79 @@
+"""Hydrogen atoms that ride: at the places of their geometry, and which bonds they turn about."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+
+from .data import Structure
+from .freedom import Constraints, with_usual_riding_u
+from .io_disorder import Parts
+from .io_hydrogen_sites import TURNING, HydrogenGroup, bonds_of, substituents
+from .io_hydrogens import idealised, usual_groups
+from .io_structures import neutral
+
+logger = logging.getLogger("dials.hybrid.io_riding")
+
+
+def with_usual_hydrogens(
+    xray_structure,
+    record: Structure,
+    constraints: Constraints,
+    known: tuple[HydrogenGroup, ...] = (),
+    parts: Parts = (),
+) -> tuple[Structure, Constraints]:
+    """Return the record with ideal places and U of the H atoms that ride, and the constraints.
+
+    To these, groups are added that turn about a bond. `known` are the groups of a SHELX file. A
+    warning names the H atoms with a parent that stay where they are.
+    """
+    parents = dict(constraints.riding)
+    given = {group.parent for group in known}
+    usual = [g for g in usual_groups(xray_structure, parents, parts) if g.parent not in given]
+    groups = tuple(g for g in (*known, *usual) if set(g.atoms) <= parents.keys())
+    ideal, placed = idealised(xray_structure, groups, parts)
+    left = parents.keys() - {atom for group in placed for atom in group.atoms}
+    if left:
+        names = ", ".join(record.labels[i] for i in sorted(left))
+        logger.warning("No usual geometry fits these H atoms, which ride as given: %s", names)
+    sites = torch.tensor(list(ideal.sites_frac()), dtype=torch.float64)
+    record = with_usual_riding_u(record.replace(site=sites), constraints)
+    turning = [replace(g, turns=g.geometry in TURNING) for g in placed]
+    turning += [g for g in known if g not in placed]
+    return record, with_torsions(xray_structure, constraints, tuple(turning), parts)
+
+
+def with_torsions(
+    xray_structure,
+    constraints: Constraints,
+    groups: tuple[HydrogenGroup, ...],
+    parts: Parts = (),
+) -> Constraints:
+    """Return the constraints with those of the groups that are to turn about a bond.
+
+    It is the parent's shortest bond to another atom than hydrogen. A warning names the groups
+    that have none.
+    """
+    riding = dict(constraints.riding)
+    chosen = [g for g in groups if g.turns and all(riding.get(i) == g.parent for i in g.atoms)]
+    if not chosen:
+        return constraints
+    atoms, bonds = xray_structure.scatterers(), bonds_of(xray_structure, parts)
+    distance = xray_structure.unit_cell().distance
+    turning, left = [], []
+    for group in chosen:
+        lengths = {
+            distance(atoms[group.parent].site, op * atoms[j].site): j
+            for j, op in substituents(bonds, group.parent, group.atoms[0], parts)
+            if neutral(atoms[j].scattering_type) != "H"
+        }
+        if lengths:
+            turning.append((lengths[min(lengths)], group.parent, group.atoms))
+        else:
+            left += [atoms[i].label for i in group.atoms]
+    if left:
+        names = ", ".join(left)
+        logger.warning("No bond for these H atoms to turn about, so that they ride: %s", names)
+    return replace(constraints, turning=tuple(turning))
