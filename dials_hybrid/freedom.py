@@ -38,6 +38,11 @@ class Constraints:
     fixed_along: tuple[tuple[int, tuple[float, ...]], ...] = ()
     # groups that turn about the bond from an atom to their parent: (atom, parent, riding atoms)
     turning: tuple[tuple[int, int, tuple[int, ...]], ...] = field(default=(), kw_only=True)
+    # groups that keep a geometry: (parent, riding atoms, its name, distance in A or None); the
+    # basis does not hold it, atoms are put back to it (see the room io_riding)
+    ideal: tuple[tuple[int, tuple[int, ...], str, float | None], ...] = field(
+        default=(), kw_only=True
+    )
 
     def turned(self, rot: Tensor) -> Constraints:
         """Return the constraints in another setting, to which `rot` (3, 3) takes shifts."""

@@ -9,10 +9,12 @@ import torch
 
 from .data import Structure
 from .freedom import Constraints, with_usual_riding_u
+from .io_cctbx import update_xray_structure
 from .io_disorder import Parts
 from .io_hydrogen_sites import TURNING, HydrogenGroup, bonds_of, substituents
 from .io_hydrogens import idealised, usual_groups
 from .io_structures import neutral
+from .torsions import on_circles
 
 logger = logging.getLogger("dials.hybrid.io_riding")
 
@@ -26,8 +28,9 @@ def with_usual_hydrogens(
 ) -> tuple[Structure, Constraints]:
     """Return the record with ideal places and U of the H atoms that ride, and the constraints.
 
-    To these, groups are added that turn about a bond. `known` are the groups of a SHELX file. A
-    warning names the H atoms with a parent that stay where they are.
+    To these, the groups are added that keep a geometry, and those that turn about a bond. `known`
+    are the groups of a SHELX file. A warning names the H atoms with a parent that stay where they
+    are.
     """
     parents = dict(constraints.riding)
     given = {group.parent for group in known}
@@ -40,6 +43,8 @@ def with_usual_hydrogens(
         logger.warning("No usual geometry fits these H atoms, which ride as given: %s", names)
     sites = torch.tensor(list(ideal.sites_frac()), dtype=torch.float64)
     record = with_usual_riding_u(record.replace(site=sites), constraints)
+    kept = tuple((g.parent, g.atoms, g.geometry, g.length) for g in placed)
+    constraints = replace(constraints, ideal=kept)
     turning = [replace(g, turns=g.geometry in TURNING) for g in placed]
     turning += [g for g in known if g not in placed]
     return record, with_torsions(xray_structure, constraints, tuple(turning), parts)
@@ -77,3 +82,24 @@ def with_torsions(
         names = ", ".join(left)
         logger.warning("No bond for these H atoms to turn about, so that they ride: %s", names)
     return replace(constraints, turning=tuple(turning))
+
+
+def put_back(
+    xray_structure,
+    start: Structure,
+    refined: Structure,
+    constraints: Constraints,
+    parts: Parts = (),
+) -> Structure:
+    """Return a refined structure with the riding H atoms at the places of their geometry.
+
+    Groups that only turn keep the shape that they had in `start`, by whose freedom the atoms were
+    moved. `xray_structure` is that of cctbx with these atoms.
+    """
+    refined = on_circles(start, refined, constraints)
+    groups = tuple(HydrogenGroup(*group) for group in constraints.ideal)
+    if not groups:
+        return refined
+    ideal, _ = idealised(update_xray_structure(xray_structure, refined), groups, parts)
+    sites = torch.tensor(list(ideal.sites_frac()), dtype=torch.float64)
+    return refined.replace(site=sites)

@@ -21,8 +21,11 @@ from .io_measurement import stated
 from .io_restraints import RestraintOptions, count_kinds, in_basis, restraints_of
 from .io_structures import read_structure
 from .model import ModelSettings
+from .refine import Refinement
 
 logger = logging.getLogger("dials.hybrid.job")
+
+INTERRUPTED = "interrupted"  # in the stop reason of a result
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,15 @@ class Job:
     def writes_back(self) -> bool:
         """Whether there are DIALS files to write back to: PETS2 has none of this kind."""
         return isinstance(self.loaded, io_dials.Loaded)
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A job, its refinement, which has run, and the result."""
+
+    job: Job
+    refinement: Refinement
+    result: Result
 
 
 def in_setting(job: Job, structure: Structure, operator: str, hand: str) -> Problem:

@@ -115,7 +115,7 @@ def test_constraints_are_read_back(tmp_path, made, hydrogens, warnings_logged):
     given = test_io_constraints.INS
     path = tmp_path / "a.res"
     text, moved, before, after = round_trip(made, path, given, hydrogens=hydrogens)
-    assert after.constraints == replace(before, turning=())
+    assert after.constraints == replace(before, turning=(), ideal=())
     assert [atoms for _, _, atoms in before.turning] == [(11, 12, 13)]
     # where the atoms are, they have no geometry that AFIX knows
     assert not any(group.turns for group in after.hydrogens)
@@ -146,7 +146,7 @@ def test_parts_and_ideal_hydrogen_atoms(tmp_path, made):
     path = tmp_path / "a.res"
     text, _, before, after = round_trip(made, path, test_io_disorder.INS, hydrogens="riding")
     assert io_disorder.parts_of(path, 6) == test_io_disorder.PARTS
-    assert after.constraints == replace(before, turning=())
+    assert after.constraints == replace(before, turning=(), ideal=())
     assert text.count("\nAFIX 147 0.9930\n") == 2 and "\nPART 0\nHKLF" in text
     geometry = "terminal_tetrahedral_xh_site"
     assert {(g.parent, g.atoms, g.geometry, g.turns) for g in after.hydrogens} == {

@@ -87,6 +87,7 @@ LEVELS = {
     "phil_files": 7,
     "job": 7,
     "choices": 8,
+    "ideal_hydrogens": 8,
     "other_settings": 8,
     "api": 9,
     "command_line": 10,
