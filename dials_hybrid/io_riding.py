@@ -8,15 +8,23 @@ from dataclasses import replace
 import torch
 
 from .data import Structure
-from .freedom import Constraints, with_usual_riding_u
+from .freedom import Constraints, neighbours, with_usual_riding_u
 from .io_cctbx import update_xray_structure
 from .io_disorder import Parts
-from .io_hydrogen_sites import TURNING, HydrogenGroup, bonds_of, substituents
+from .io_hydrogen_sites import (
+    NUCLEAR_DISTANCE,
+    TURNING,
+    HydrogenGroup,
+    bonds_of,
+    substituents,
+)
 from .io_hydrogens import idealised, usual_groups
 from .io_structures import neutral
 from .torsions import on_circles
 
 logger = logging.getLogger("dials.hybrid.io_riding")
+
+_SHORT = 0.95  # of the distance between nuclei
 
 
 def with_usual_hydrogens(
@@ -82,6 +90,25 @@ def with_torsions(
         names = ", ".join(left)
         logger.warning("No bond for these H atoms to turn about, so that they ride: %s", names)
     return replace(constraints, turning=tuple(turning))
+
+
+def warn_of_xray_distances(record: Structure, constraints: Constraints) -> None:
+    """Warn of riding H atoms that are nearer to C, N or O than nuclei are, on average by 5 %."""
+    found: dict[str, list[float]] = {}
+    for atom, parent in constraints.riding:
+        element = record.elements[int(record.type[parent])]
+        if element in NUCLEAR_DISTANCE:
+            length = float(neighbours(record, atom)[0][parent])
+            found.setdefault(element, []).append(length)
+    means = {element: sum(lengths) / len(lengths) for element, lengths in found.items()}
+    short = {e: mean for e, mean in means.items() if mean < _SHORT * NUCLEAR_DISTANCE[e]}
+    if short:
+        logger.warning(
+            "Riding hydrogen atoms are where X-rays see them (%s on average), electrons see the "
+            "nuclei; parameters.hydrogens=riding puts them at nuclear distances (%s)",
+            ", ".join(f"{e}-H {mean:.2f} A" for e, mean in short.items()),
+            ", ".join(f"{e}-H {NUCLEAR_DISTANCE[e]:.2f} A" for e in short),
+        )
 
 
 def put_back(

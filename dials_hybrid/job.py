@@ -8,7 +8,7 @@ import functools
 import logging
 from dataclasses import dataclass, field
 
-from . import io_constraints, io_dials, io_pets, io_shelx
+from . import io_constraints, io_dials, io_pets, io_riding, io_shelx
 from .checkpoint import RefineSettings, State
 from .cross_validation import choose_free, unique_groups
 from .data import InputError, Problem, Result, Structure, block_of
@@ -205,6 +205,8 @@ def load(files, structure, options: Options = Options()) -> Job:
     xray_structure, record, constraints = io_constraints.constrained(
         xray_structure, options.parameters, shelx, parts, unique=len(seen.unique())
     )
+    if options.parameters.hydrogens == "as_given":
+        io_riding.warn_of_xray_distances(record, constraints)
     by_frame = options.free_by == "frames"
     groups = block_of(observations, scan) if by_frame else unique_groups(record, observations.hkl)
     free = choose_free(groups, options.free_fraction, options.refine.seed)

@@ -1,5 +1,6 @@
 """Hydrogen atoms of parents on special positions, at copies by symmetry, in any order."""
 
+import importlib
 import itertools
 import math
 
@@ -14,6 +15,7 @@ from cctbx import crystal, xray
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_constraints import Parameters, atom_flags, constrained
 from dials_hybrid.io_hydrogen_sites import NUCLEAR_DISTANCE
+from dials_hybrid.io_riding import warn_of_xray_distances
 
 RIDING = Parameters(hydrogens="riding")
 CELL = (8, 9, 10, 90, 90, 90)
@@ -163,3 +165,29 @@ def test_hydrogen_atoms_listed_away_from_their_parents(warnings_logged):
     for sc, old in zip(found.scatterers(), away.scatterers(), strict=True):
         assert found.unit_cell().distance(sc.site, old.site) < 0.3, "listed where it was"
     assert (record.freedom.parent == 0).sum() == 3
+
+
+@pytest.mark.parametrize(("length", "said"), [(0.96, 1), (1.07, 0)])
+def test_distances_of_x_ray_structures_are_told_of(length, said, warnings_logged):
+    """Where they are kept; on average, so that a single atom says nothing."""
+    atoms = [("C1", (2, 2, 2)), ("C2", (3.5, 2, 2)), ("C3", (6, 6, 6))]
+    atoms += [("H1", (2, 2, 2 + length)), ("H2", (3.5, 2 + length, 2)), ("H3", (6, 6, 6.98))]
+    _, record, constraints = constrained(made("P 1", atoms), Parameters(), None)
+    warn_of_xray_distances(record, constraints)
+    messages = warnings_logged()
+    assert len(messages) == said
+    for message in messages:
+        assert "C-H 0.97 A" in message and "parameters.hydrogens=riding" in message
+        assert "(C-H 1.09 A)" in message
+
+
+@pytest.mark.parametrize(("hydrogens", "said"), [("as_given", 1), ("riding", 0), ("free", 0)])
+def test_a_job_tells_of_them_once(sweep, tmp_path, hydrogens, said):
+    job = pytest.importorskip("dials_hybrid.job", reason="DIALS is not installed")
+    synthetic = importlib.import_module("synthetic")
+    path, z = tmp_path / "with_h.cif", 0.2
+    lines = [f"C1 C 0.2 0.1 {z} 0.02 Uiso 1", f"H1 H 0.2 0.1 {z + 0.95 / 5.4054} 0.02 Uiso 1"]
+    path.write_text(synthetic.QUARTZ_CIF.replace("O1 O", "\n".join([*lines, "O1 O"]), 1))
+    options = job.Options(parameters=Parameters(hydrogens=hydrogens))
+    found = job.load([sweep.expt, sweep.refl], path, options)
+    assert sum("where X-rays see them" in message for message in found.messages) == said
