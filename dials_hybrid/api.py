@@ -34,6 +34,7 @@ from .checkpoint import Checkpoint, RefineSettings, State
 from .choices import choose_setting, hands, with_step
 from .data import InputError, Problem, Result
 from .freedom import Constraints
+from .ideal_hydrogens import settled
 from .io_bonds import bonds_and_angles, cell_covariance
 from .io_cctbx import update_xray_structure
 from .io_constraints import Parameters
@@ -47,6 +48,7 @@ from .job import (
     Job,
     Numerics,
     Options,
+    Refined,
     cif_text,
     collected_warnings,
     context,
@@ -55,7 +57,7 @@ from .job import (
     remembering_warnings,
 )
 from .model import ModelSettings
-from .other_settings import Refined, compared, decide
+from .other_settings import compared, decide
 from .plan import format_plan
 from .refine import Progress, Refinement, out_of_memory_explained
 
@@ -146,20 +148,19 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
             memory / 1e9,
             "" if len(refinement.plan) == 1 else "\n" + format_plan(refinement.plan),
         )
-        result = refinement.run()
         progress = progress or Progress()
+        first = settled(Refined(job, refinement, refinement.run()), progress)
         if progress.checkpoint is not None:  # a long comparison may be cut off
-            refinement.save(progress.checkpoint, result)
-        end = decide(Refined(job, refinement, result), progress)
-        return _ended(end, messages)
+            first.refinement.save(progress.checkpoint, first.result)
+        return _ended(decide(first, progress), messages)
 
 
 def finished(job: Job, progress: Progress | None = None) -> Outcome:
     """Return the outcome of a continued job whose file holds the final result.
 
-    The comparison with the other hand or settings, if it is wanted and the result lacks it, is
-    made: a machine without DIALS cannot, and a run may have been killed meanwhile. Raises
-    InputError when memory runs out.
+    What the result lacks is made: riding hydrogen atoms put back to their places, and the
+    comparison with the other hand or settings, if it is wanted. A machine without DIALS can make
+    neither, and a run may have been killed meanwhile. Raises InputError when memory runs out.
     """
     with collected_warnings() as messages, out_of_memory_explained(MEMORY_ADVICE):
         end = compared(job, progress or Progress())

@@ -116,6 +116,7 @@ class Freedom(Record):
     u_star: Tensor  # (Q, A, 6) u_star per A^2
     occ: Tensor  # (O, A) occupancy per unit
     parent: Tensor  # (A,) the atom that this one rides on, -1 if none
+    u_parent: Tensor | None = None  # (A,) the atom whose U_eq U_iso follows, -1 if none
 
     def __post_init__(self):
         a, q = len(self.parent), len(self.u_iso)
@@ -123,6 +124,11 @@ class Freedom(Record):
         self._expect("u_iso", q, a)
         self._expect("u_star", q, a, 6)
         self._expect("occ", len(self.occ), a)
+
+    @property
+    def torsions(self) -> Tensor:
+        """(P,) whether a parameter of sites turns riding atoms about a bond, and moves no other."""
+        return ~(self.site[:, self.parent < 0] != 0).flatten(1).any(1)
 
 
 @dataclass(frozen=True)

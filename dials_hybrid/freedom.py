@@ -8,7 +8,7 @@ a free parameter moves a set of atoms together. `basis` turns `Constraints` into
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from .data import Freedom, Structure
 
 KEPT = 1e-6  # a singular value below is none
+TOUCHING = 0.5  # A, nearer images are of the same atom
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class Constraints:
     # (atom, n): the fractional shift s of the site has n . s = 0; n is an axis where x, y or z is
     # fixed, and what becomes of that in another setting
     fixed_along: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    # groups that turn about the bond from an atom to their parent: (atom, parent, riding atoms)
+    turning: tuple[tuple[int, int, tuple[int, ...]], ...] = field(default=(), kw_only=True)
+    # groups that keep a geometry: (parent, riding atoms, its name, distance in A or None); the
+    # basis does not hold it, atoms are put back to it (see the room io_riding)
+    ideal: tuple[tuple[int, tuple[int, ...], str, float | None], ...] = field(
+        default=(), kw_only=True
+    )
 
     def turned(self, rot: Tensor) -> Constraints:
         """Return the constraints in another setting, to which `rot` (3, 3) takes shifts."""
@@ -159,10 +167,13 @@ def basis(structure: Structure, constraints: Constraints = SYMMETRY_ALONE) -> Fr
     for row, group in zip(occ, constraints.occ, strict=True):
         for atom, share in group:
             row[atom] = share
-    parent = torch.full((atoms,), -1)
+    parent, u_parent = torch.full((2, atoms), -1)
     for atom, its_parent in riding.items():
         parent[atom] = its_parent
-    return Freedom(_site_basis(structure, constraints, riding), u_iso, u_star, occ, parent)
+    for atom, its_parent, _ in constraints.riding_u:
+        u_parent[atom] = its_parent
+    site = _site_basis(structure, constraints, riding)
+    return Freedom(site, u_iso, u_star, occ, parent, u_parent)
 
 
 def _orthonormal_directions(projector: Tensor, scale: Tensor) -> Tensor:
@@ -237,7 +248,61 @@ def _site_basis(structure: Structure, constraints: Constraints, riding: dict) ->
             for i in members:
                 row[i] = turns[i] @ direction
             rows.append(row)
+    for group in constraints.turning:
+        _, parent, atoms = group
+        if all(riding.get(i) == parent for i in atoms) and _keeps_symmetry(structure, group):
+            rows.append(_turning_row(structure, group))
     return torch.stack(rows) if rows else torch.zeros(0, len(leader), 3).double()
+
+
+# --- torsions -------------------------------------------------------------------------------
+
+
+def beside(structure: Structure, atom: int, other: int) -> tuple[Tensor, Tensor]:
+    """Return the vector (3,) in A that takes `other` to the image of `atom` next to it.
+
+    Beside it stands the rotation (3, 3), on fractional coordinates, from that image to the atom.
+    """
+    operator = neighbours(structure, atom)[1][other]
+    turn = structure.sym_rot[operator]
+    away = structure.site[atom] - turn @ structure.site[other] - structure.sym_trans[operator]
+    away = torch.linalg.solve(turn, away - away.round())
+    return to_cartesian(structure.cell) @ away, turn
+
+
+def bond_direction(structure: Structure, atom: int, other: int) -> Tensor:
+    """Return the unit vector (3,) to an atom from the nearest image of another, or of its own."""
+    images = structure.sym_rot @ structure.site[other] + structure.sym_trans
+    away = structure.site[atom] - images
+    away = away - away.round()
+    length = lengths(structure.cell, away)
+    nearest = torch.where(length > TOUCHING, length, torch.inf).argmin()
+    return to_cartesian(structure.cell) @ away[nearest] / length[nearest]
+
+
+def _turning_row(structure: Structure, group: tuple) -> Tensor:
+    """(A, 3) fractional shifts where the atom farthest from the axis moves by 1 A."""
+    axis, parent, atoms = group
+    scale = to_cartesian(structure.cell)
+    direction = bond_direction(structure, parent, axis)
+    row = torch.zeros(len(structure.labels), 3, dtype=torch.float64)
+    for atom in atoms:
+        away, turn = beside(structure, atom, parent)
+        row[atom] = turn @ torch.linalg.solve(scale, torch.linalg.cross(direction, away))
+    return row / lengths(structure.cell, row).max()
+
+
+def _keeps_symmetry(structure: Structure, group: tuple) -> bool:
+    """Whether the symmetry of the parent's site lets a group turn: about the axis, no mirror."""
+    axis, parent, _ = group
+    site = structure.site[parent]
+    away = structure.sym_rot @ site + structure.sym_trans - site
+    own = structure.sym_rot[lengths(structure.cell, away - away.round()) < TOUCHING]
+    scale = to_cartesian(structure.cell)
+    direction = bond_direction(structure, parent, axis)
+    # a turn is an axial vector
+    moved = torch.linalg.det(own)[:, None] * (scale @ own @ torch.linalg.inv(scale) @ direction)
+    return float((moved - direction).abs().max()) < KEPT
 
 
 # --- displacement parameters ----------------------------------------------------------------

@@ -19,22 +19,25 @@ from . import __version__, electron
 from .data import Problem, Result, block_of
 from .io_constraints import hydrogen_treatment
 from .io_maps import ELECTRON_PER_ANGSTROM
+from .io_structures import form_factor_registry, isotope, neutral
 
 DICTIONARIES = (("cif_core.dic", "2.4.5"), ("cif_ed.dic", "1.0.0"))
 _DALTON_PER_CUBIC_ANGSTROM = 1.66053907  # g cm^-3
+_DEUTERIUM = 2.0141  # dalton; the table of cctbx has 2
 
 
-def chemistry_items(neutral_structure, problem: Problem) -> dict:
-    """Return formula, weight, Z, density and F(000), in A, of a structure of neutral atoms.
+def chemistry_items(refined, problem: Problem) -> dict:
+    """Return formula, weight, Z, density and F(000), in A, of a cctbx structure.
 
-    Z is what the structure's file said, or the largest number that leaves whole atoms.
+    Ions count as neutral atoms, deuterium as D. Z is what the structure's file said, or the
+    largest number that leaves whole atoms.
     """
-    content = dict(neutral_structure.unit_cell_content())
+    content = _cell_content(refined)
     z = formula_units(content, problem.provenance.get("formula_units"))
-    mass = sum(n * tiny_pse.table(element).weight() for element, n in content.items())
-    volume = neutral_structure.unit_cell().volume()
-    registry = neutral_structure.scattering_type_registry()
-    f_zero = sum(n * registry.gaussian(element).at_stol(0) for element, n in content.items())
+    mass = sum(n * _weight(element) for element, n in content.items())
+    volume = refined.unit_cell().volume()
+    registry = form_factor_registry(sorted({neutral(element) for element in content}))
+    f_zero = sum(n * registry.gaussian(neutral(e)).at_stol(0) for e, n in content.items())
     return {
         "_chemical_formula_sum": formula({e: n / z for e, n in content.items()}),
         "_chemical_formula_weight": f"{mass / z:.2f}",
@@ -42,6 +45,21 @@ def chemistry_items(neutral_structure, problem: Problem) -> dict:
         "_exptl_crystal_density_diffrn": f"{_DALTON_PER_CUBIC_ANGSTROM * mass / volume:.3f}",
         "_exptl_crystal_F_000": f"{f_zero:.2f}",
     }
+
+
+def _cell_content(refined) -> dict:
+    """Return the number of atoms of each element in the cell."""
+    content: dict[str, float] = {}
+    for sc in refined.scatterers():
+        element = isotope(sc.scattering_type)
+        number = sc.weight() * refined.space_group().order_z()
+        content[element] = content.get(element, 0.0) + number
+    return content
+
+
+def _weight(element: str) -> float:
+    """Return the mass of an atom in dalton."""
+    return _DEUTERIUM if element == "D" else tiny_pse.table(element).weight()
 
 
 def formula_units(content: dict, stated: str | None) -> int:

@@ -16,7 +16,7 @@ from .data import Problem, Result
 from .io_cctbx import update_xray_structure, with_uncertainty
 from .io_cif_loops import add_geometry, add_restraints
 from .io_constraints import atom_flags
-from .io_disorder import GROUP, KEY
+from .io_disorder import KEY, cif_columns
 from .io_maps import amplitude_su, map_coefficients
 from .io_measurement import cell_su
 from .io_results import writing
@@ -43,11 +43,11 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     _add_anisotropic_uncertainties(block, refined, result)
     _set_atom_types(block, refined)
     if parts := problem.provenance.get(KEY):
-        groups = [str(part) if part else "." for part in parts]
-        block.get_loop("_atom_site")[GROUP] = flex.std_string(groups)
+        for name, column in cif_columns(tuple(parts)).items():
+            block.get_loop("_atom_site")[name] = flex.std_string(column)
     items = {
         **io_cif_items.audit_items(),
-        **io_cif_items.chemistry_items(_neutral(refined), problem),
+        **io_cif_items.chemistry_items(refined, problem),
         **io_cif_items.measurement_items(refined, problem),
         **io_cif_items.refinement_items(problem, result, contract),
     }
@@ -73,15 +73,20 @@ def _add_cell_uncertainties(block, cell, problem: Problem) -> None:
 
 
 def _add_uncertainties(block, refined, result: Result) -> None:
-    """Write the atom loop in the standard notation, 0.4705(3), with how it was refined."""
+    """Write the atom loop in the standard notation, 0.4705(3), with how it was refined.
+
+    What rides has no s.u. of its own, by the custom of SHELXL.
+    """
     loop = block.get_loop("_atom_site")
     cell = refined.unit_cell()
     site_su = result.site_su.detach().cpu().numpy() / np.array(cell.parameters()[:3])
+    u_su = result.u_su.detach().cpu().numpy()
+    site_rides, u_rides = _riding(result)
+    site_su, u_su = np.where(site_rides[:, None], np.nan, site_su), np.where(u_rides, np.nan, u_su)
     atoms = refined.scatterers()
     for axis, name in enumerate(("x", "y", "z")):
         values = [with_uncertainty(a.site[axis], site_su[i, axis]) for i, a in enumerate(atoms)]
         loop[f"_atom_site_fract_{name}"] = flex.std_string(values)
-    u_su = result.u_su.tolist()
     u = [with_uncertainty(a.u_iso_or_equiv(cell), u_su[i]) for i, a in enumerate(atoms)]
     loop["_atom_site_U_iso_or_equiv"] = flex.std_string(u)
     if result.occ_su is not None:
@@ -90,6 +95,15 @@ def _add_uncertainties(block, refined, result: Result) -> None:
         loop["_atom_site_occupancy"] = flex.std_string(occ)
     for name, values in atom_flags(result.structure).items():
         loop[name] = flex.std_string(values)
+
+
+def _riding(result: Result) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether each atom's site, and whether its U, follows another atom's."""
+    freedom, atoms = result.structure.freedom, len(result.structure.labels)
+    parents = (None, None) if freedom is None else (freedom.parent, freedom.u_parent)
+    # files of earlier versions do not tell all
+    site, u = (np.full(atoms, -1) if p is None else p.cpu().numpy() for p in parents)
+    return site >= 0, u >= 0
 
 
 def _add_anisotropic_uncertainties(block, refined, result: Result) -> None:

@@ -9,12 +9,13 @@ import torch
 from cctbx import sgtbx
 
 from .data import InputError, Structure
-from .freedom import Constraints, basis, tied, with_usual_riding_u
+from .freedom import Constraints, basis, tied
 from .io_cctbx import to_structure, update_xray_structure, with_cell
 from .io_disorder import Parts
 from .io_displacements import candidates, enough, with_displacements
 from .io_fixed import KINDS, fixed, freed
-from .io_hydrogens import idealised, parents_of_hydrogens, usual_groups, usual_u_factor
+from .io_hydrogens import parents_of_hydrogens, usual_u_factor
+from .io_riding import with_torsions, with_usual_hydrogens
 from .io_shelx import Instructions
 
 HYDROGENS = ("as_given", "riding", "free")
@@ -77,9 +78,13 @@ def _constrained(xray_structure, parameters: Parameters, instructions, parts: Pa
     """Return what `constrained` does, for the kinds of displacements that the structure has."""
     record = to_structure(xray_structure)
     constraints = resolve(record, parameters, instructions, parts)
+    known = instructions.hydrogens if instructions else ()
     if parameters.hydrogens == "riding":
-        known = instructions.hydrogens if instructions else ()
-        record = _with_usual_hydrogens(xray_structure, record, constraints, known, parts)
+        record, constraints = with_usual_hydrogens(
+            xray_structure, record, constraints, known, parts
+        )
+    else:
+        constraints = with_torsions(xray_structure, constraints, known, parts)
     record = tied(record, constraints)
     moved = update_xray_structure(xray_structure, record)
     if constraints.same_site:  # an atom may have come to a special position
@@ -113,20 +118,6 @@ def _displacements_are_chosen(record: Structure, parameters: Parameters) -> bool
     """Whether the user, or the structure with an anisotropic atom, has decided on the kinds."""
     by_user = parameters.anisotropic or parameters.isotropic
     return bool(parameters.displacements != "auto" or by_user or record.anisotropic.any())
-
-
-def _with_usual_hydrogens(xray_structure, record, constraints, known, parts: Parts) -> Structure:
-    """Return the record with ideal places and U of the H atoms that ride.
-
-    `known` are the groups of a SHELX file.
-    """
-    parents = dict(constraints.riding)
-    given = {group.parent for group in known}
-    usual = [g for g in usual_groups(xray_structure, parents, parts) if g.parent not in given]
-    groups = tuple(g for g in (*known, *usual) if set(g.atoms) <= parents.keys())
-    ideal = idealised(xray_structure, groups, parents, parts)
-    sites = torch.tensor(list(ideal.sites_frac()), dtype=torch.float64)
-    return with_usual_riding_u(record.replace(site=sites), constraints)
 
 
 def with_freedom(structure: Structure, constraints: Constraints) -> Structure:
@@ -318,8 +309,10 @@ def atom_flags(structure: Structure) -> dict[str, list[str]]:
     held = (structure.adp_projector - identity).abs().amax((1, 2)) > 1e-6
     refined = (freedom.occ != 0).any(0)
     partial = refined | ((structure.occ - 1).abs() > 1e-6)
+    turns = (freedom.site[freedom.torsions] != 0).any(2).any(0)
     position = [
-        "R" if r else "S" if s else "." for r, s in zip(rides, on_element.tolist(), strict=True)
+        ("G" * g + "R" * r + "S" * s) or "."
+        for g, r, s in zip(turns.tolist(), rides, on_element.tolist(), strict=True)
     ]
     u = (held & structure.anisotropic).tolist()
     return {

@@ -3,7 +3,8 @@
 The meaning is that of SHELXL (G. M. Sheldrick 2015, doi:10.1107/S2053229614024218): atoms of two
 parts, both not zero, are never there together and are not bonded. Those of a part below zero are
 not bonded to their symmetry equivalents either, nor held by a symmetry element that they are on or
-near to.
+near to. The assemblies of a CIF, each with parts of its own, have nothing to do with one another:
+parts of the next assembly are greater by `_NEXT`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from .io_structures import cif_loop
 Parts = tuple[int, ...]  # one for each atom, or none at all if no atom has one
 KEY = "parts"  # of the provenance of a problem
 _SHELX, _CIF = (".res", ".ins"), (".cif", ".mmcif")
+ASSEMBLY = "_atom_site_disorder_assembly"
+_NEXT = 1000
 
 
 def parts_of(path, count: int, block: str | None = None) -> Parts:
@@ -31,7 +34,9 @@ def parts_of(path, count: int, block: str | None = None) -> Parts:
         if suffix in _SHELX:
             found = _shelx_parts(Path(path))[:count]  # what follows are peaks
         elif suffix in _CIF:
-            found = [_number(word) for word in cif_loop(path, GROUP, block)]
+            groups, names = (cif_loop(path, key, block) for key in (GROUP, ASSEMBLY))
+            complete = len(names) == len(groups)
+            found = _cif_parts(groups, names if complete else ["."] * len(groups))
         else:
             found = []
     except InputError:
@@ -50,6 +55,19 @@ def _shelx_parts(path: Path) -> list[int]:
     return found
 
 
+def _cif_parts(groups: list[str], assemblies: list[str]) -> list[int]:
+    """Return the parts of atoms by the columns of a CIF."""
+    order: dict[str, int] = {}  # the first assembly has the numbers of a file without any
+    found = []
+    for word, name in zip(groups, assemblies, strict=True):
+        part = _number(word)
+        if part:
+            shift = _NEXT * order.setdefault("." if name == "?" else name, len(order))
+            part += shift if part > 0 else -shift
+        found.append(part)
+    return found
+
+
 def _number(word: str) -> int:
     """Return the number of a disorder group, letters in the order of the alphabet."""
     try:
@@ -60,6 +78,29 @@ def _number(word: str) -> int:
 
 def exclude(parts: Parts, i: int, j: int, moved: bool = False) -> bool:
     """Return whether atoms i and j are never there together; `moved`: j by symmetry."""
-    if not parts or not parts[i] or not parts[j]:
+    if not parts or not parts[i] or not parts[j] or _assembly(parts[i]) != _assembly(parts[j]):
         return False
     return parts[i] != parts[j] or (parts[i] < 0 and moved)
+
+
+def group_of(part: int) -> int:
+    """Return the number of a part within its assembly, as SHELX has it."""
+    return abs(part) % _NEXT * (1 if part > 0 else -1)
+
+
+def _assembly(part: int) -> int:
+    return abs(part) // _NEXT
+
+
+def _letter(assembly: int) -> str:
+    """Return the name of an assembly: A to Z, A1 to Z1 and so on."""
+    more, letter = divmod(assembly, 26)
+    return chr(ord("A") + letter) + (str(more) if more else "")
+
+
+def cif_columns(parts: Parts) -> dict[str, list[str]]:
+    """Return the columns of a CIF that tell the parts of all atoms."""
+    columns = {GROUP: [str(group_of(part)) if part else "." for part in parts]}
+    if any(map(_assembly, parts)):
+        columns[ASSEMBLY] = [_letter(_assembly(part)) if part else "." for part in parts]
+    return columns

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
-
 import torch
-from cctbx import xray
-from cctbx.array_family import flex
-from smtbx.refinement import constraints as smtbx_constraints
-from smtbx.refinement.constraints.geometrical import hydrogens as geometries
-from smtbx.utils import connectivity_table
 
 from .data import Structure
 from .freedom import neighbours
 from .io_disorder import Parts, exclude
+from .io_hydrogen_sites import HydrogenGroup, bonds_of, ideal_sites, substituents
 from .io_structures import neutral
 
-logger = logging.getLogger("dials.hybrid.io_hydrogens")
-
-# A, between nuclei, which is what electrons see: F. H. Allen & I. J. Bruno 2010,
-# doi:10.1107/S0108768110012048, defaults for the normalisation of X-ray structures
-NUCLEAR_DISTANCE = {"C": 1.089, "N": 1.015, "O": 0.993}
 # A, longest distance of a parent
 _REACH = {
     **dict.fromkeys(("B", "C", "N", "O", "F"), 1.3),
@@ -46,19 +34,6 @@ _USUAL = {
 }
 
 
-@dataclass(frozen=True)
-class HydrogenGroup:
-    """Hydrogen atoms of one parent, by their number, and their geometry, a class of smtbx.
-
-    `length` in A is the distance to the parent; None takes the one between nuclei.
-    """
-
-    parent: int
-    atoms: tuple[int, ...]
-    geometry: str
-    length: float | None = None
-
-
 def parents_of_hydrogens(structure: Structure, parts: Parts = ()) -> dict[int, int]:
     """Return the nearest atom that each H atom is bonded to; H atoms without are left out.
 
@@ -81,9 +56,20 @@ def usual_u_factor(
 ) -> float:
     """Return U_iso(H) / U_eq(parent): 1.5 on O and in groups of three, which turn, else 1.2."""
     parent = parents[atom]
-    siblings = sum(p == parent and not exclude(parts, atom, h) for h, p in parents.items())
+    siblings = sum(
+        _copies(structure, h, parent, parts)
+        for h, p in parents.items()
+        if p == parent and not exclude(parts, atom, h)
+    )
     on_oxygen = structure.elements[int(structure.type[parent])] == "O"
     return 1.5 if on_oxygen or siblings >= 3 else 1.2
+
+
+def _copies(structure: Structure, atom: int, parent: int, parts: Parts) -> int:
+    """Return how many copies by symmetry of an H atom a parent has, itself counted."""
+    if exclude(parts, atom, atom, moved=True):
+        return 1
+    return max(1, round(float(structure.weight[atom] / structure.weight[parent])))
 
 
 def usual_groups(
@@ -93,94 +79,41 @@ def usual_groups(
 
     The H atoms of one parent that are in different `parts` of a disorder are groups of their own.
     """
-    table = bond_table(xray_structure, parts).pair_asu_table.extract_pair_sym_table(
-        skip_j_seq_less_than_i_seq=False, all_interactions_from_inside_asu=True
-    )
+    bonds = bonds_of(xray_structure, parts)
     names = [neutral(sc.scattering_type) for sc in xray_structure.scatterers()]
     members: dict[tuple, list[int]] = {}
     for atom, parent in parents.items():
         members.setdefault((parent, parts[atom] if parts else 0), []).append(atom)
     groups = []
     for (parent, _), atoms in sorted(members.items()):
-        others = sum(
-            len(ops)
-            for j, ops in table[parent].items()
-            if names[j] != "H" and not exclude(parts, atoms[0], j)
-        )
-        geometry = _USUAL.get((names[parent], len(atoms), others))
+        ends = [j for j, _ in substituents(bonds, parent, atoms[0], parts)]
+        hydrogens = sum(j in atoms for j in ends)
+        others = sum(names[j] != "H" for j in ends)
+        geometry = _USUAL.get((names[parent], hydrogens, others))
         if geometry is not None:
             groups.append(HydrogenGroup(parent, tuple(atoms), geometry))
     return tuple(groups)
 
 
-def bond_table(xray_structure, parts: Parts = ()):
-    """Return smtbx's bonds, with none between parts that exclude one another."""
-    if not parts:
-        return connectivity_table(_plain(xray_structure))
-    size_t = flex.size_t
-    return connectivity_table(
-        _plain(xray_structure),
-        conformer_indices=size_t([max(part, 0) for part in parts]),
-        sym_excl_indices=size_t([max(-part, 0) for part in parts]),
-    )
-
-
-def _plain(xray_structure):
-    """Return a copy with neutral atoms, the names that smtbx has distances and radii for."""
-    copy = xray_structure.deep_copy_scatterers()
-    for scatterer in copy.scatterers():
-        scatterer.scattering_type = neutral(scatterer.scattering_type)
-    fresh = xray.structure(crystal_symmetry=copy.crystal_symmetry())
-    fresh.add_scatterers(copy.scatterers())
-    return fresh
-
-
 def idealised(
-    xray_structure,
-    groups: tuple[HydrogenGroup, ...],
-    parents: dict[int, int],
-    parts: Parts = (),
-):
-    """Return a copy with the H atoms of the groups at their ideal places.
+    xray_structure, groups: tuple[HydrogenGroup, ...], parts: Parts = ()
+) -> tuple[object, tuple[HydrogenGroup, ...]]:
+    """Return a copy with H atoms at their ideal places, and the groups of which that is true.
 
-    The places are those of smtbx's geometrical constraints, torsions kept. A warning names the
-    H atoms with a parent that stay as they are: in no group, or not near the ideal place.
+    The places are those of smtbx's geometrical constraints, torsions kept. The others, whose bonds
+    are not those of the geometry or which are not near these places, stay as they are.
     """
-    moved = _plain(xray_structure)
-    bonds = bond_table(xray_structure, parts)
-    left = set(parents)
+    moved = xray_structure.deep_copy_scatterers()
+    bonds = bonds_of(xray_structure, parts)
+    start, distance = xray_structure.sites_frac(), xray_structure.unit_cell().distance
+    placed = []
     for group in groups:
-        try:
-            sites = ideal_sites(moved, bonds, group)
-        except (smtbx_constraints.InvalidConstraint, RuntimeError, IndexError):
-            continue  # bonds that the geometry does not fit
-        start = [xray_structure.scatterers()[i].site for i in group.atoms]
-        distance = xray_structure.unit_cell().distance
-        if max(map(distance, start, sites)) < _FARTHEST_MOVE:
-            for i, site in zip(group.atoms, sites, strict=True):
-                moved.scatterers()[i].site = site
-            left -= set(group.atoms)
-    if left:
-        names = ", ".join(xray_structure.scatterers()[i].label for i in sorted(left))
-        logger.warning("No usual geometry fits these H atoms, which ride as given: %s", names)
-    result = xray_structure.deep_copy_scatterers()
-    result.set_sites_frac(moved.sites_frac())
-    return result
-
-
-def ideal_sites(xray_structure, bonds, group: HydrogenGroup) -> list[tuple]:
-    """Return the places of a group's atoms by its geometry and a `bond_table`, torsions kept.
-
-    Raises what smtbx does, InvalidConstraint among others, where the geometry does not fit.
-    """
-    copy = xray_structure.deep_copy_scatterers()
-    element = copy.scatterers()[group.parent].scattering_type
-    constraint = getattr(geometries, group.geometry)(
-        pivot=group.parent,
-        constrained_site_indices=group.atoms,
-        bond_length=group.length or NUCLEAR_DISTANCE.get(element),
-    )
-    reparametrisation = smtbx_constraints.reparametrisation(copy, [constraint], bonds)
-    reparametrisation.linearise()
-    reparametrisation.store()
-    return [copy.scatterers()[i].site for i in group.atoms]
+        sites = ideal_sites(xray_structure, bonds, group, parts)
+        pairs = zip(group.atoms, sites or (), strict=False)
+        moves = [distance(start[i], site) for i, site in pairs]
+        if not moves or max(moves) > _FARTHEST_MOVE:
+            continue
+        for i, site in zip(group.atoms, sites, strict=True):
+            moved.scatterers()[i].site = site
+        placed.append(group)
+    return moved, tuple(placed)

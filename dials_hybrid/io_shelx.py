@@ -15,7 +15,7 @@ from iotbx.shelx import parsers
 from .data import InputError
 from .freedom import Constraints
 from .io_fixed import AXES
-from .io_hydrogens import HydrogenGroup
+from .io_hydrogen_sites import TURNING, HydrogenGroup
 from .io_shelx_build import ShelxAtom, build
 from .io_shelx_lines import is_shelx_atom, shelx_lines
 
@@ -29,15 +29,16 @@ GEOMETRIES = {
     2: "secondary_xh2_sites",
     3: "staggered_terminal_tetrahedral_xh3_sites",
     4: "secondary_planar_xh_site",
-    8: "staggered_terminal_tetrahedral_xh_site",
+    8: "terminal_tetrahedral_xh_site",  # as 14, but for what SHELXL sets up from HFIX
     9: "terminal_planar_xh2_sites",
     13: "terminal_tetrahedral_xh3_sites",
     14: "terminal_tetrahedral_xh_site",
     15: "polyhedral_bh_site",
     16: "terminal_linear_ch_site",
 }
-# n of AFIX mn whose atoms follow their parent, and what SHELXL refines beside
-_RIDING = {3: "", 4: "the distance", 7: "the torsion", 8: "torsion and distance"}
+# n of AFIX mn whose atoms follow their parent, and what SHELXL refines beside that is fixed here
+_RIDING = {3: "", 4: "the distance", 7: "", 8: "the distance"}
+_TURNS = (7, 8)  # n that refines the torsion
 _FIXED = (1, 2)  # n that fixes U: with the site, without it
 _NOT_HONOURED = (
     *("SUMP", "HFIX", "ANIS", "BLOC", "SPEC"),
@@ -144,10 +145,13 @@ class _Reading:
             self.fixed_site |= set(atoms) if n == 1 else set()
         elif n in _RIDING and (m == 0 or m in GEOMETRIES) and self.pivot is not None:
             self.riding += [(atom, self.pivot) for atom in atoms]
+            turns = n in _TURNS and GEOMETRIES.get(m) in TURNING
             if m:
                 self.hydrogens.append(
-                    HydrogenGroup(self.pivot, tuple(atoms), GEOMETRIES[m], length)
+                    HydrogenGroup(self.pivot, tuple(atoms), GEOMETRIES[m], length, turns)
                 )
+            if n in _TURNS and not turns:
+                self.unhonoured.append(f"the torsion of AFIX {10 * m + n}")
             if _RIDING[n]:
                 self.unhonoured.append(f"{_RIDING[n]} of AFIX {10 * m + n}")
             if length and self._at_another_distance(atoms, length):

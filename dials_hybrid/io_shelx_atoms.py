@@ -11,16 +11,16 @@ import itertools
 from dataclasses import dataclass, field
 
 from cctbx import adptbx
-from smtbx.refinement.constraints import InvalidConstraint
 
 from .freedom import Constraints
-from .io_disorder import Parts
+from .io_disorder import Parts, group_of
 from .io_fixed import AXES
-from .io_hydrogens import HydrogenGroup, bond_table, ideal_sites, usual_groups
+from .io_hydrogen_sites import HydrogenGroup, beside, bonds_of, ideal_sites, number_of
+from .io_hydrogens import usual_groups
 from .io_shelx import GEOMETRIES
 from .io_structures import neutral
 
-RIDES = 3  # n of AFIX mn: sites follow their parent's
+RIDES, TURNS = 3, 7  # n of AFIX mn: sites follow their parent's, and turn about its bond
 _CODES = {geometry: m for m, geometry in GEOMETRIES.items()}
 _IDEAL = 0.02  # A, farther from the place of a geometry, AFIX would move an atom
 _SAME = 1e-3  # relative, occupancies that are in the ratio of their shares
@@ -127,6 +127,7 @@ class AtomLines:
         self.coding = coding(refined, constraints)
         self.parent = dict(constraints.riding)
         self.factor = {atom: (parent, k) for atom, parent, k in constraints.riding_u}
+        self.turning = {atoms for _, _, atoms in constraints.turning}
         self.part = 0
         self.lines: list[str] = []
 
@@ -153,24 +154,29 @@ class AtomLines:
         parents = {atom: parent for atom, (parent, _) in self.factor.items()} | self.parent
         rest: dict[tuple, list[int]] = {}
         for atom in sorted(parents.keys() - taken):
-            part = self.parts[atom] if self.parts else 0
-            kind = (parents[atom], part, atom in self.parent, atom in self.factor)
+            kind = (parents[atom], self._part(atom), atom in self.parent, atom in self.factor)
             rest.setdefault(kind, []).append(atom)
         return [*groups, *(HydrogenGroup(kind[0], tuple(a), "") for kind, a in rest.items())]
 
     def _is_ideal(self, group: HydrogenGroup) -> bool:
-        """Whether atoms are where the geometry, with their mean distance, puts them."""
+        """Whether atoms are where the geometry, with their mean distance, puts them.
+
+        SHELXL wants all of them listed, also those that are there by symmetry.
+        """
+        if len(group.atoms) != number_of(group.geometry):
+            return False
         sites, distance = self.refined.sites_frac(), self.refined.unit_cell().distance
         group = HydrogenGroup(group.parent, group.atoms, group.geometry, self._length(group))
-        try:
-            ideal = ideal_sites(self.refined, bond_table(self.refined, self.parts), group)
-        except (InvalidConstraint, RuntimeError, IndexError):
-            return False  # bonds that the geometry does not fit
+        bonds = bonds_of(self.refined, self.parts)
+        ideal = ideal_sites(self.refined, bonds, group, self.parts)
+        if ideal is None:
+            return False
         return max(map(distance, ideal, (sites[i] for i in group.atoms))) < _IDEAL
 
     def _length(self, group: HydrogenGroup) -> float:
         sites, distance = self.refined.sites_frac(), self.refined.unit_cell().distance
-        lengths = [distance(sites[group.parent], sites[i]) for i in group.atoms]
+        near = [beside(self.refined, i, group.parent) for i in group.atoms]
+        lengths = [distance(sites[group.parent], site) for site in near]
         return sum(lengths) / len(lengths)
 
     def _all_follow(self, group: HydrogenGroup) -> bool:
@@ -179,16 +185,24 @@ class AtomLines:
     def _follow(self, group: HydrogenGroup) -> None:
         """Write the atoms of a parent; without a geometry they keep their place to it."""
         rides = group.atoms[0] in self.parent
-        self._enter(self.parts[group.atoms[0]] if self.parts else 0)
+        self._enter(self._part(group.atoms[0]))
+        turns = group.atoms in self.turning
         if rides and group.geometry:
-            m = _CODES[group.geometry]
-            self.lines.append(f"AFIX {10 * m + RIDES} {self._length(group):.4f}")
+            code = 10 * _CODES[group.geometry] + (TURNS if turns else RIDES)
+            self.lines.append(f"AFIX {code} {self._length(group):.4f}")
         elif rides:
+            if turns:
+                self.coding.left.append(
+                    "torsion of " + " ".join(self.labels[i] for i in group.atoms)
+                )
             self.lines.append(f"AFIX {RIDES}")
         for atom in group.atoms:
             self._atom(atom, pivot=group.parent if self._all_follow(group) else None)
         if rides:
             self.lines.append("AFIX 0")
+
+    def _part(self, i: int) -> int:
+        return group_of(self.parts[i]) if self.parts else 0
 
     def _enter(self, part: int) -> None:
         if part != self.part:
@@ -196,9 +210,9 @@ class AtomLines:
             self.part = part
 
     def _atom(self, i: int, pivot: int | None) -> None:
-        self._enter(self.parts[i] if self.parts else 0)
+        self._enter(self._part(i))
         sc, held = self.refined.scatterers()[i], self.constraints
-        site = self._beside_parent(i) if i in self.parent else sc.site
+        site = beside(self.refined, i, self.parent[i]) if i in self.parent else sc.site
         fixed = self._fixed_axes(i)
         shifts = [10 if i in held.fixed_site or axis in fixed else 0 for axis in AXES.values()]
         place = " ".join(f"{x + shift:.6f}" for x, shift in zip(site, shifts, strict=True))
@@ -230,17 +244,3 @@ class AtomLines:
                 return [f"{-factor:.5f}"]
             self.coding.left.append(f"U of {self.labels[i]}")
         return [self.coding.u.get(i, f"{sc.u_iso + shift:.5f}")]
-
-    def _beside_parent(self, i: int) -> tuple:
-        """Return the copy of a riding atom by symmetry that is nearest to its parent."""
-        atoms, cell = self.refined.scatterers(), self.refined.unit_cell()
-        there = atoms[self.parent[i]].site
-        copies = []
-        for operator in self.refined.space_group():
-            moved = operator * atoms[i].site
-            near = tuple(x - round(x - y) for x, y in zip(moved, there, strict=True))
-            copies.append((round(cell.distance(near, there), 6), near))
-        own = atoms[i].site
-        if cell.distance(own, there) < min(copies)[0] + 1e-5:
-            return own
-        return min(copies)[1]

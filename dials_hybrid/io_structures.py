@@ -236,9 +236,14 @@ def check_structure(structure, path) -> None:
     _warn_overlaps(structure, path)
 
 
+def isotope(scattering_type: str) -> str:
+    """Return the symbol of a scattering type without its charge; D is not H."""
+    return "".join(c for c in scattering_type if c.isalpha()).capitalize()
+
+
 def neutral(scattering_type: str) -> str:
     """Return the element of a scattering type: the ions' tables lack the divergent term."""
-    element = "".join(c for c in scattering_type if c.isalpha()).capitalize()
+    element = isotope(scattering_type)
     return "H" if element == "D" else element
 
 

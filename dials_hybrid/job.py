@@ -8,7 +8,7 @@ import functools
 import logging
 from dataclasses import dataclass, field
 
-from . import io_constraints, io_dials, io_pets, io_shelx
+from . import io_constraints, io_dials, io_pets, io_riding, io_shelx
 from .checkpoint import RefineSettings, State
 from .cross_validation import choose_free, unique_groups
 from .data import InputError, Problem, Result, Structure, block_of
@@ -21,8 +21,11 @@ from .io_measurement import stated
 from .io_restraints import RestraintOptions, count_kinds, in_basis, restraints_of
 from .io_structures import read_structure
 from .model import ModelSettings
+from .refine import Refinement
 
 logger = logging.getLogger("dials.hybrid.job")
+
+INTERRUPTED = "interrupted"  # in the stop reason of a result
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,15 @@ class Job:
     def writes_back(self) -> bool:
         """Whether there are DIALS files to write back to: PETS2 has none of this kind."""
         return isinstance(self.loaded, io_dials.Loaded)
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A job, its refinement, which has run, and the result."""
+
+    job: Job
+    refinement: Refinement
+    result: Result
 
 
 def in_setting(job: Job, structure: Structure, operator: str, hand: str) -> Problem:
@@ -193,13 +205,17 @@ def load(files, structure, options: Options = Options()) -> Job:
     xray_structure, record, constraints = io_constraints.constrained(
         xray_structure, options.parameters, shelx, parts, unique=len(seen.unique())
     )
+    if options.parameters.hydrogens == "as_given":
+        io_riding.warn_of_xray_distances(record, constraints)
     by_frame = options.free_by == "frames"
     groups = block_of(observations, scan) if by_frame else unique_groups(record, observations.hkl)
     free = choose_free(groups, options.free_fraction, options.refine.seed)
     free_parameters = record.freedom
     logger.info(
-        "Free parameters: %d of sites, %d of displacements, %d of occupancies; %d riding atoms",
+        "Free parameters: %d of sites (%d torsions), %d of displacements, %d of occupancies; "
+        "%d riding atoms",
         len(free_parameters.site),
+        int(free_parameters.torsions.sum()),
         len(free_parameters.u_iso),
         len(free_parameters.occ),
         int((free_parameters.parent >= 0).sum()),

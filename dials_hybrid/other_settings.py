@@ -19,9 +19,10 @@ from torch import Tensor
 from . import absolute_structure, io_settings, losses
 from .checkpoint import State
 from .data import Problem, Result
+from .ideal_hydrogens import are_off, settled
 from .io_cctbx import other_hand, to_structure, update_xray_structure
 from .io_constraints import in_basis
-from .job import Job, context, in_setting
+from .job import INTERRUPTED, Job, Refined, context, in_setting
 from .model import HybridModel
 from .refine import Progress, Refinement
 from .uncertainty import curvature_of
@@ -31,17 +32,7 @@ logger = logging.getLogger("dials.hybrid.other_settings")
 # A wrong hand fits noise by ever smaller steps of orientations and thickness, long after its atoms
 # stand still; its tolerance of the cost is that many times the first one's.
 LOOSE = 2.5
-INTERRUPTED = "interrupted"
 NOT_COMPARED = "Interrupted: the other hand and settings are not compared"
-
-
-@dataclass(frozen=True)
-class Refined:
-    """A job, its refinement, which has run, and the result."""
-
-    job: Job
-    refinement: Refinement
-    result: Result
 
 
 @dataclass(frozen=True)
@@ -95,7 +86,7 @@ def decide(first: Refined, progress: Progress) -> Refined:
             _warn(better, "hand_and_indexing.test=False keeps the given one")
             return _reported(first, found)
         _warn(better, "it is refined instead")
-        second = _to_the_end(first, better, progress)
+        second = settled(_to_the_end(first, better, progress), progress)
         return _reported(second, _compare(second, progress))
     except KeyboardInterrupt:
         logger.warning(NOT_COMPARED)
@@ -103,22 +94,27 @@ def decide(first: Refined, progress: Progress) -> Refined:
 
 
 def compared(job: Job, progress: Progress) -> Refined | None:
-    """Make the comparison that the final result of a continued job lacks, as `decide` does.
+    """Make what the final result of a continued job lacks: the comparison that `decide` makes.
 
-    None where it was made already or is not wanted, and, with a warning, for results of earlier
-    versions, whose state may be of other parameters.
+    Riding hydrogen atoms that are off their places are put back before. None where all is made
+    already or not wanted, and, with a warning, for results of earlier versions, whose state may
+    be of other parameters.
     """
-    if "settings_refined" in job.result.summary or not _wanted(job):
+    off = are_off(job)
+    lacks = "settings_refined" not in job.result.summary and _wanted(job)
+    if not (off or lacks):
         return None
     if job.result.fourier is None:
         logger.warning("A result of an earlier version: the other hand and settings are not tried")
         return None
-    logger.info(
-        "The result lacks the comparison of hands and settings, which is made now; "
-        "hand_and_indexing.refine=none leaves it out"
-    )
+    if lacks:
+        logger.info(
+            "The result lacks the comparison of hands and settings, which is made now; "
+            "hand_and_indexing.refine=none leaves it out"
+        )
     try:
-        return decide(restored(job), progress)
+        first = restored(job)
+        return decide(settled(first, progress) if off else first, progress)
     except KeyboardInterrupt:
         logger.warning(NOT_COMPARED)
         return None

@@ -152,6 +152,7 @@ def test_a_riding_atom_moves_and_vibrates_with_its_parent():
     change = u_equivalent(refined) - u_equivalent(near)
     assert float(change[2]) == pytest.approx(1.5 * float(change[1])) and change[1].abs() > 1e-4
     assert refined.freedom.parent.tolist() == [-1, -1, 1]
+    assert refined.freedom.u_parent.tolist() == [-1, -1, 1]
 
 
 def test_an_atom_rides_on_the_image_of_its_parent_that_is_near():

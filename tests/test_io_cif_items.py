@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 
 import synthetic
+from cctbx import crystal, xray
 
 from dials_hybrid import io_cctbx, io_cif_items, io_cif_mtz, io_measurement, job
 
@@ -117,6 +118,28 @@ def test_chemistry(block):
     assert float(block["_exptl_crystal_density_diffrn"]) == pytest.approx(2.646, abs=2e-3)
     # three Si of 5.83 A and six O of 1.98 A (Peng et al. 1996)
     assert float(block["_exptl_crystal_F_000"]) == pytest.approx(29.4, abs=0.1)
+
+
+def test_deuterium_is_not_hydrogen(made):
+    """By name and by weight, while it scatters as H does."""
+    _, problem, _ = made
+    problem = problem.replace(provenance={})
+    found = {}
+    for kind in ("H", "D"):
+        symmetry = crystal.symmetry((5, 5, 5, 90, 90, 90), "P 1")
+        structure = xray.structure(crystal_symmetry=symmetry)
+        structure.add_scatterer(xray.scatterer("C1", site=(0, 0, 0), u=0.02))
+        for i in range(4):
+            site = (0.1, 0.2 * i, 0.3)
+            structure.add_scatterer(xray.scatterer(f"{kind}{i}", site=site, u=0.02))
+        found[kind] = io_cif_items.chemistry_items(structure, problem)
+    h, d = found["H"], found["D"]
+    assert (h["_chemical_formula_sum"], d["_chemical_formula_sum"]) == ("C H4", "C D4")
+    weights = [float(x["_chemical_formula_weight"]) for x in (h, d)]
+    assert weights == pytest.approx([16.04, 20.07], abs=0.01)
+    density = [float(x["_exptl_crystal_density_diffrn"]) for x in (h, d)]
+    assert density[1] / density[0] == pytest.approx(weights[1] / weights[0], rel=0.01)
+    assert h["_exptl_crystal_F_000"] == d["_exptl_crystal_F_000"]
 
 
 def test_measurement(block):

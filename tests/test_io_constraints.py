@@ -12,7 +12,7 @@ pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not install
 from cctbx import sgtbx
 from test_freedom import alloy
 
-from dials_hybrid import io_constraints, io_hydrogens, io_shelx
+from dials_hybrid import io_constraints, io_hydrogen_sites, io_hydrogens, io_shelx
 from dials_hybrid.data import InputError
 from dials_hybrid.freedom import Constraints, basis, u_equivalent
 from dials_hybrid.io_cctbx import to_structure
@@ -213,7 +213,8 @@ def test_instructions_of_a_shelx_file(ins, warnings_logged):
     ]
     said = warnings_logged()
     assert len(said) == 1
-    assert all(w in said[0] for w in ("SUMP", "AFIX 66", "torsion of AFIX 137"))
+    assert all(w in said[0] for w in ("SUMP", "AFIX 66")) and "137" not in said[0]
+    assert [group.turns for group in found.hydrogens] == [False, True]
 
 
 def test_start_values_agree_with_the_constraints(ins):
@@ -227,6 +228,9 @@ def test_start_values_agree_with_the_constraints(ins):
         assert float(u[atom]) == pytest.approx(factor * float(u[parent]), abs=1e-6)
     assert float(u[n["BR2"]]) == float(u[n["H1B"]]) == pytest.approx(0.04)
     assert torch.equal(to_structure(structure).site, record.site)
+    assert constraints.turning == ((n["C2"], n["C3"], (n["H3A"], n["H3B"], n["H3C"])),)
+    moving = (record.freedom.site[-1] != 0).any(1).nonzero().flatten().tolist()
+    assert [record.labels[i] for i in moving] == ["H3A", "H3B", "H3C"]
     sites = {i for i in range(len(record.labels)) if record.freedom.site[:, i].abs().max() > 0}
     assert sites == set(n.values()) - {n["NA1"], n["K1"], n["BR1"]}
 
@@ -324,20 +328,21 @@ def test_as_given_leaves_the_start_alone(paracetamol):
     assert torch.equal(record.u_iso, to_structure(paracetamol).u_iso)
 
 
-def smtbx_model(structure, groups):
-    """Return smtbx's reparametrisation with its own way for H atoms to ride."""
+def smtbx_model(structure, groups, turning=False):
+    """Return smtbx's reparametrisation with its own way for H atoms to ride, and to turn."""
     from smtbx.refinement import constraints
     from smtbx.utils import connectivity_table
 
     for atom in structure.scatterers():
         atom.flags.set_grad_site(True)
     made = [
-        getattr(io_hydrogens.geometries, g.geometry)(
+        getattr(io_hydrogen_sites.geometries, g.geometry)(
             pivot=g.parent,
             constrained_site_indices=g.atoms,
-            bond_length=io_hydrogens.NUCLEAR_DISTANCE[
+            bond_length=io_hydrogen_sites.NUCLEAR_DISTANCE[
                 structure.scatterers()[g.parent].scattering_type
             ],
+            rotating=turning,
         )
         for g in groups
     ]
@@ -362,11 +367,32 @@ def test_ideal_hydrogens_and_their_riding_are_those_of_smtbx(paracetamol):
     jacobian = model.jacobian_transpose.as_dense_matrix().as_numpy_array()
     for atom, parent in parents.items():
         of = [model.asu_scatterer_parameters[i].site.index for i in (atom, parent)]
-        mine = torch.stack([record.freedom.site[:, i] for i in (atom, parent)])
+        together = record.freedom.site[: -len(found.turning)]
+        mine = torch.stack([together[:, i] for i in (atom, parent)])
         their = torch.from_numpy(jacobian)[:, [of[0] + k for k in range(3)]]
         of_parent = torch.from_numpy(jacobian)[:, [of[1] + k for k in range(3)]]
         assert torch.allclose(their, of_parent) and their.abs().max() == 1
         assert torch.equal(mine[0], mine[1]) and mine[0].abs().max() > 0
+
+
+def test_torsions_are_those_of_smtbx(paracetamol):
+    """The methyl and the hydroxyl group turn, as its azimuths have them."""
+    structure, record, found = constrained(paracetamol, Parameters(hydrogens="riding"), None)
+    groups = io_hydrogens.usual_groups(structure, dict(found.riding))
+    groups = [g for g in groups if g.geometry in io_hydrogen_sites.TURNING]
+    assert [g.atoms for g in groups] == [atoms for _, _, atoms in found.turning]
+    assert sorted(len(g.atoms) for g in groups) == [1, 3]
+    model = smtbx_model(structure, groups, turning=True)
+    jacobian = model.jacobian_transpose.as_dense_matrix().as_numpy_array()
+    rows = record.freedom.site[-2:]
+    for group, row in zip(groups, rows, strict=True):
+        mine = row[list(group.atoms)].flatten()
+        first = model.asu_scatterer_parameters[group.atoms[0]].site.index  # of all the group
+        their = torch.from_numpy(jacobian[:, first : first + len(mine)])
+        likeness = (their @ mine) / their.norm(dim=1).clamp(min=1e-9) / mine.norm()
+        assert float(likeness.abs().max()) == pytest.approx(1, abs=1e-9)
+        others = [i for i in range(len(record.labels)) if i not in group.atoms]
+        assert float(row[others].abs().max()) == 0
 
 
 def test_distances_and_riding_u_of_the_usual_geometry(paracetamol):
@@ -403,10 +429,12 @@ def test_flags_of_a_cif(ins):
     flags = {k.removeprefix("_atom_site_"): v for k, v in io_constraints.atom_flags(record).items()}
     n = numbers(record)
     found = {
-        name: [column[n[name]] for column in flags.values()] for name in ("H2", "NA1", "C1", "H1A")
+        name: [column[n[name]] for column in flags.values()]
+        for name in ("H2", "H3A", "NA1", "C1", "H1A")
     }
     assert found == {
         "H2": ["calc", "R", ".", "."],
+        "H3A": ["calc", "GR", ".", "."],
         "NA1": ["d", "S", ".", "P"],
         "C1": ["d", ".", ".", "."],
         "H1A": ["d", ".", ".", "."],

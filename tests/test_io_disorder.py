@@ -1,5 +1,6 @@
 """Alternatives of a disorder: read from SHELX and CIF, never bonded to one another."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not install
 from dials_hybrid.io_bonds import bonds_and_angles, neighbours
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_constraints import Parameters, constrained
-from dials_hybrid.io_disorder import exclude, parts_of
+from dials_hybrid.io_disorder import cif_columns, exclude, group_of, parts_of
 from dials_hybrid.io_hydrogens import parents_of_hydrogens, usual_groups
 from dials_hybrid.io_restraints import RestraintOptions, restraints_of
 from dials_hybrid.io_shelx import read_instructions
@@ -81,6 +82,37 @@ def test_groups_of_a_cif(tmp_path, groups):
     assert parts_of(tmp_path / "a.pdb", 3) == ()
 
 
+def test_assemblies_of_a_cif_are_apart(tmp_path):
+    """Group 1 of one and group 2 of another can be there together; also after writing."""
+    names, groups = "A A B B . .", "1 2 1 2 . -1"
+    path = tmp_path / "a.cif"
+    head = "\n".join(
+        f"_cell_length_{x} 9\n_cell_angle_{y} 90"
+        for x, y in zip("abc", ("alpha", "beta", "gamma"), strict=True)
+    )
+
+    def read(*columns):
+        keys = ("label", "fract_x", "fract_y", "fract_z", *(name for name, _ in columns))
+        loop = "\n".join(["loop_", *(f"_atom_site_{key}" for key in keys)])
+        rows = zip(*(values.split() for _, values in columns), strict=True)
+        atoms = "\n".join(f"C{i} 0 0 0.{i} {' '.join(row)}" for i, row in enumerate(rows, 1))
+        path.write_text(f"data_a\n{head}\n_space_group_name_H-M_alt 'P 1'\n{loop}\n{atoms}\n")
+        return parts_of(path, 6)
+
+    parts = read(("disorder_assembly", names), ("disorder_group", groups))
+    pairs = [p for p in itertools.combinations(range(6), 2) if exclude(parts, *p)]
+    assert pairs == [(0, 1), (2, 3)]
+    assert exclude(parts, 5, 5, moved=True) and not exclude(parts, 4, 4, moved=True)
+    assert [group_of(part) for part in parts] == [1, 2, 1, 2, 0, -1]
+    columns = {k.removeprefix("_atom_site_"): " ".join(v) for k, v in cif_columns(parts).items()}
+    assert columns == {"disorder_group": groups, "disorder_assembly": "A A B B . C"}
+    assert read(*columns.items()) == parts
+    assert read(("disorder_group", "1 2 1 2 . -1")) == (1, 2, 1, 2, 0, -1)
+    many = cif_columns((1, 25001, 26001, 60002))["_atom_site_disorder_assembly"]
+    assert many == ["A", "Z", "A1", "I2"]
+    assert set(cif_columns((0, 1, 2))) == {"_atom_site_disorder_group"}
+
+
 def test_which_atoms_exclude_one_another():
     parts = (0, 1, 2, -1)
     assert exclude(parts, 1, 2) and exclude(parts, 1, 3)
@@ -107,6 +139,15 @@ def test_alternatives_have_no_bonds_and_angles(ethanol):
     found = bonds_and_angles(ethanol, SimpleNamespace(site_covariance=None), parts=PARTS)
     ends = {frozenset((a["atoms"][0], a["atoms"][2])) for a in found["angles"]}
     assert frozenset(("O1A", "O1B")) not in ends and frozenset(("C1", "O1A")) in ends
+
+
+def test_atoms_of_two_assemblies_are_bonded(ethanol):
+    """Those of the hydroxyl group and, next to it, of a C atom in two places of its own."""
+    parts = (0, 1001, 1, 1, 2, 2)
+    assert {frozenset(("C2", "O1A")), frozenset(("C2", "O1B"))} <= bonded(ethanol, parts)
+    parents = parents_of_hydrogens(to_structure(ethanol), parts)
+    groups = usual_groups(ethanol, parents, parts)
+    assert [(g.parent, g.atoms) for g in groups] == [(2, (3,)), (4, (5,))]
 
 
 def test_alternatives_are_not_restrained_to_one_another(ethanol, ins):

@@ -21,6 +21,7 @@ from dxtbx.model import ExperimentList
 from dials_hybrid import crystal as physics
 from dials_hybrid import io_cctbx, io_cif_mtz, io_dials, io_disorder, io_geometry, io_results
 from dials_hybrid.data import Fourier, InputError
+from dials_hybrid.freedom import Constraints, basis
 
 
 @pytest.fixture
@@ -238,6 +239,41 @@ def test_cif_of_the_refined_structure(tmp_path, structure, problem, result):
     assert [block[f"_atom_site_fract_{x}"][0][-3:] for x in "xyz"] == ["(4)", "000", "667"]
     assert list(block["_atom_site_fract_y"])[1].endswith("(4)")
     assert list(block["_atom_site_U_iso_or_equiv"])[0] == "0.0070(12)"
+
+
+def test_cif_has_uncertainties_of_refined_occupancies(tmp_path, structure, problem, result):
+    """None where the occupancy is fixed."""
+    part = structure.deep_copy_scatterers()
+    part.scatterers()[1].occupancy = 0.7
+    refined = result.structure.replace(occ=torch.tensor([1.0, 0.7034]).double())
+    su = torch.tensor([0.0, 0.0021]).double()
+    moved = result.replace(structure=refined, occ_su=su)
+    io_cif_mtz.write_cif(tmp_path / "a.cif", part, problem, moved, CONTRACT)
+    block, found = read_cif(tmp_path / "a.cif")
+    assert list(block["_atom_site_occupancy"]) == ["1.000000", "0.703(2)"]
+    assert found.scatterers()[1].occupancy == pytest.approx(0.703)
+
+
+def test_what_rides_has_no_uncertainty_in_the_cif(tmp_path, structure, problem, result):
+    """SHELXL has none either. The site of O rides on that of Si, the U of Si on that of O."""
+
+    def written(constraints):
+        freedom = basis(problem.structure, constraints)
+        moved = result.replace(structure=result.structure.replace(freedom=freedom))
+        io_cif_mtz.write_cif(tmp_path / "a.cif", structure, problem, moved, CONTRACT)
+        block, _ = read_cif(tmp_path / "a.cif")
+        names = ("fract_x", "fract_y", "fract_z", "U_iso_or_equiv")
+        su = [["(" in x for x in block[f"_atom_site_{name}"]] for name in names]
+        return su, list(block["_atom_site_refinement_flags_posn"])
+
+    free, flags = written(Constraints())
+    assert free == [[True, True], [False, True], [False, True], [True, True]]
+    assert flags == ["S", "."]
+    riding = Constraints(riding=((1, 0),), riding_u=((0, 1, 1.2),))
+    assert written(riding) == (
+        [[True, False], [False, False], [False, False], [False, True]],
+        ["S", "R"],
+    )
 
 
 def test_cif_tells_the_parts_of_a_disorder(tmp_path, structure, problem, result):

@@ -1,6 +1,7 @@
 """A .res and .hkl for SHELXL-type programs, read back by cctbx."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 import synthetic
 import test_io_constraints
 import test_io_disorder
+import test_io_hydrogens
 from cctbx import crystal, xray
 from iotbx import reflection_file_reader
 
@@ -108,12 +110,16 @@ def round_trip(made, path, given: str, **choices):
 
 
 @pytest.mark.parametrize("hydrogens", ["as_given", "riding"])
-def test_constraints_are_read_back(tmp_path, made, hydrogens):
+def test_constraints_are_read_back(tmp_path, made, hydrogens, warnings_logged):
     """AFIX, EXYZ, EADP, U by free variables and multiples, linked occupancies, what is fixed."""
     given = test_io_constraints.INS
     path = tmp_path / "a.res"
     text, moved, before, after = round_trip(made, path, given, hydrogens=hydrogens)
-    assert after.constraints == before
+    assert after.constraints == replace(before, turning=(), ideal=())
+    assert [atoms for _, _, atoms in before.turning] == [(11, 12, 13)]
+    # where the atoms are, they have no geometry that AFIX knows
+    assert not any(group.turns for group in after.hydrogens)
+    assert any("torsion of H3A H3B H3C" in message for message in warnings_logged())
     assert "\nFVAR 1.0 0.60000\n" in text and "\nEXYZ NA1 K1\n" in text
     found = io_structures.read_structure(path)
     for mine, theirs in zip(moved.scatterers(), found.scatterers(), strict=True):
@@ -140,12 +146,12 @@ def test_parts_and_ideal_hydrogen_atoms(tmp_path, made):
     path = tmp_path / "a.res"
     text, _, before, after = round_trip(made, path, test_io_disorder.INS, hydrogens="riding")
     assert io_disorder.parts_of(path, 6) == test_io_disorder.PARTS
-    assert after.constraints == before
-    assert text.count("\nAFIX 143 0.9930\n") == 2 and "\nPART 0\nHKLF" in text
+    assert after.constraints == replace(before, turning=(), ideal=())
+    assert text.count("\nAFIX 147 0.9930\n") == 2 and "\nPART 0\nHKLF" in text
     geometry = "terminal_tetrahedral_xh_site"
-    assert {(g.parent, g.atoms, g.geometry) for g in after.hydrogens} == {
-        (2, (3,), geometry),
-        (4, (5,), geometry),
+    assert {(g.parent, g.atoms, g.geometry, g.turns) for g in after.hydrogens} == {
+        (2, (3,), geometry, True),
+        (4, (5,), geometry, True),
     }
     crooked = round_trip(made, path, test_io_disorder.INS, hydrogens="as_given")[0]
     assert "AFIX 14" not in crooked
@@ -177,6 +183,15 @@ def test_constraints_without_words_are_named(made, warnings_logged):
     assert text.count(" 11.00000 ") == 3, "fixed"
 
 
+def test_parts_of_every_assembly_have_their_own_numbers(made):
+    structure = xray.structure(crystal_symmetry=crystal.symmetry((6, 6, 6, 90, 90, 90), "P 1"))
+    for i in range(4):
+        structure.add_scatterer(xray.scatterer(f"C{i}", site=(0.1, 0.2, i / 4), u=0.01))
+    problem = made[1].replace(provenance={io_disorder.KEY: [1, -2, 1001, -1002]})
+    text = io_shelx_write.instructions(structure, problem, "a")
+    assert re.findall(r"PART (\S+)", text) == ["1", "-2", "1", "-2", "0"]
+
+
 def test_a_riding_atom_is_written_beside_its_parent(made):
     """SHELXL adds the parent's shift to it, which turns with a copy by symmetry."""
     structure = xray.structure(crystal_symmetry=crystal.symmetry((6, 7, 8, 90, 90, 90), "P 1 21 1"))
@@ -185,6 +200,24 @@ def test_a_riding_atom_is_written_beside_its_parent(made):
     riding = Constraints(riding=((1, 0),), riding_u=((1, 0, 1.2),))
     text = io_shelx_write.instructions(structure, made[1], "a", riding)
     assert "AFIX 3\nH1   2 0.200000 0.220000 0.350000 11.00000 -1.20000\nAFIX 0" in text
+
+
+def test_a_geometry_is_named_of_hydrogen_atoms_listed_away_from_the_parent(made):
+    """Its distance is that to the copy beside the parent."""
+    methyl = test_io_hydrogens.METHYL
+    near = test_io_hydrogens.made("P 21 21 21", [*methyl, ("H3", (1.65, 1.4, 1.6))])
+    for i, operator in enumerate(list(near.space_group())[1:], 2):
+        near.scatterers()[i].site = operator * near.scatterers()[i].site
+    riding = io_constraints.Parameters(hydrogens="riding")
+    moved, _, constraints = io_constraints.constrained(near, riding, None)
+    text = io_shelx_write.instructions(moved, made[1], "a", constraints)
+    assert "\nAFIX 137 1.0890\n" in text
+    # of two atoms and the mirror image of one SHELXL knows no methyl group
+    moved, _, constraints = io_constraints.constrained(
+        test_io_hydrogens.made("P n m a", methyl), riding, None
+    )
+    text = io_shelx_write.instructions(moved, made[1], "a", constraints)
+    assert "\nAFIX 3\n" in text and "AFIX 13" not in text
 
 
 def test_labels_are_short_and_differ():

@@ -41,6 +41,7 @@ _KEYS = {
     "angles": [],
     "settings_refined": [],
     "indexing_verdict": None,
+    "hydrogens_put_back": [],
     "correlations": [],
     "condition": dict.fromkeys(
         ("all", "structure", "undetermined", "unknown", "strong_correlations")
