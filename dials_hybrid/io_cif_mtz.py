@@ -13,7 +13,7 @@ from cctbx.array_family import flex
 
 from . import __version__, io_cif_items
 from .data import Problem, Result
-from .io_cctbx import update_xray_structure, with_uncertainty
+from .io_cctbx import update_xray_structure, with_uncertainty, write_cell
 from .io_cif_loops import add_geometry, add_restraints
 from .io_constraints import atom_flags
 from .io_disorder import GROUP, KEY
@@ -34,10 +34,7 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     """
     refined = update_xray_structure(xray_structure, result.structure)
     block = _neutral(refined).as_cif_block(format="coreCIF")
-    # the cell again: cctbx gives three digits, fewer than it is known to
-    cell = refined.crystal_symmetry().as_cif_block(format="coreCIF", numeric_format="%.5f")
-    for key in [key for key in cell.keys() if key.startswith("_cell_")]:
-        block[key] = cell[key]
+    write_cell(block, refined.crystal_symmetry(), digits=5)
     _add_cell_uncertainties(block, refined.unit_cell(), problem)
     _add_uncertainties(block, refined, result)
     _add_anisotropic_uncertainties(block, refined, result)

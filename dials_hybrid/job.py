@@ -13,7 +13,7 @@ from .checkpoint import RefineSettings, State
 from .cross_validation import choose_free, unique_groups
 from .data import InputError, Problem, Result, Structure, block_of
 from .freedom import Constraints
-from .io_cctbx import to_structure
+from .io_cctbx import to_structure, write_cell
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection, format_table
 from .io_disorder import KEY, Parts, parts_of
@@ -124,8 +124,10 @@ def cif_text(xray_structure) -> str:
     """Return a CIF of a cctbx structure, data block start."""
     import iotbx.cif.model
 
+    block = xray_structure.as_cif_block(format="coreCIF")
+    write_cell(block, xray_structure.crystal_symmetry(), digits=9)
     model = iotbx.cif.model.cif()
-    model["start"] = xray_structure.as_cif_block(format="coreCIF")
+    model["start"] = block
     return str(model)
 
 
