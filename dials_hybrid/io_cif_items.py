@@ -72,7 +72,7 @@ def measurement_items(refined, problem: Problem) -> dict:
     items = {
         "_cell_measurement_temperature": temperature,
         "_diffrn_ambient_temperature": temperature,
-        "_computing_data_reduction": provenance.get("dials_version"),
+        "_computing_data_reduction": _reduced_by(provenance),
         "_diffrn_source": "transmission electron microscope",
         "_diffrn_source_voltage": f"{electron.voltage(wavelength) / 1000:.1f}",
         "_diffrn_radiation_type": "electron",
@@ -88,6 +88,12 @@ def measurement_items(refined, problem: Problem) -> dict:
         for limit, value in (("min", hkl[:, i].min()), ("max", hkl[:, i].max())):
             items[f"_diffrn_reflns_limit_{axis}_{limit}"] = int(value)
     return items | _instrument_items(provenance.get("measurement"))
+
+
+def _reduced_by(provenance: dict) -> str | None:
+    """Return the program that integrated; its version is not that of the one which refines."""
+    unversioned = "DIALS" if provenance.get("dials_version") else None
+    return provenance.get("integrated_by", unversioned)
 
 
 def _instrument_items(measured: dict | None) -> dict:

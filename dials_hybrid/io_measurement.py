@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from .data import InputError, Problem
@@ -14,6 +16,8 @@ _CIF_ITEMS = {
     "formula_units": ("_cell_formula_units_Z",),
 }
 _NUMBER = re.compile(r"\d[\d.]*(\(\d+\))?")
+# an entry of the history of experiments: time|program|version|what it did
+_INTEGRATED = re.compile(r"\|dials\.\w*integrate\w*\|\D*(\d[\w.+-]*)")
 _SHELX_ZERO = 273.15  # K, of the degrees Celsius that TEMP gives
 
 
@@ -25,6 +29,28 @@ def measurement(experiments) -> dict:
     `width` of an image (degree).
     """
     return {"cell_su": _cell_su(experiments), "sweeps": [_sweep(e) for e in experiments]}
+
+
+def integrated_by(expt_files) -> str:
+    """Return DIALS with the version that integrated, where the files' history tells it.
+
+    That of the program which runs now may be another one. Files before DIALS 3.2x have no history.
+    """
+    found = {}
+    for name in expt_files:
+        history = _texts(json.loads(Path(name).read_text(encoding="utf-8")).get("history", []))
+        versions = [m.group(1) for entry in history if (m := _INTEGRATED.search(entry))]
+        found |= dict.fromkeys(versions[-1:])
+    return f"DIALS {', '.join(found)}".strip()
+
+
+def _texts(value) -> Iterable[str]:
+    """Yield the texts in nested lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def cell_su(problem: Problem) -> list[float] | None:

@@ -1,5 +1,7 @@
 """The CIF is complete, and every name in it stands in a dictionary."""
 
+import json
+
 import iotbx.cif
 import pytest
 
@@ -7,7 +9,7 @@ pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 
 import synthetic
 
-from dials_hybrid import io_cctbx, io_cif_items, io_cif_mtz, io_measurement, job
+from dials_hybrid import io_cctbx, io_cif_items, io_cif_mtz, io_dials, io_measurement, job
 
 # The items written here, as cif_core.dic 2.4.5 and cif_ed.dic 1.0.0 (those with a dot) have them.
 KNOWN = """
@@ -234,3 +236,41 @@ def test_the_file_s_facts_are_those_of_the_chosen_block(sweep, tmp_path):
 
 def test_a_structure_that_is_gone_states_nothing(tmp_path):
     assert io_measurement.stated(tmp_path / "absent.cif") == {}
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        (None, "DIALS"),
+        ([["2025-03-01T10:00:00Z|dials.import|v3.25.0"]], "DIALS"),
+        (
+            [
+                [
+                    "2025-03-01T10:00:00Z|dials.import|3.24.1",
+                    "2025-03-01T10:00:09Z|dials.integrate|v3.25.0-14-g0a1b2c3|integrated",
+                    "2025-03-02T10:00:09Z|dials.scale|3.26.0|scaled",
+                ]
+            ],
+            "DIALS 3.25.0-14-g0a1b2c3",
+        ),
+        (["2025-03-01T10:00:00Z|dials.ssx_integrate|DIALS 3.23.0"], "DIALS 3.23.0"),
+    ],
+)
+def test_the_version_that_integrated_is_in_the_history(sweep, tmp_path, history, expected):
+    held = json.loads(sweep.expt.read_text())
+    if history is not None:
+        held["history"] = history
+    path = tmp_path / "a.expt"
+    path.write_text(json.dumps(held))
+    provenance = io_dials.load([path, sweep.refl]).provenance(sweep.cif)
+    assert provenance["integrated_by"] == expected
+    assert io_cif_items._reduced_by(provenance) == expected
+
+
+def test_sweeps_of_two_versions_name_both(sweep, tmp_path):
+    held = json.loads(sweep.expt.read_text())
+    paths = [tmp_path / f"{i}.expt" for i in range(3)]
+    for path, version in zip(paths, ("3.23.0", "3.25.0", "3.23.0"), strict=True):
+        held["history"] = [f"2025-03-01T10:00:00Z|dials.integrate|{version}|integrated"]
+        path.write_text(json.dumps(held))
+    assert io_measurement.integrated_by(paths) == "DIALS 3.23.0, 3.25.0"
