@@ -11,12 +11,12 @@ import math
 from functools import reduce
 
 import iotbx.cif.model
-import numpy as np
 from cctbx.array_family import flex
 from cctbx.eltbx import tiny_pse
 
 from . import __version__, electron
-from .data import Problem, Result, block_of
+from .data import Problem, Result
+from .io_cif_reflections import DETAILS as REFLECTIONS
 from .io_constraints import hydrogen_treatment
 from .io_maps import ELECTRON_PER_ANGSTROM
 
@@ -127,7 +127,7 @@ def refinement_items(problem: Problem, result: Result, contract: dict) -> dict:
         "_reflns_number_total": len(o.intensity),
         "_reflns_number_gt": int(o.observed.sum()),
         "_reflns_threshold_expression": "I>3\\s(I)",
-        "_reflns_special_details": _REFLECTIONS,
+        "_reflns_special_details": REFLECTIONS,
         "_refine.diffraction_theory": "dynamical",
         "_refine.diffraction_theory_details": _THEORY,
         "_refine_ls_structure_factor_coef": "Inet",
@@ -150,10 +150,6 @@ def refinement_items(problem: Problem, result: Result, contract: dict) -> dict:
     }
 
 
-_REFLECTIONS = """\
-The list holds single observations, not means over equivalents. The scale group is the block of
-frames nearest to the centre of the reflection. Those with refinement status excl were held out of
-the refinement to test it; R factors do not count them."""
 _THEORY = """\
 Bloch-wave intensities, integrated over the rotation and over a distribution of crystal
 thicknesses, multiplied by a smooth scale. Atoms, crystal orientations, scale and thicknesses were
@@ -219,31 +215,8 @@ def audit_items() -> dict:
     }
 
 
-def loops(problem: Problem, result: Result) -> list:
-    """Return the loops of dictionaries, scale groups and reflections.
-
-    Intensities are on the scale of the data; a scale group is a block of frames.
-    """
-    o = problem.observations
-    block = block_of(o, problem.scan).cpu().numpy()
-    used = np.unique(block)
+def dictionary_loop():
+    """Return the loop of the dictionaries that define the names."""
     names, versions = zip(*DICTIONARIES, strict=True)
-    numbers = {"meas": o.intensity, "calc": result.calculated, "sigma": o.sigma}
-    reflections = {f"_refln_index_{x}": o.hkl[:, i].tolist() for i, x in enumerate("hkl")}
-    for name, values in numbers.items():
-        reflections[f"_refln_intensity_{name}"] = [f"{x:.6g}" for x in values.tolist()]
-    reflections["_refln_include_status"] = ["o" if x else "<" for x in o.observed.tolist()]
-    reflections["_refln_refinement_status"] = ["excl" if x else "incl" for x in o.free.tolist()]
-    reflections["_refln_scale_group_code"] = [str(b + 1) for b in block.tolist()]
-    columns = (
-        {"_audit_conform_dict_name": names, "_audit_conform_dict_version": versions},
-        {
-            "_reflns_scale_group_code": [str(b + 1) for b in used.tolist()],
-            "_reflns_scale_meas_intensity": [f"{x:.6g}" for x in result.block_scale[used].tolist()],
-        },
-        reflections,
-    )
-    return [
-        iotbx.cif.model.loop(data={k: [str(x) for x in v] for k, v in data.items()})
-        for data in columns
-    ]
+    data = {"_audit_conform_dict_name": names, "_audit_conform_dict_version": versions}
+    return iotbx.cif.model.loop(data={key: list(column) for key, column in data.items()})

@@ -15,6 +15,7 @@ from . import __version__, io_cif_items
 from .data import Problem, Result
 from .io_cctbx import update_xray_structure, with_uncertainty, write_cell
 from .io_cif_loops import add_geometry, add_restraints
+from .io_cif_reflections import reflection_loops
 from .io_constraints import atom_flags
 from .io_disorder import GROUP, KEY
 from .io_maps import amplitude_su, map_coefficients
@@ -52,7 +53,7 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
         block[key] = "?" if value is None else str(value)
     add_restraints(block, refined, problem.restraints, contract.get("restraints") or {})
     add_geometry(block, contract)
-    for loop in io_cif_items.loops(problem, result):
+    for loop in (io_cif_items.dictionary_loop(), *reflection_loops(problem, result)):
         block.add_loop(loop)
     model = iotbx.cif.model.cif()
     model[re.sub(r"\W+", "_", Path(path).stem) or "refined"] = block

@@ -25,8 +25,8 @@ def measurement(experiments) -> dict:
     """Return facts of DIALS experiments as JSON values.
 
     `cell_su` (A, degree; None where no crystal tells it), and `sweeps`, of each the `detector`
-    (its identifier), its `distance` and `pixel` (mm), and the rotation's `start`, `end` and
-    `width` of an image (degree).
+    (its identifier), its `distance` and `pixel` (mm), the rotation's `start`, `end` and `width` of
+    an image (degree), and the numbers of the first and the last of the `images`.
     """
     return {"cell_su": _cell_su(experiments), "sweeps": [_sweep(e) for e in experiments]}
 
@@ -76,6 +76,7 @@ def _sweep(experiment) -> dict:
         "start": start,
         "end": end,
         "width": experiment.scan.get_oscillation()[1],
+        "images": list(experiment.scan.get_image_range()),
     }
 
 

@@ -4,12 +4,23 @@ import json
 
 import iotbx.cif
 import pytest
+import torch
 
 pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 
 import synthetic
+from dxtbx.model import ExperimentList
 
-from dials_hybrid import io_cctbx, io_cif_items, io_cif_mtz, io_dials, io_measurement, job
+from dials_hybrid import (
+    io_cctbx,
+    io_cif_items,
+    io_cif_mtz,
+    io_cif_reflections,
+    io_dials,
+    io_measurement,
+    job,
+    losses,
+)
 
 # The items written here, as cif_core.dic 2.4.5 and cif_ed.dic 1.0.0 (those with a dot) have them.
 KNOWN = """
@@ -40,7 +51,9 @@ _refine_ls_number_parameters _refine_ls_number_reflns _refine_ls_number_restrain
 _refine_ls_shift/su_max_lt _refine_ls_structure_factor_coef _refine_ls_wR_factor_ref
 _refine_ls_weighting_details _refine_ls_weighting_scheme _refln_include_status
 _refln_index_h _refln_index_k _refln_index_l _refln_intensity_calc _refln_intensity_meas
-_refln_intensity_sigma _refln_refinement_status _refln_scale_group_code
+_refln_intensity_sigma _refln_refinement_status _refln_class_code _refln.id
+_reflns_class_R_factor_gt _reflns_class_code _reflns_class_description _reflns_class_number_gt
+_reflns_class_number_total
 _reflns_d_resolution_high _reflns_d_resolution_low _reflns_number_gt _reflns_number_total
 _reflns_scale_group_code _reflns_scale_meas_intensity _reflns_special_details
 _reflns_threshold_expression _space_group_IT_number _space_group_crystal_system
@@ -155,7 +168,68 @@ def test_reflections(made, block):
     assert int(block["_reflns_number_gt"]) == list(block["_refln_include_status"]).count("o")
     assert int(block["_refine_ls_number_reflns"]) == excluded.count(False)
     assert [x == "o" for x in block["_refln_include_status"]] == o.observed.tolist()
-    assert set(block["_refln_scale_group_code"]) == set(block["_reflns_scale_group_code"])
+    assert len(set(block["_refln.id"])) == len(hkl[0])
+
+
+def test_readers_have_all_reflections_in_one_array(made):
+    """Scale groups within the list would make iotbx split it into an array for each of them."""
+    path, problem, result = made
+    arrays = next(iter(iotbx.cif.reader(file_path=str(path)).build_miller_arrays().values()))
+    numbers = [name for name, array in arrays.items() if array.is_real_array()]
+    assert sorted(numbers) == ["_refln_intensity_calc", "_refln_intensity_meas"]
+    assert [name for name, a in arrays.items() if a.sigmas()] == ["_refln_intensity_meas"]
+    o, with_sigmas = problem.observations, arrays["_refln_intensity_meas"]
+    assert list(with_sigmas.indices()) == [tuple(h) for h in o.hkl.tolist()]
+    assert list(with_sigmas.data()) == pytest.approx(o.intensity.tolist(), rel=1e-5)
+    assert list(with_sigmas.sigmas()) == pytest.approx(o.sigma.tolist(), rel=1e-5)
+    calculated = arrays["_refln_intensity_calc"]
+    assert list(calculated.data()) == pytest.approx(result.calculated.tolist(), rel=1e-5)
+    assert {array.size() for array in arrays.values()} == {len(o.sigma)}
+
+
+def test_classes_tell_where_a_reflection_was_measured(made, block):
+    _, problem, result = made
+    o, scan = problem.observations, problem.scan
+    codes = list(block["_reflns_class_code"])
+    assert set(block["_refln_class_code"]) == set(codes) and len(set(codes)) == len(codes)
+    assert list(block["_reflns_scale_group_code"]) == codes
+    place = {code: i for i, code in enumerate(codes)}
+    row = int(o.angle.argmax())
+    code = block["_refln_class_code"][row]
+    assert code == f"1:{len(scan.sweep)}"
+    found = block["_reflns_class_description"][place[code]]
+    assert found == "sweep 1, rotation 9.00 to 10.00 degree, images 20 to 20"
+    of_class = [c == code for c in block["_refln_class_code"]]
+    assert int(block["_reflns_class_number_total"][place[code]]) == sum(of_class)
+    chosen = torch.tensor(of_class) & o.observed
+    assert int(block["_reflns_class_number_gt"][place[code]]) == int(chosen.sum())
+    expected = losses.r1(o.intensity, result.calculated, chosen & ~o.free)
+    assert float(block["_reflns_class_R_factor_gt"][place[code]]) == pytest.approx(
+        expected, abs=6e-5
+    )
+
+
+def test_rows_of_several_sweeps_are_told_apart(tmp_path):
+    """The same indices from two sweeps, and images that blocks do not divide evenly."""
+    experiments = ExperimentList([synthetic.make_experiment(12, start) for start in (-10, 40)])
+    table = synthetic.make_reflections(experiments)
+    loaded = io_dials.load(synthetic.write_pair(tmp_path, "two", experiments, table))
+    problem = synthetic.make_problem(loaded, block_width=1.5)
+    measured = io_measurement.measurement(loaded.experiments)
+    problem = problem.replace(provenance={"measurement": measured})
+    loops = io_cif_reflections.reflection_loops(problem, synthetic.make_result(problem))
+    classes, _, reflections = loops
+    assert len(set(reflections["_refln.id"])) == len(problem.observations.sigma)
+    sweeps = [code.split(":")[0] for code in reflections["_refln_class_code"]]
+    assert sweeps == [str(1 + s) for s in problem.observations.sweep.tolist()]
+    told = dict(
+        zip(classes["_reflns_class_code"], classes["_reflns_class_description"], strict=True)
+    )
+    assert told["2:2"] == "sweep 2, rotation 41.50 to 43.00 degree, images 2 to 3"
+    bare = io_cif_reflections.reflection_loops(
+        problem.replace(provenance={}), synthetic.make_result(problem)
+    )
+    assert bare[0]["_reflns_class_description"][0] == "sweep 1, rotation -10.00 to -8.50 degree"
 
 
 def test_gemmi_reads_it(made):
@@ -163,7 +237,10 @@ def test_gemmi_reads_it(made):
     block = gemmi.cif.read(str(made[0])).sole_block()
     structure = gemmi.make_small_structure_from_block(block)
     assert [site.label for site in structure.sites] == ["Si1", "O1"]
-    assert len(list(block.find_loop("_refln_intensity_meas"))) == len(made[1].observations.sigma)
+    o = made[1].observations
+    assert len(list(block.find_loop("_refln_intensity_meas"))) == len(o.sigma)
+    reflections = gemmi.hkl_cif_as_refln_block(block)
+    assert reflections.make_miller_array().tolist() == o.hkl.tolist()
 
 
 def test_nothing_is_made_up_about_pets_data(loaded):
