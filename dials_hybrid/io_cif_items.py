@@ -1,4 +1,4 @@
-"""CIF items beside the atoms: chemistry, measurement, refinement and reflections.
+"""CIF items beside the atoms: chemistry, refinement and who wrote the file.
 
 Names are those of the core dictionary (2.4.5) and, with a dot, of the electron diffraction
 dictionary cif_ed.dic (1.0.0, https://github.com/COMCIFS/cif_ed). None stands for unknown.
@@ -11,11 +11,12 @@ import math
 from functools import reduce
 
 import iotbx.cif.model
-from cctbx.array_family import flex
+from cctbx import sgtbx
 from cctbx.eltbx import tiny_pse
 
-from . import __version__, electron
+from . import __version__
 from .data import Problem, Result
+from .io_cctbx import with_uncertainty
 from .io_cif_reflections import DETAILS as REFLECTIONS
 from .io_constraints import hydrogen_treatment
 from .io_maps import ELECTRON_PER_ANGSTROM
@@ -61,64 +62,10 @@ def formula(content: dict) -> str:
     return " ".join(e + ("" if numbers[e] == "1" else numbers[e]) for e in order)
 
 
-def measurement_items(refined, problem: Problem) -> dict:
-    """Return radiation, instrument, temperature and extent of the data."""
-    wavelength = problem.scan.wavelength
-    hkl = problem.observations.hkl.cpu().numpy()
-    d = refined.unit_cell().d(flex.miller_index([tuple(h) for h in hkl.tolist()]))
-    theta = [f"{math.degrees(math.asin(wavelength / (2 * x))):.3f}" for x in (max(d), min(d))]
-    provenance = problem.provenance
-    temperature = provenance.get("temperature")
-    items = {
-        "_cell_measurement_temperature": temperature,
-        "_diffrn_ambient_temperature": temperature,
-        "_computing_data_reduction": _reduced_by(provenance),
-        "_diffrn_source": "transmission electron microscope",
-        "_diffrn_source_voltage": f"{electron.voltage(wavelength) / 1000:.1f}",
-        "_diffrn_radiation_type": "electron",
-        "_diffrn_radiation_probe": "electron",
-        "_diffrn_radiation_wavelength": f"{wavelength:.6f}",
-        "_diffrn_reflns_number": len(hkl),
-        "_diffrn_reflns_theta_min": theta[0],
-        "_diffrn_reflns_theta_max": theta[1],
-        "_reflns_d_resolution_high": f"{min(d):.3f}",
-        "_reflns_d_resolution_low": f"{max(d):.3f}",
-    }
-    for i, axis in enumerate("hkl"):
-        for limit, value in (("min", hkl[:, i].min()), ("max", hkl[:, i].max())):
-            items[f"_diffrn_reflns_limit_{axis}_{limit}"] = int(value)
-    return items | _instrument_items(provenance.get("measurement"))
-
-
-def _reduced_by(provenance: dict) -> str | None:
-    """Return the program that integrated; its version is not that of the one which refines."""
-    unversioned = "DIALS" if provenance.get("dials_version") else None
-    return provenance.get("integrated_by", unversioned)
-
-
-def _instrument_items(measured: dict | None) -> dict:
-    """What the .expt files tell; nothing of PETS2 data."""
-    if not measured:
-        return {}
-    sweeps = measured["sweeps"]
-    scans = "; ".join(f"{s['start']:g} to {s['end']:g} in {s['width']:g} degree" for s in sweeps)
-    first = sweeps[0]
-    return {
-        "_diffrn_measurement_device": "transmission electron microscope",
-        "_diffrn_measurement_method": "continuous-rotation 3D electron diffraction",
-        "_diffrn_measurement_details": f"Rotation {scans} per frame.",
-        "_diffrn_measurement.rotation_mode": "rotation",
-        "_diffrn_detector_type": first["detector"],
-        "_diffrn_detector_area_resol_mean": f"{1 / first['pixel'][0]:.3f}",
-        "_diffrn_detector.distance_sample": f"{first['distance']:.2f}",
-    }
-
-
 def refinement_items(problem: Problem, result: Result, contract: dict) -> dict:
     """Return the agreement, the weights, the last shifts, the model and the difference map."""
     final = contract.get("final") or {}
     o = problem.observations
-    thickness = float((result.thickness @ result.depth).mean())
 
     def factor(name: str):
         return None if final.get(name) is None else f"{final[name]:.4f}"
@@ -138,13 +85,16 @@ def refinement_items(problem: Problem, result: Result, contract: dict) -> dict:
         "_refine_ls_R_factor_gt": factor("r1_obs"),
         "_refine_ls_R_factor_all": factor("r1_all"),
         "_refine_ls_wR_factor_ref": factor("wr2_all"),
+        "_refine_ls_wR_factor_gt": _weighted_r(problem, result, o.observed & ~o.free),
         "_refine_ls_goodness_of_fit_ref": factor("gof"),
+        "_refine_ls_extinction_method": "none",  # multiple scattering is calculated
+        "_chemical_absolute_configuration": _absolute_configuration(result, contract),
         "_refine_ls_abs_structure_details": _absolute_structure(contract),
         "_refine_ls.abs_structure_z-score": _z_score(contract),
         "_refine_ls_weighting_scheme": "calc",
         "_refine_ls_weighting_details": _weights(contract.get("error_model")),
         "_refine_ls_shift/su_max_lt": _largest_shift(result),
-        "_refine_ls.sample_thickness": f"{thickness / 10:.1f}",
+        "_refine_ls.sample_thickness": _thickness(result),
         "_refine_ls.sample_shape_details": _SHAPE,
         **_map_items(contract.get("map_peaks")),
     }
@@ -155,6 +105,35 @@ Bloch-wave intensities, integrated over the rotation and over a distribution of 
 thicknesses, multiplied by a smooth scale. Atoms, crystal orientations, scale and thicknesses were
 refined together."""
 _SHAPE = "Mean of the refined distribution of thicknesses, over the whole rotation."
+
+
+def _thickness(result: Result) -> str:
+    """Return the mean thickness in nm, with its s.u. where the result holds that."""
+    mean = float((result.thickness @ result.depth).mean())
+    su = result.summary.get("thickness_su")
+    return with_uncertainty(mean / 10, None if su is None else su / 10, digits=1)
+
+
+def _weighted_r(problem: Problem, result: Result, chosen) -> str | None:
+    """Return wR on intensities of the chosen reflections (R,) bool, with the final weights."""
+    o = problem.observations
+    weight = result.sigma_weight[chosen] ** -2
+    observed, calculated = o.intensity[chosen], result.calculated[chosen]
+    if not len(observed):
+        return None
+    misfit = weight * (observed - calculated).square()
+    return f"{math.sqrt(misfit.sum() / (weight * observed.square()).sum()):.4f}"
+
+
+def _absolute_configuration(result: Result, contract: dict) -> str:
+    """Return the dictionary's code for how sure the hand of the atoms is.
+
+    Groups with improper operations hold both hands of whatever is in them.
+    """
+    if not sgtbx.space_group(result.structure.hall_symbol).is_chiral():
+        return "."
+    verdict = (contract.get("absolute_structure") or {}).get("verdict") or ""
+    return "dyn" if verdict.startswith("determined") else "unk"
 
 
 def _absolute_structure(contract: dict) -> str | None:

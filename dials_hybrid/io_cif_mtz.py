@@ -13,8 +13,10 @@ from cctbx.array_family import flex
 
 from . import __version__, io_cif_items
 from .data import Problem, Result
+from .io_bonds import cell_covariance, volume_su
 from .io_cctbx import update_xray_structure, with_uncertainty, write_cell
 from .io_cif_loops import add_geometry, add_restraints
+from .io_cif_measurement import measurement_items
 from .io_cif_reflections import reflection_loops
 from .io_constraints import atom_flags
 from .io_disorder import GROUP, KEY
@@ -36,7 +38,7 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     refined = update_xray_structure(xray_structure, result.structure)
     block = _neutral(refined).as_cif_block(format="coreCIF")
     write_cell(block, refined.crystal_symmetry(), digits=5)
-    _add_cell_uncertainties(block, refined.unit_cell(), problem)
+    _add_cell_uncertainties(block, refined, problem)
     _add_uncertainties(block, refined, result)
     _add_anisotropic_uncertainties(block, refined, result)
     _set_atom_types(block, refined)
@@ -46,7 +48,7 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     items = {
         **io_cif_items.audit_items(),
         **io_cif_items.chemistry_items(_neutral(refined), problem),
-        **io_cif_items.measurement_items(refined, problem),
+        **measurement_items(refined, problem),
         **io_cif_items.refinement_items(problem, result, contract),
     }
     for key, value in items.items():
@@ -61,13 +63,18 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
         temporary.write_text(f"{model}\n", encoding="utf-8")
 
 
-def _add_cell_uncertainties(block, cell, problem: Problem) -> None:
+def _add_cell_uncertainties(block, refined, problem: Problem) -> None:
     """Rewrite the cell with the s.u. that the experiments tell, where symmetry leaves it free."""
+    su, cell = cell_su(problem), refined.unit_cell()
+    if su is None:
+        return
     names = [f"_cell_{x}" for x in ("length_a", "length_b", "length_c")]
     names += [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
-    for name, value, su in zip(names, cell.parameters(), cell_su(problem) or [], strict=False):
-        if su > 0:
-            block[name] = with_uncertainty(value, su)
+    for name, value, of_it in zip(names, cell.parameters(), su, strict=True):
+        if of_it > 0:
+            block[name] = with_uncertainty(value, of_it)
+    of_volume = volume_su(refined, cell_covariance(refined, su))
+    block["_cell_volume"] = with_uncertainty(cell.volume(), of_volume, digits=5)
 
 
 def _add_uncertainties(block, refined, result: Result) -> None:
@@ -86,6 +93,9 @@ def _add_uncertainties(block, refined, result: Result) -> None:
         pairs = zip(atoms, result.occ_su.tolist(), strict=True)
         occ = [with_uncertainty(a.occupancy, su) for a, su in pairs]
         loop["_atom_site_occupancy"] = flex.std_string(occ)
+    order = refined.space_group().order_z()
+    orders = [str(order // a.multiplicity()) for a in atoms]
+    loop["_atom_site_site_symmetry_order"] = flex.std_string(orders)
     for name, values in atom_flags(result.structure).items():
         loop[name] = flex.std_string(values)
 

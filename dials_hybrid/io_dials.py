@@ -86,7 +86,7 @@ class Loaded:
             **files,
             "dials_version": dials_version(),
             "integrated_by": integrated_by(self.expt_files),
-            "measurement": measurement(self.experiments),
+            "measurement": measurement(self.experiments, self.reflections),
         }
 
 

@@ -75,6 +75,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
                 **correlations.summary(
                     end.cheap, errors.curvature.covariance, errors.curvature.information
                 ),
+                "thickness_su": bands.overall,
                 "valence": _valence(model, errors),
                 "nuisance": _nuisance(end.cheap, errors.curvature.covariance),
                 "restraints": restraints.summary(model.problem.restraints, model.crystal.refined()),

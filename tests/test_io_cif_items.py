@@ -1,6 +1,9 @@
 """The CIF is complete, and every name in it stands in a dictionary."""
 
+import itertools
 import json
+import math
+import re
 
 import iotbx.cif
 import pytest
@@ -9,11 +12,14 @@ import torch
 pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 
 import synthetic
+from dials.algorithms.profile_model.gaussian_rs import Model as GaussianModel
+from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
 from dials_hybrid import (
     io_cctbx,
     io_cif_items,
+    io_cif_measurement,
     io_cif_mtz,
     io_cif_reflections,
     io_dials,
@@ -46,6 +52,12 @@ _exptl_crystal_density_diffrn _refine.diffraction_theory _refine.diffraction_the
 _refine_diff.potential_RMS _refine_diff.potential_max _refine_diff.potential_min
 _refine_ls.abs_structure_z-score
 _refine_ls.sample_shape_details _refine_ls.sample_thickness _refine_ls_R_factor_all
+_atom_site_site_symmetry_order _cell_measurement_reflns_used _cell_measurement_theta_max
+_cell_measurement_theta_min _chemical_absolute_configuration _computing_cell_refinement
+_diffrn_detector _diffrn_detector_details _diffrn_measured_fraction_theta_full
+_diffrn_measured_fraction_theta_max _diffrn_measurement.method_precession
+_diffrn_reflns_av_unetI/netI _diffrn_reflns_theta_full _exptl_crystal.mosaic_method
+_exptl_crystal.mosaicity _refine_ls_extinction_method _refine_ls_wR_factor_gt
 _refine_ls_R_factor_gt _refine_ls_goodness_of_fit_ref _refine_ls_matrix_type
 _refine_ls_number_parameters _refine_ls_number_reflns _refine_ls_number_restraints
 _refine_ls_shift/su_max_lt _refine_ls_structure_factor_coef _refine_ls_wR_factor_ref
@@ -70,6 +82,8 @@ CODES = {  # and the codes that the dictionary allows
     "_refine.diffraction_theory": {"dynamical"},
     "_diffrn_measurement.rotation_mode": {"rotation"},
     "_diffrn_radiation_probe": {"electron"},
+    "_diffrn_measurement.method_precession": {"no"},
+    "_chemical_absolute_configuration": {"dyn", "unk", "."},
 }
 SITES = """\
 loop_
@@ -96,13 +110,16 @@ def made(tmp_path, loaded):
         synthetic.quartz_structure(), loaded.experiments, "a.cif", "a.expt"
     )
     problem = synthetic.make_problem(loaded)
-    measured = io_measurement.measurement(loaded.experiments)
+    table = loaded.reflections
+    table.set_flags(flex.bool(len(table), True), table.flags.used_in_refinement)
+    measured = io_measurement.measurement(loaded.experiments, table)
     facts = {"measurement": measured, "temperature": "293(2)", "formula_units": "3"}
     problem = problem.replace(provenance={**problem.provenance, **facts})
     free = problem.observations.free.clone()
     free[::10] = True
     problem = problem.replace(observations=problem.observations.replace(free=free))
-    result = synthetic.make_result(problem, history=({"site_shift": 0.0004},))
+    history, summary = ({"site_shift": 0.0004},), {"thickness_su": 12.0}
+    result = synthetic.make_result(problem, history=history, summary=summary)
     path = tmp_path / "a.cif"
     io_cif_mtz.write_cif(path, structure, problem, result, CONTRACT)
     return path, problem, result
@@ -140,7 +157,47 @@ def test_measurement(block):
     assert block["_diffrn_measurement_details"] == "Rotation -10 to 10 in 1 degree per frame."
     assert float(block["_diffrn_detector.distance_sample"]) == pytest.approx(780)
     assert float(block["_diffrn_detector_area_resol_mean"]) == pytest.approx(1 / 0.055, abs=1e-3)
+    assert block["_diffrn_detector_details"] == "1024 x 1024 pixels of 0.055 x 0.055 mm"
+    assert block["_diffrn_detector"] == "area detector"
+    assert block["_exptl_crystal.mosaicity"] == "0.150"  # of the profile model, in degree
     assert int(block["_diffrn_reflns_limit_h_max"]) > 0 > int(block["_diffrn_reflns_limit_h_min"])
+
+
+def test_the_volume_has_the_uncertainty_of_the_cell(made, block):
+    """V = a^2 c sin(120); a and b are one parameter."""
+    value, su = re.fullmatch(r"([\d.]+)\((\d+)\)", block["_cell_volume"]).groups()
+    a, b, c, *_ = io_measurement.cell_su(made[1])
+    cell = made[1].structure.cell
+    volume = float(cell[0] ** 2 * cell[2]) * math.sin(math.radians(120))
+    expected = volume * math.hypot(2 * a / float(cell[0]), c / float(cell[2]))
+    assert a == pytest.approx(b)
+    digits = len(value.split(".")[1])
+    assert float(value) == pytest.approx(volume, abs=10**-digits)
+    assert int(su) * 10**-digits == pytest.approx(expected, abs=0.6 * 10**-digits)
+
+
+def test_the_reflections_that_the_cell_is_from(loaded):
+    """Those flagged so by the refinement of the geometry."""
+    table, wavelength = loaded.reflections, 0.0251
+    assert io_measurement.measurement(loaded.experiments, table)["cell_reflections"] is None
+    chosen = flex.bool(i % 3 == 0 for i in range(len(table)))
+    table.set_flags(chosen, table.flags.used_in_refinement)
+    found = io_measurement.measurement(loaded.experiments, table)
+    items = io_cif_measurement._cell_items(found, wavelength)
+    assert items["_cell_measurement_reflns_used"] == chosen.count(True) > 30
+    d = table["d"].select(chosen)
+    for name, spacing in (("min", max(d)), ("max", min(d))):
+        angle = math.radians(float(items[f"_cell_measurement_theta_{name}"]))
+        assert wavelength / (2 * math.sin(angle)) == pytest.approx(spacing, rel=2e-3)
+
+
+def test_a_sweep_without_a_profile_model_has_no_mosaicity(loaded):
+    experiment = loaded.experiments[0]
+    experiment.profile = None
+    assert io_measurement.measurement([experiment])["mosaicity"] is None
+    varying = GaussianModel(None, 3, flex.double([0.01] * 2), flex.double([0.1, 0.3]), deg=True)
+    experiment.profile = varying
+    assert io_measurement.measurement([experiment])["mosaicity"] == pytest.approx(0.2)
 
 
 def test_refinement(block):
@@ -148,9 +205,78 @@ def test_refinement(block):
     # 0.0004 A over 0.002 A
     assert float(block["_refine_ls_shift/su_max_lt"]) == pytest.approx(0.2, abs=2e-3)
     # nm, and e/A, 14.4 V each
-    assert float(block["_refine_ls.sample_thickness"]) == pytest.approx(30)
+    assert block["_refine_ls.sample_thickness"] == "30.0(12)"
     found = [float(block[f"_refine_diff.potential_{x}"]) for x in ("max", "min", "RMS")]
     assert found == pytest.approx([2, -1, 0.1], abs=1e-4)
+
+
+def test_the_weighted_factor_of_the_strong_reflections(made, block):
+    _, problem, result = made
+    o = problem.observations
+    result = result.replace(calculated=1.1 * o.intensity.abs())
+    chosen = o.observed & ~o.free
+    found = float(io_cif_items._weighted_r(problem, result, chosen))
+    expected = losses.wr2(
+        o.intensity[chosen], result.calculated[chosen], result.sigma_weight[chosen]
+    )
+    assert found == pytest.approx(expected, abs=6e-5) and found > 0.05
+    nothing = torch.zeros_like(chosen)
+    assert io_cif_items._weighted_r(problem, result, nothing) is None
+    assert block["_refine_ls_extinction_method"] == "none"
+
+
+def test_a_thickness_without_uncertainty(made):
+    assert io_cif_items._thickness(made[2].replace(summary={})) == "30.0"
+
+
+def test_completeness(made, block, loaded):
+    """Counted by hand, with the operators of the Laue group; up to 0.833 A for theta_full."""
+    _, problem, _ = made
+    structure = io_cctbx.reconcile(synthetic.quartz_structure(), loaded.experiments, "a", "b")
+    cell = structure.unit_cell()
+    laue = structure.space_group().build_derived_laue_group()
+
+    def unique(indices, d_min):
+        near = [h for h in indices if cell.d(h) >= d_min]
+        return {max(tuple(int(x) for x in (op.r().transpose() * h)) for op in laue) for h in near}
+
+    box = [h for h in itertools.product(range(-8, 9), repeat=3) if any(h)]
+    absent = structure.space_group().is_sys_absent
+    found = [tuple(h) for h in problem.observations.hkl.tolist()]
+    wavelength = problem.scan.wavelength
+    for name in ("full", "max"):
+        angle = float(block[f"_diffrn_reflns_theta_{name}"])
+        d_min = wavelength / (2 * math.sin(math.radians(angle + 6e-4)))
+        every = {h for h in unique(box, d_min) if not absent(h)}
+        expected = len(unique(found, d_min) & every) / len(every)
+        assert float(block[f"_diffrn_measured_fraction_theta_{name}"]) == pytest.approx(
+            expected, abs=1e-4
+        )
+    assert wavelength / 2 / math.sin(math.radians(float(block["_diffrn_reflns_theta_full"]))) == (
+        pytest.approx(1 / 1.2, abs=2e-3)
+    )
+    ratio = float(problem.observations.sigma.sum() / problem.observations.intensity.abs().sum())
+    assert float(block["_diffrn_reflns_av_unetI/netI"]) == pytest.approx(ratio, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("hall", "verdict", "expected"),
+    [
+        (' P 32 2"', "determined, P 32 2 1: z = 9.0", "dyn"),
+        (' P 32 2"', "undetermined: z = 1.0", "unk"),
+        (' P 32 2"', None, "unk"),
+        ("-P 1", "not applicable: centrosymmetric", "."),
+        (" P 2c -2n", "determined, P n a 21: z = 9.0", "."),  # holds both hands of a molecule
+    ],
+)
+def test_absolute_configuration(made, hall, verdict, expected):
+    result = made[2].replace(structure=made[2].structure.replace(hall_symbol=hall))
+    contract = {"absolute_structure": {"verdict": verdict} if verdict else None}
+    assert io_cif_items._absolute_configuration(result, contract) == expected
+
+
+def test_the_order_of_the_site_symmetry(block):
+    assert list(block["_atom_site_site_symmetry_order"]) == ["2", "1"]
 
 
 def test_reflections(made, block):
@@ -247,7 +373,7 @@ def test_nothing_is_made_up_about_pets_data(loaded):
     """No .expt, no instrument."""
     problem = synthetic.make_problem(loaded)
     structure = io_cctbx.reconcile(synthetic.quartz_structure(), loaded.experiments, "a", "b")
-    found = io_cif_items.measurement_items(structure, problem)
+    found = io_cif_measurement.measurement_items(structure, problem)
     assert "_diffrn_measurement_method" not in found
     assert io_measurement.cell_su(problem) is None
     assert found["_diffrn_ambient_temperature"] is None
@@ -341,7 +467,7 @@ def test_the_version_that_integrated_is_in_the_history(sweep, tmp_path, history,
     path.write_text(json.dumps(held))
     provenance = io_dials.load([path, sweep.refl]).provenance(sweep.cif)
     assert provenance["integrated_by"] == expected
-    assert io_cif_items._reduced_by(provenance) == expected
+    assert io_cif_measurement._reduced_by(provenance) == expected
 
 
 def test_sweeps_of_two_versions_name_both(sweep, tmp_path):

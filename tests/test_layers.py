@@ -68,6 +68,7 @@ LEVELS = {
     "io_cif_mtz": 6,
     "io_maps": 6,
     "io_cif_items": 6,
+    "io_cif_measurement": 6,
     "io_cif_reflections": 6,
     "io_shelx_atoms": 6,
     "io_shelx_write": 6,
