@@ -71,6 +71,7 @@ LEVELS = {
     "io_cif_measurement": 6,
     "io_cif_reflections": 6,
     "io_shelx_atoms": 6,
+    "io_shelx_restraints": 6,
     "io_shelx_write": 6,
     "io_pets": 6,
     "io_pets_frames": 6,
