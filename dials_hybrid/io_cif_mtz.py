@@ -15,10 +15,10 @@ from . import __version__, io_cif_items
 from .data import Problem, Result
 from .io_bonds import cell_covariance, volume_su
 from .io_cctbx import update_xray_structure, with_uncertainty, write_cell
+from .io_cif_atoms import atom_flags
 from .io_cif_loops import add_geometry, add_restraints
 from .io_cif_measurement import measurement_items
 from .io_cif_reflections import reflection_loops
-from .io_constraints import atom_flags
 from .io_disorder import GROUP, KEY
 from .io_maps import amplitude_su, map_coefficients
 from .io_measurement import cell_su
@@ -39,7 +39,7 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     block = _neutral(refined).as_cif_block(format="coreCIF")
     write_cell(block, refined.crystal_symmetry(), digits=5)
     _add_cell_uncertainties(block, refined, problem)
-    _add_uncertainties(block, refined, result)
+    _add_atoms(block, refined, problem, result)
     _add_anisotropic_uncertainties(block, refined, result)
     _set_atom_types(block, refined)
     if parts := problem.provenance.get(KEY):
@@ -77,7 +77,7 @@ def _add_cell_uncertainties(block, refined, problem: Problem) -> None:
     block["_cell_volume"] = with_uncertainty(cell.volume(), of_volume, digits=5)
 
 
-def _add_uncertainties(block, refined, result: Result) -> None:
+def _add_atoms(block, refined, problem: Problem, result: Result) -> None:
     """Write the atom loop in the standard notation, 0.4705(3), with how it was refined."""
     loop = block.get_loop("_atom_site")
     cell = refined.unit_cell()
@@ -96,7 +96,7 @@ def _add_uncertainties(block, refined, result: Result) -> None:
     order = refined.space_group().order_z()
     orders = [str(order // a.multiplicity()) for a in atoms]
     loop["_atom_site_site_symmetry_order"] = flex.std_string(orders)
-    for name, values in atom_flags(result.structure).items():
+    for name, values in atom_flags(result.structure, problem.restraints).items():
         loop[name] = flex.std_string(values)
 
 

@@ -350,27 +350,6 @@ def _with_own_occupancies(groups, atoms: set[int]) -> tuple:
 # --- what a CIF says of the atoms ------------------------------------------------------------
 
 
-def atom_flags(structure: Structure) -> dict[str, list[str]]:
-    """Return the columns of the core CIF dictionary that tell how each atom was refined."""
-    freedom = structure.freedom or basis(structure)
-    identity = torch.eye(6, dtype=torch.float64)
-    rides = (freedom.parent >= 0).tolist()
-    on_element = (structure.site_projector - identity[:3, :3]).abs().amax((1, 2)) > 1e-6
-    held = (structure.adp_projector - identity).abs().amax((1, 2)) > 1e-6
-    refined = (freedom.occ != 0).any(0)
-    partial = refined | ((structure.occ - 1).abs() > 1e-6)
-    position = [
-        "R" if r else "S" if s else "." for r, s in zip(rides, on_element.tolist(), strict=True)
-    ]
-    u = (held & structure.anisotropic).tolist()
-    return {
-        "_atom_site_calc_flag": ["calc" if r else "d" for r in rides],
-        "_atom_site_refinement_flags_posn": position,
-        "_atom_site_refinement_flags_adp": ["T" if t else "." for t in u],
-        "_atom_site_refinement_flags_occupancy": ["P" if p else "." for p in partial.tolist()],
-    }
-
-
 def hydrogen_treatment(structure: Structure) -> str:
     """Return the code of _refine_ls_hydrogen_treatment in the core CIF dictionary."""
     freedom = structure.freedom or basis(structure)

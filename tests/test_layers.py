@@ -67,6 +67,7 @@ LEVELS = {
     "io_cif_loops": 6,
     "io_cif_mtz": 6,
     "io_maps": 6,
+    "io_cif_atoms": 6,
     "io_cif_items": 6,
     "io_cif_measurement": 6,
     "io_cif_reflections": 6,
