@@ -93,7 +93,7 @@ def refinement_items(problem: Problem, result: Result, contract: dict) -> dict:
         "_refine_ls.abs_structure_z-score": _z_score(contract),
         "_refine_ls_weighting_scheme": "calc",
         "_refine_ls_weighting_details": _weights(contract.get("error_model")),
-        "_refine_ls_shift/su_max_lt": _largest_shift(result),
+        **_shifts(result),
         "_refine_ls.sample_thickness": _thickness(result),
         "_refine_ls.sample_shape_details": _SHAPE,
         **_map_items(contract.get("map_peaks")),
@@ -165,13 +165,19 @@ def _weights(error_model: dict | None) -> str | None:
     )
 
 
-def _largest_shift(result: Result) -> str | None:
-    """A bound on shift/s.u. of the sites: the last step, in A, over the smallest s.u."""
+def _shifts(result: Result) -> dict:
+    """Return shift/s.u. of the last step; of earlier versions a bound on that of the sites.
+
+    The bound is the last step, in A, over the smallest s.u.
+    """
+    found = result.summary.get("shift_over_su")
+    if found is not None:
+        return {f"_refine_ls_shift/su_{kind}": f"{found[kind]:.3f}" for kind in ("max", "mean")}
     su = result.site_su[result.site_su > 0]
     if not len(su) or not result.history or "site_shift" not in result.history[-1]:
-        return None
+        return {"_refine_ls_shift/su_max": None}
     bound = float(result.history[-1]["site_shift"]) / float(su.min())
-    return f"{math.ceil(1000 * bound) / 1000:.3f}"
+    return {"_refine_ls_shift/su_max_lt": f"{math.ceil(1000 * bound) / 1000:.3f}"}
 
 
 def _map_items(peaks: dict | None) -> dict:

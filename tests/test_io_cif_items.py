@@ -60,7 +60,8 @@ _diffrn_reflns_av_unetI/netI _diffrn_reflns_theta_full _exptl_crystal.mosaic_met
 _exptl_crystal.mosaicity _refine_ls_extinction_method _refine_ls_wR_factor_gt
 _refine_ls_R_factor_gt _refine_ls_goodness_of_fit_ref _refine_ls_matrix_type
 _refine_ls_number_parameters _refine_ls_number_reflns _refine_ls_number_restraints
-_refine_ls_shift/su_max_lt _refine_ls_structure_factor_coef _refine_ls_wR_factor_ref
+_refine_ls_shift/su_max _refine_ls_shift/su_mean
+_refine_ls_structure_factor_coef _refine_ls_wR_factor_ref
 _refine_ls_weighting_details _refine_ls_weighting_scheme _refln_include_status
 _refln_index_h _refln_index_k _refln_index_l _refln_intensity_calc _refln_intensity_meas
 _refln_intensity_sigma _refln_refinement_status _refln_class_code _refln.id
@@ -118,7 +119,8 @@ def made(tmp_path, loaded):
     free = problem.observations.free.clone()
     free[::10] = True
     problem = problem.replace(observations=problem.observations.replace(free=free))
-    history, summary = ({"site_shift": 0.0004},), {"thickness_su": 12.0}
+    history = ({"site_shift": 0.0004},)
+    summary = {"thickness_su": 12.0, "shift_over_su": {"max": 0.07123, "mean": 0.0204}}
     result = synthetic.make_result(problem, history=history, summary=summary)
     path = tmp_path / "a.cif"
     io_cif_mtz.write_cif(path, structure, problem, result, CONTRACT)
@@ -202,8 +204,8 @@ def test_a_sweep_without_a_profile_model_has_no_mosaicity(loaded):
 
 def test_refinement(block):
     assert "(1.250\\s(I))^2^+(0.0600P)^2^" in block["_refine_ls_weighting_details"]
-    # 0.0004 A over 0.002 A
-    assert float(block["_refine_ls_shift/su_max_lt"]) == pytest.approx(0.2, abs=2e-3)
+    assert block["_refine_ls_shift/su_max"] == "0.071"
+    assert block["_refine_ls_shift/su_mean"] == "0.020"
     # nm, and e/A, 14.4 V each
     assert block["_refine_ls.sample_thickness"] == "30.0(12)"
     found = [float(block[f"_refine_diff.potential_{x}"]) for x in ("max", "min", "RMS")]
@@ -223,6 +225,15 @@ def test_the_weighted_factor_of_the_strong_reflections(made, block):
     nothing = torch.zeros_like(chosen)
     assert io_cif_items._weighted_r(problem, result, nothing) is None
     assert block["_refine_ls_extinction_method"] == "none"
+
+
+def test_shifts_of_results_of_earlier_versions(made):
+    """A bound, 0.0004 A over 0.002 A; nothing where there was no iteration."""
+    old = made[2].replace(summary={})
+    (bound,) = io_cif_items._shifts(old).items()
+    assert bound[0] == "_refine_ls_shift/su_max_lt"
+    assert float(bound[1]) == pytest.approx(0.2, abs=2e-3)
+    assert io_cif_items._shifts(old.replace(history=())) == {"_refine_ls_shift/su_max": None}
 
 
 def test_a_thickness_without_uncertainty(made):
