@@ -148,6 +148,7 @@ def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
         the data by |F| allows: other beams may have more to do with Io than this one.
     f_calc -- complex kinematical structure factors, electron form factors, in A, with the
         charges and dipoles of the model, so that they are no feature of a difference
+    free -- merged flags, True where none of the observations was refined against
     difference, sum -- coefficients of maps, see `io_maps.map_coefficients`; not there if the
         result is of an earlier version and has none
     """
@@ -173,6 +174,8 @@ def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
         ),
         "calculated_merged": _intensities(unique, total(calculated) / weight),
     }
+    work = np.bincount(group, weights=~problem.observations.free.cpu().numpy())
+    arrays["free"] = miller.array(unique, data=flex.bool((work == 0).tolist()))
     present = flex.bool(total(calculated**2) > 0) & ~unique.sys_absent_flags().data()
     kept = np.flatnonzero(present.as_numpy_array())
     f_calc = kinematic_structure_factors(refined, unique.select(present))
@@ -244,11 +247,14 @@ class _Labels(iotbx.mtz.label_decorator):
 def write_mtz(path, xray_structure, problem: Problem, result: Result) -> None:
     """Write merged intensities, kinematically corrected amplitudes and F_calc.
 
-    Columns I-obs SIGI I-calc FOBS_corr SIGFOBS_corr FC PHIC, and 2FOFCWT PH2FOFCWT FOFCWT
-    PHFOFCWT, by which Coot and Phenix know maps; see `miller_arrays`. Raises InputError when the
-    file cannot be written.
+    Columns I-obs SIGI I-calc FOBS_corr SIGFOBS_corr FC PHIC; 2FOFCWT PH2FOFCWT FOFCWT PHFOFCWT, by
+    which Coot and Phenix know maps; and, if some are free, FreeR_flag with the convention of CCP4,
+    0 for free and 1 for the others (Phenix takes the value that is rarer). See `miller_arrays`.
+    Raises InputError when the file cannot be written.
     """
     arrays = miller_arrays(xray_structure, problem, result)
+    free = arrays["free"]
+    flags = free.customized_copy(data=(~free.data()).as_int())
     columns = {
         "I-obs": arrays["observed_merged"],
         "I-calc": arrays["calculated_merged"],
@@ -256,6 +262,7 @@ def write_mtz(path, xray_structure, problem: Problem, result: Result) -> None:
         "FC": arrays["f_calc"],
         "2FOFCWT": arrays.get("sum"),
         "FOFCWT": arrays.get("difference"),
+        "FreeR_flag": flags if free.data().count(True) else None,
     }
     labels = _Labels()
     dataset = None
