@@ -1,7 +1,8 @@
 """CIF items beside the atoms: chemistry, refinement and who wrote the file.
 
-Names are those of the core dictionary (2.4.5) and, with a dot, of the electron diffraction
-dictionary cif_ed.dic (1.0.0, https://github.com/COMCIFS/cif_ed). None stands for unknown.
+Names are those of the core dictionary 3.3.0 (https://github.com/COMCIFS/cif_core), which has what
+is of electron diffraction; those without a dot are its aliases of 2.4.5, which other programs look
+for. None stands for unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from .io_cif_reflections import DETAILS as REFLECTIONS
 from .io_constraints import hydrogen_treatment
 from .io_maps import ELECTRON_PER_ANGSTROM
 
-DICTIONARIES = (("cif_core.dic", "2.4.5"), ("cif_ed.dic", "1.0.0"))
+# version, and how the names begin that the others have not
+DICTIONARIES = {
+    "cif_core.dic": ("3.3.0", "_"),
+    "cif_ed.dic": ("1.0.0", "_diffrn_detector.distance_sample"),
+    "cif_rstr.dic": ("3.1.1", "_restr_"),
+}
 _DALTON_PER_CUBIC_ANGSTROM = 1.66053907  # g cm^-3
 
 
@@ -200,8 +206,15 @@ def audit_items() -> dict:
     }
 
 
-def dictionary_loop():
-    """Return the loop of the dictionaries that define the names."""
-    names, versions = zip(*DICTIONARIES, strict=True)
-    data = {"_audit_conform_dict_name": names, "_audit_conform_dict_version": versions}
-    return iotbx.cif.model.loop(data={key: list(column) for key, column in data.items()})
+def dictionary_loop(names):
+    """Return the loop of the dictionaries that define some of these names."""
+    used = {
+        dictionary: version
+        for dictionary, (version, beginning) in DICTIONARIES.items()
+        if any(name.startswith(beginning) for name in names)
+    }
+    data = {
+        "_audit_conform_dict_name": list(used),
+        "_audit_conform_dict_version": list(used.values()),
+    }
+    return iotbx.cif.model.loop(data=data)

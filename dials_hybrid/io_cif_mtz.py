@@ -37,6 +37,8 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     """
     refined = update_xray_structure(xray_structure, result.structure)
     block = _neutral(refined).as_cif_block(format="coreCIF")
+    for key in [key for key in block.keys() if key.startswith("_symmetry_")]:
+        del block[key]  # superseded by those of _space_group_, which SHELXL writes alone
     write_cell(block, refined.crystal_symmetry(), digits=5)
     _add_cell_uncertainties(block, refined, problem)
     _add_atoms(block, refined, problem, result)
@@ -55,8 +57,9 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
         block[key] = "?" if value is None else str(value)
     add_restraints(block, refined, problem.restraints, contract.get("restraints") or {})
     add_geometry(block, contract)
-    for loop in (io_cif_items.dictionary_loop(), *reflection_loops(problem, result)):
+    for loop in reflection_loops(problem, result):
         block.add_loop(loop)
+    block.add_loop(io_cif_items.dictionary_loop(list(block.keys())))
     model = iotbx.cif.model.cif()
     model[re.sub(r"\W+", "_", Path(path).stem) or "refined"] = block
     with writing(path) as temporary:

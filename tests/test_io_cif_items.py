@@ -11,81 +11,27 @@ import torch
 
 pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 
+import cif_dictionary
 import synthetic
 from dials.algorithms.profile_model.gaussian_rs import Model as GaussianModel
 from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
 from dials_hybrid import (
+    io_bonds,
     io_cctbx,
     io_cif_items,
     io_cif_measurement,
     io_cif_mtz,
     io_cif_reflections,
     io_dials,
+    io_disorder,
     io_measurement,
+    io_restraints,
     job,
     losses,
 )
 
-# The items written here, as cif_core.dic 2.4.5 and cif_ed.dic 1.0.0 (those with a dot) have them.
-KNOWN = """
-_atom_site_calc_flag _atom_site_refinement_flags_adp _atom_site_refinement_flags_occupancy
-_atom_site_refinement_flags_posn _refine_ls_abs_structure_details _refine_ls_hydrogen_treatment
-_atom_site_U_iso_or_equiv _atom_site_adp_type _atom_site_fract_x _atom_site_fract_y
-_atom_site_fract_z _atom_site_label _atom_site_occupancy _atom_site_type_symbol
-_atom_site_aniso_U_11 _atom_site_aniso_U_12 _atom_site_aniso_U_13 _atom_site_aniso_U_22
-_atom_site_aniso_U_23 _atom_site_aniso_U_33 _atom_site_aniso_label _atom_type_scat_source
-_atom_type_symbol _audit_conform_dict_name _audit_conform_dict_version _audit_creation_date
-_audit_creation_method _cell_angle_alpha _cell_angle_beta _cell_angle_gamma
-_cell_formula_units_Z _cell_length_a _cell_length_b _cell_length_c
-_cell_measurement_temperature _cell_volume _chemical_formula_sum _chemical_formula_weight
-_computing_data_reduction _computing_structure_refinement _diffrn_ambient_temperature
-_diffrn_detector.distance_sample _diffrn_detector_area_resol_mean _diffrn_detector_type
-_diffrn_measurement.rotation_mode _diffrn_measurement_details _diffrn_measurement_device
-_diffrn_measurement_method _diffrn_radiation_probe _diffrn_radiation_type
-_diffrn_radiation_wavelength _diffrn_reflns_limit_h_max _diffrn_reflns_limit_h_min
-_diffrn_reflns_limit_k_max _diffrn_reflns_limit_k_min _diffrn_reflns_limit_l_max
-_diffrn_reflns_limit_l_min _diffrn_reflns_number _diffrn_reflns_theta_max
-_diffrn_reflns_theta_min _diffrn_source _diffrn_source_voltage _exptl_crystal_F_000
-_exptl_crystal_density_diffrn _refine.diffraction_theory _refine.diffraction_theory_details
-_refine_diff.potential_RMS _refine_diff.potential_max _refine_diff.potential_min
-_refine_ls.abs_structure_z-score
-_refine_ls.sample_shape_details _refine_ls.sample_thickness _refine_ls_R_factor_all
-_atom_site_site_symmetry_order _cell_measurement_reflns_used _cell_measurement_theta_max
-_cell_measurement_theta_min _chemical_absolute_configuration _computing_cell_refinement
-_diffrn_detector _diffrn_detector_details _diffrn_measured_fraction_theta_full
-_diffrn_measured_fraction_theta_max _diffrn_measurement.method_precession
-_diffrn_reflns_av_unetI/netI _diffrn_reflns_theta_full _exptl_crystal.mosaic_method
-_exptl_crystal.mosaicity _refine_ls_extinction_method _refine_ls_wR_factor_gt
-_refine_ls_R_factor_gt _refine_ls_goodness_of_fit_ref _refine_ls_matrix_type
-_refine_ls_number_parameters _refine_ls_number_reflns _refine_ls_number_restraints
-_refine_ls_shift/su_max _refine_ls_shift/su_mean
-_refine_ls_structure_factor_coef _refine_ls_wR_factor_ref
-_refine_ls_weighting_details _refine_ls_weighting_scheme _refln_include_status
-_refln_index_h _refln_index_k _refln_index_l _refln_intensity_calc _refln_intensity_meas
-_refln_intensity_sigma _refln_refinement_status _refln_class_code _refln.id
-_reflns_class_R_factor_gt _reflns_class_code _reflns_class_description _reflns_class_number_gt
-_reflns_class_number_total
-_reflns_d_resolution_high _reflns_d_resolution_low _reflns_number_gt _reflns_number_total
-_reflns_scale_group_code _reflns_scale_meas_intensity _reflns_special_details
-_reflns_threshold_expression _space_group_IT_number _space_group_crystal_system
-_space_group_name_H-M_alt _space_group_name_Hall _space_group_symop_id
-_space_group_symop_operation_xyz _symmetry_Int_Tables_number _symmetry_space_group_name_H-M
-_symmetry_space_group_name_Hall
-"""
-CODES = {  # and the codes that the dictionary allows
-    "_refln_include_status": {"o", "<"},
-    "_refln_refinement_status": {"incl", "excl"},
-    "_refine_ls_weighting_scheme": {"calc"},
-    "_refine_ls_matrix_type": {"full"},
-    "_refine_ls_structure_factor_coef": {"Inet"},
-    "_refine.diffraction_theory": {"dynamical"},
-    "_diffrn_measurement.rotation_mode": {"rotation"},
-    "_diffrn_radiation_probe": {"electron"},
-    "_diffrn_measurement.method_precession": {"no"},
-    "_chemical_absolute_configuration": {"dyn", "unk", "."},
-}
 SITES = """\
 loop_
  _atom_site_label
@@ -133,15 +79,90 @@ def block(made):
     return found
 
 
-def values(block, key):
-    return [block[key]] if isinstance(block[key], str) else list(block[key])
-
-
-def test_every_name_and_code_is_in_a_dictionary(block):
-    assert set(block.keys()) - set(KNOWN.split()) == set()
-    for key, allowed in CODES.items():
-        assert set(values(block, key)) <= allowed, key
+def test_the_file_is_what_its_dictionaries_say(block):
+    assert cif_dictionary.problems(block) == []
     assert list(block["_audit_conform_dict_name"]) == ["cif_core.dic", "cif_ed.dic"]
+    assert not [name for name in block.keys() if name.startswith("_symmetry_")]
+
+
+def test_the_dictionaries_are_those_that_the_package_names():
+    ours = {name: version for name, (version, _) in io_cif_items.DICTIONARIES.items()}
+    theirs = cif_dictionary.RULES["dictionaries"].values()
+    assert ours == {entry["name"]: entry["version"] for entry in theirs}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("_made_up", "1", "in no dictionary"),
+        ("_refine_ls_matrix_type", "whole", "no such code"),
+        ("_diffrn_reflns_number", "12.5", "not of type Integer"),
+        ("_cell_volume", "about 113", "not of type Real"),
+        ("_audit_creation_date", "27 November", "not of type Date"),
+        ("_diffrn_reflns_theta_max", "91.2", "not within 0.0:90.0"),
+        ("_diffrn_reflns_theta_max", "1.150(3)", "may have no s.u."),
+        ("_exptl_crystal.mosaicity", "-0.02(1)", None),  # within three s.u.
+        ("_exptl_crystal.mosaicity", "-0.04(1)", "not within 0.0:"),
+        ("_cell_volume", "?", None),
+    ],
+)
+def test_what_is_wrong_is_found(block, name, value, expected):
+    """The check itself."""
+    block[name] = value
+    found = cif_dictionary.problems(block)
+    assert [expected in text for text in found] == ([True] if expected else [])
+
+
+def test_wrong_loops_are_found(block):
+    loops = {name.lstrip("_"): loop for name, loop in block.loops.items()}
+    loops["refln"]["_refln.id"][1] = loops["refln"]["_refln.id"][0]
+    loops["refln"]["_refln_class_code"][3] = "9:99"
+    del block["_audit_conform_dict_name"]
+    block["_audit_conform_dict_name"] = "cif_core.dic"
+    block["_audit_conform_dict_version"] = "2.4.5"
+    found = " ".join(cif_dictionary.problems(block))
+    assert "refln: a key stands twice" in found and "_refln_class_code: values" in found
+    assert "not declared: {'cif_core.dic': '3.3.0', 'cif_ed.dic': '1.0.0'}" in found
+
+
+def test_a_file_of_restraints_and_a_disorder_is_right_too(made, loaded, tmp_path):
+    """Anisotropic s.u., a second sweep's loops, bonds and what is restrained."""
+    _, problem, result = made
+    structure = io_cctbx.reconcile(
+        synthetic.quartz_structure(), loaded.experiments, "a.cif", "a.expt"
+    )
+    options = io_restraints.RestraintOptions(
+        distance=("Si1 O1 1.61 0.02",), angle=("O1 Si1 O1 109.5 1",), isotropic_adp=0.01
+    )
+    found = io_restraints.restraints_of(structure, options, "a.cif")
+    provenance = {**problem.provenance, io_disorder.KEY: [1, 2]}
+    problem = problem.replace(restraints=found, provenance=provenance)
+    su = torch.full((2, 6), 0.0011, dtype=torch.float64)
+    result = result.replace(u_aniso_su=su, occ_su=torch.full((2,), 0.02).double())
+    bonds = io_bonds.bonds_and_angles(structure, result, None)
+    contract = {
+        **CONTRACT,
+        **bonds,
+        "restraints": {"distance": {"rows": 2}, "angle": {"rows": 1}},
+        "absolute_structure": {"verdict": "determined, P 32 2 1: z = 9.0", "z_score": 9.0},
+    }
+    io_cif_mtz.write_cif(tmp_path / "b.cif", structure, problem, result, contract)
+    (block,) = iotbx.cif.reader(file_path=str(tmp_path / "b.cif")).model().values()
+    assert cif_dictionary.problems(block) == []
+    assert list(block["_audit_conform_dict_name"])[2] == "cif_rstr.dic"
+    assert list(block["_atom_site_refinement_flags_posn"]) == ["DS", "D"]
+    assert list(block["_atom_site_refinement_flags_adp"]) == [".", "U"]
+    assert block["_chemical_absolute_configuration"] == "dyn"
+    assert len(block["_restr_distance_target"]) == 2 and "_geom_angle" in block
+
+
+def test_readers_know_the_space_group_without_the_superseded_names(made):
+    """SHELXL has not written them since 2013 either."""
+    reader = iotbx.cif.reader(file_path=str(made[0]))
+    (structure,) = reader.build_crystal_structures().values()
+    assert str(structure.space_group_info()) == "P 32 2 1"
+    (arrays,) = reader.build_miller_arrays().values()
+    assert str(arrays["_refln_intensity_meas"].space_group_info()) == "P 32 2 1"
 
 
 def test_chemistry(block):
@@ -374,6 +395,7 @@ def test_gemmi_reads_it(made):
     block = gemmi.cif.read(str(made[0])).sole_block()
     structure = gemmi.make_small_structure_from_block(block)
     assert [site.label for site in structure.sites] == ["Si1", "O1"]
+    assert structure.spacegroup.xhm() == "P 32 2 1"
     o = made[1].observations
     assert len(list(block.find_loop("_refln_intensity_meas"))) == len(o.sigma)
     reflections = gemmi.hkl_cif_as_refln_block(block)
