@@ -36,7 +36,7 @@ from .data import InputError, Problem, Result
 from .freedom import Constraints
 from .ideal_hydrogens import settled
 from .io_bonds import bonds_and_angles, cell_covariance
-from .io_cctbx import update_xray_structure
+from .io_cctbx import as_recorded, update_xray_structure
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection
 from .io_measurement import cell_su
@@ -348,7 +348,7 @@ def resume(path, options: Options | None = None) -> Job:
     finished = dataclasses.replace(stored, settings=settings).finished
     return Job(
         stored.problem,
-        _structure_from_cif(held["structure_cif"]),
+        as_recorded(_structure_from_cif(held["structure_cif"]), stored.problem.structure),
         _reload(stored.problem, path),
         dataclasses.replace(options, model=model, refine=settings),
         held["indexing"],

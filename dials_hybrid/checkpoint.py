@@ -37,6 +37,7 @@ class State:
     proximity: float = 10.0
     error_model: losses.ErrorModel = losses.ErrorModel(3.0, 0.2)
     parameters: dict = field(default_factory=dict)
+    structure_step: list = field(default_factory=list)  # of its parameters, when last they moved
     start: dict = field(default_factory=dict)  # intensities before the atoms moved
     history: list = field(default_factory=list)
     seconds: float = 0.0

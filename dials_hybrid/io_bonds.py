@@ -67,6 +67,17 @@ def cell_covariance(xray_structure, cell_su) -> np.ndarray | None:
     return correlation / np.outer(size, size) * np.outer(su, su)
 
 
+def volume_su(xray_structure, cell_cov: np.ndarray) -> float:
+    """Return the s.u. of the cell's volume in A^3 from the covariance of the cell."""
+    cell, step = np.array(xray_structure.unit_cell().parameters()), 1e-4
+    ends = [
+        [uctbx.unit_cell(tuple((cell + sign * unit).tolist())).volume() for sign in (1, -1)]
+        for unit in step * np.eye(6)
+    ]
+    slopes = np.array([(after - before) / (2 * step) for after, before in ends])
+    return math.sqrt(max(slopes @ cell_cov @ slopes, 0.0))
+
+
 def _tied_parameters(xray_structure) -> np.ndarray:
     """(6, 6): how the averaging over the space group's symmetry mixes the cell's parameters."""
     group, step = xray_structure.space_group(), 1e-3

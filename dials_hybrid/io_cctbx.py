@@ -15,6 +15,7 @@ from .data import InputError, Structure
 from .io_structures import form_factor_registry, neutral, read_structure
 
 __all__ = [
+    "as_recorded",
     "cell_difference",
     "format_cell",
     "in_measured_cell",
@@ -25,6 +26,7 @@ __all__ = [
     "to_structure",
     "update_xray_structure",
     "with_cell",
+    "write_cell",
 ]
 
 logger = logging.getLogger("dials.hybrid.io_cctbx")
@@ -136,6 +138,21 @@ def with_cell(structure, unit_cell, moved_atoms: Iterable[int] = ()):
             sc = sc.customized_copy(u=adptbx.u_cif_as_u_star(symmetry.unit_cell(), u_cif))
         moved.add_scatterer(sc, site_symmetry_ops=None if i in again else table.get(i))
     return moved
+
+
+def write_cell(block, symmetry, digits: int) -> None:
+    """Write the cell of a crystal symmetry to a CIF block, to so many decimals.
+
+    cctbx writes three, fewer than a cell is known to.
+    """
+    cell = symmetry.as_cif_block(format="coreCIF", numeric_format=f"%.{digits}f")
+    for key in [key for key in cell.keys() if key.startswith("_cell_")]:
+        block[key] = cell[key]
+
+
+def as_recorded(xray_structure, structure: Structure):
+    """Return a cctbx structure with cell, sites, U and occupancies of a record, to all digits."""
+    return update_xray_structure(with_cell(xray_structure, structure.cell.tolist()), structure)
 
 
 def to_structure(xray_structure) -> Structure:

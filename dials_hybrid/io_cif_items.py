@@ -1,7 +1,8 @@
-"""CIF items beside the atoms: chemistry, measurement, refinement and reflections.
+"""CIF items beside the atoms: chemistry, refinement and who wrote the file.
 
-Names are those of the core dictionary (2.4.5) and, with a dot, of the electron diffraction
-dictionary cif_ed.dic (1.0.0, https://github.com/COMCIFS/cif_ed). None stands for unknown.
+Names are those of the core dictionary 3.3.0 (https://github.com/COMCIFS/cif_core), which has what
+is of electron diffraction; those without a dot are its aliases of 2.4.5, which other programs look
+for. None stands for unknown.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ import math
 from functools import reduce
 
 import iotbx.cif.model
-import numpy as np
-from cctbx.array_family import flex
+from cctbx import sgtbx
 from cctbx.eltbx import tiny_pse
 
-from . import __version__, electron
-from .data import Problem, Result, block_of
+from . import __version__
+from .data import Problem, Result
+from .io_cctbx import with_uncertainty
+from .io_cif_reflections import DETAILS as REFLECTIONS
 from .io_constraints import hydrogen_treatment
 from .io_maps import ELECTRON_PER_ANGSTROM
 from .io_structures import form_factor_registry, isotope, neutral
 
-DICTIONARIES = (("cif_core.dic", "2.4.5"), ("cif_ed.dic", "1.0.0"))
+# version, and how the names begin that the others have not
+DICTIONARIES = {
+    "cif_core.dic": ("3.3.0", "_"),
+    "cif_ed.dic": ("1.0.0", "_diffrn_detector.distance_sample"),
+    "cif_rstr.dic": ("3.1.1", "_restr_"),
+}
 _DALTON_PER_CUBIC_ANGSTROM = 1.66053907  # g cm^-3
 _DEUTERIUM = 2.0141  # dalton; the table of cctbx has 2
 
@@ -79,58 +86,10 @@ def formula(content: dict) -> str:
     return " ".join(e + ("" if numbers[e] == "1" else numbers[e]) for e in order)
 
 
-def measurement_items(refined, problem: Problem) -> dict:
-    """Return radiation, instrument, temperature and extent of the data."""
-    wavelength = problem.scan.wavelength
-    hkl = problem.observations.hkl.cpu().numpy()
-    d = refined.unit_cell().d(flex.miller_index([tuple(h) for h in hkl.tolist()]))
-    theta = [f"{math.degrees(math.asin(wavelength / (2 * x))):.3f}" for x in (max(d), min(d))]
-    provenance = problem.provenance
-    temperature = provenance.get("temperature")
-    items = {
-        "_cell_measurement_temperature": temperature,
-        "_diffrn_ambient_temperature": temperature,
-        "_computing_data_reduction": provenance.get("dials_version"),
-        "_diffrn_source": "transmission electron microscope",
-        "_diffrn_source_voltage": f"{electron.voltage(wavelength) / 1000:.1f}",
-        "_diffrn_radiation_type": "electron",
-        "_diffrn_radiation_probe": "electron",
-        "_diffrn_radiation_wavelength": f"{wavelength:.6f}",
-        "_diffrn_reflns_number": len(hkl),
-        "_diffrn_reflns_theta_min": theta[0],
-        "_diffrn_reflns_theta_max": theta[1],
-        "_reflns_d_resolution_high": f"{min(d):.3f}",
-        "_reflns_d_resolution_low": f"{max(d):.3f}",
-    }
-    for i, axis in enumerate("hkl"):
-        for limit, value in (("min", hkl[:, i].min()), ("max", hkl[:, i].max())):
-            items[f"_diffrn_reflns_limit_{axis}_{limit}"] = int(value)
-    return items | _instrument_items(provenance.get("measurement"))
-
-
-def _instrument_items(measured: dict | None) -> dict:
-    """What the .expt files tell; nothing of PETS2 data."""
-    if not measured:
-        return {}
-    sweeps = measured["sweeps"]
-    scans = "; ".join(f"{s['start']:g} to {s['end']:g} in {s['width']:g} degree" for s in sweeps)
-    first = sweeps[0]
-    return {
-        "_diffrn_measurement_device": "transmission electron microscope",
-        "_diffrn_measurement_method": "continuous-rotation 3D electron diffraction",
-        "_diffrn_measurement_details": f"Rotation {scans} per frame.",
-        "_diffrn_measurement.rotation_mode": "rotation",
-        "_diffrn_detector_type": first["detector"],
-        "_diffrn_detector_area_resol_mean": f"{1 / first['pixel'][0]:.3f}",
-        "_diffrn_detector.distance_sample": f"{first['distance']:.2f}",
-    }
-
-
 def refinement_items(problem: Problem, result: Result, contract: dict) -> dict:
     """Return the agreement, the weights, the last shifts, the model and the difference map."""
     final = contract.get("final") or {}
     o = problem.observations
-    thickness = float((result.thickness @ result.depth).mean())
 
     def factor(name: str):
         return None if final.get(name) is None else f"{final[name]:.4f}"
@@ -139,7 +98,7 @@ def refinement_items(problem: Problem, result: Result, contract: dict) -> dict:
         "_reflns_number_total": len(o.intensity),
         "_reflns_number_gt": int(o.observed.sum()),
         "_reflns_threshold_expression": "I>3\\s(I)",
-        "_reflns_special_details": _REFLECTIONS,
+        "_reflns_special_details": REFLECTIONS,
         "_refine.diffraction_theory": "dynamical",
         "_refine.diffraction_theory_details": _THEORY,
         "_refine_ls_structure_factor_coef": "Inet",
@@ -150,27 +109,55 @@ def refinement_items(problem: Problem, result: Result, contract: dict) -> dict:
         "_refine_ls_R_factor_gt": factor("r1_obs"),
         "_refine_ls_R_factor_all": factor("r1_all"),
         "_refine_ls_wR_factor_ref": factor("wr2_all"),
+        "_refine_ls_wR_factor_gt": _weighted_r(problem, result, o.observed & ~o.free),
         "_refine_ls_goodness_of_fit_ref": factor("gof"),
+        "_refine_ls_extinction_method": "none",  # multiple scattering is calculated
+        "_chemical_absolute_configuration": _absolute_configuration(result, contract),
         "_refine_ls_abs_structure_details": _absolute_structure(contract),
         "_refine_ls.abs_structure_z-score": _z_score(contract),
         "_refine_ls_weighting_scheme": "calc",
         "_refine_ls_weighting_details": _weights(contract.get("error_model")),
-        "_refine_ls_shift/su_max_lt": _largest_shift(result),
-        "_refine_ls.sample_thickness": f"{thickness / 10:.1f}",
+        **_shifts(result),
+        "_refine_ls.sample_thickness": _thickness(result),
         "_refine_ls.sample_shape_details": _SHAPE,
         **_map_items(contract.get("map_peaks")),
     }
 
 
-_REFLECTIONS = """\
-The list holds single observations, not means over equivalents. The scale group is the block of
-frames nearest to the centre of the reflection. Those with refinement status excl were held out of
-the refinement to test it; R factors do not count them."""
 _THEORY = """\
 Bloch-wave intensities, integrated over the rotation and over a distribution of crystal
 thicknesses, multiplied by a smooth scale. Atoms, crystal orientations, scale and thicknesses were
 refined together."""
 _SHAPE = "Mean of the refined distribution of thicknesses, over the whole rotation."
+
+
+def _thickness(result: Result) -> str:
+    """Return the mean thickness in nm, with its s.u. where the result holds that."""
+    mean = float((result.thickness @ result.depth).mean())
+    su = result.summary.get("thickness_su")
+    return with_uncertainty(mean / 10, None if su is None else su / 10, digits=1)
+
+
+def _weighted_r(problem: Problem, result: Result, chosen) -> str | None:
+    """Return wR on intensities of the chosen reflections (R,) bool, with the final weights."""
+    o = problem.observations
+    weight = result.sigma_weight[chosen] ** -2
+    observed, calculated = o.intensity[chosen], result.calculated[chosen]
+    if not len(observed):
+        return None
+    misfit = weight * (observed - calculated).square()
+    return f"{math.sqrt(misfit.sum() / (weight * observed.square()).sum()):.4f}"
+
+
+def _absolute_configuration(result: Result, contract: dict) -> str:
+    """Return the dictionary's code for how sure the hand of the atoms is.
+
+    Groups with improper operations hold both hands of whatever is in them.
+    """
+    if not sgtbx.space_group(result.structure.hall_symbol).is_chiral():
+        return "."
+    verdict = (contract.get("absolute_structure") or {}).get("verdict") or ""
+    return "dyn" if verdict.startswith("determined") else "unk"
 
 
 def _absolute_structure(contract: dict) -> str | None:
@@ -202,13 +189,19 @@ def _weights(error_model: dict | None) -> str | None:
     )
 
 
-def _largest_shift(result: Result) -> str | None:
-    """A bound on shift/s.u. of the sites: the last step, in A, over the smallest s.u."""
+def _shifts(result: Result) -> dict:
+    """Return shift/s.u. of the last step; of earlier versions a bound on that of the sites.
+
+    The bound is the last step, in A, over the smallest s.u.
+    """
+    found = result.summary.get("shift_over_su")
+    if found is not None:
+        return {f"_refine_ls_shift/su_{kind}": f"{found[kind]:.3f}" for kind in ("max", "mean")}
     su = result.site_su[result.site_su > 0]
     if not len(su) or not result.history or "site_shift" not in result.history[-1]:
-        return None
+        return {"_refine_ls_shift/su_max": None}
     bound = float(result.history[-1]["site_shift"]) / float(su.min())
-    return f"{math.ceil(1000 * bound) / 1000:.3f}"
+    return {"_refine_ls_shift/su_max_lt": f"{math.ceil(1000 * bound) / 1000:.3f}"}
 
 
 def _map_items(peaks: dict | None) -> dict:
@@ -231,31 +224,15 @@ def audit_items() -> dict:
     }
 
 
-def loops(problem: Problem, result: Result) -> list:
-    """Return the loops of dictionaries, scale groups and reflections.
-
-    Intensities are on the scale of the data; a scale group is a block of frames.
-    """
-    o = problem.observations
-    block = block_of(o, problem.scan).cpu().numpy()
-    used = np.unique(block)
-    names, versions = zip(*DICTIONARIES, strict=True)
-    numbers = {"meas": o.intensity, "calc": result.calculated, "sigma": o.sigma}
-    reflections = {f"_refln_index_{x}": o.hkl[:, i].tolist() for i, x in enumerate("hkl")}
-    for name, values in numbers.items():
-        reflections[f"_refln_intensity_{name}"] = [f"{x:.6g}" for x in values.tolist()]
-    reflections["_refln_include_status"] = ["o" if x else "<" for x in o.observed.tolist()]
-    reflections["_refln_refinement_status"] = ["excl" if x else "incl" for x in o.free.tolist()]
-    reflections["_refln_scale_group_code"] = [str(b + 1) for b in block.tolist()]
-    columns = (
-        {"_audit_conform_dict_name": names, "_audit_conform_dict_version": versions},
-        {
-            "_reflns_scale_group_code": [str(b + 1) for b in used.tolist()],
-            "_reflns_scale_meas_intensity": [f"{x:.6g}" for x in result.block_scale[used].tolist()],
-        },
-        reflections,
-    )
-    return [
-        iotbx.cif.model.loop(data={k: [str(x) for x in v] for k, v in data.items()})
-        for data in columns
-    ]
+def dictionary_loop(names):
+    """Return the loop of the dictionaries that define some of these names."""
+    used = {
+        dictionary: version
+        for dictionary, (version, beginning) in DICTIONARIES.items()
+        if any(name.startswith(beginning) for name in names)
+    }
+    data = {
+        "_audit_conform_dict_name": list(used),
+        "_audit_conform_dict_version": list(used.values()),
+    }
+    return iotbx.cif.model.loop(data=data)

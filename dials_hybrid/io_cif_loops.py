@@ -61,7 +61,7 @@ def _columns(kind: str, refined, restraints: Restraints, found) -> dict:
     labels, codes, values = [], [], []
     for _, rows in found:
         members = [int(restraints.atom[row]) for row in rows]
-        operators = [_operator(restraints, row) for row in rows]
+        operators = [operator_of(restraints, row) for row in rows]
         if kind == "distance":
             back = operators[0].inverse()
             operators = [back.multiply(operator) for operator in operators]
@@ -76,6 +76,9 @@ def _columns(kind: str, refined, restraints: Restraints, found) -> dict:
     stem, places = f"_restr_{kind}", len(labels[0])
     target = [float(restraints.target[i]) for i, _ in found]
     sigma = [float(restraints.sigma[i]) for i, _ in found]
+    differences = [t - v for t, v in zip(target, values, strict=True)]
+    if kind == "angle":  # of which the dictionary has the size alone
+        differences = [abs(d) for d in differences]
     return {
         **_labels(stem, labels, places),
         **{
@@ -83,11 +86,11 @@ def _columns(kind: str, refined, restraints: Restraints, found) -> dict:
         },
         f"{stem}_target": [f"{t:.4f}" for t in target],
         f"{stem}_target_weight_param": [f"{s:.4f}" for s in sigma],
-        f"{stem}_diff": [f"{t - v:.4f}" for t, v in zip(target, values, strict=True)],
+        f"{stem}_diff": [f"{d:.4f}" for d in differences],
     }
 
 
-def _operator(restraints: Restraints, row: int):
+def operator_of(restraints: Restraints, row: int):
     """Return the operator of a member as cctbx has it."""
     rot = [round(x) for x in restraints.rot[row].flatten().tolist()]
     trans = [round(x * sgtbx.sg_t_den) for x in restraints.trans[row].tolist()]

@@ -13,9 +13,12 @@ from cctbx.array_family import flex
 
 from . import __version__, io_cif_items
 from .data import Problem, Result
-from .io_cctbx import update_xray_structure, with_uncertainty
+from .io_bonds import cell_covariance, volume_su
+from .io_cctbx import update_xray_structure, with_uncertainty, write_cell
+from .io_cif_atoms import atom_flags
 from .io_cif_loops import add_geometry, add_restraints
-from .io_constraints import atom_flags
+from .io_cif_measurement import measurement_items
+from .io_cif_reflections import reflection_loops
 from .io_disorder import KEY, cif_columns
 from .io_maps import amplitude_su, map_coefficients
 from .io_measurement import cell_su
@@ -34,12 +37,11 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     """
     refined = update_xray_structure(xray_structure, result.structure)
     block = _neutral(refined).as_cif_block(format="coreCIF")
-    # the cell again: cctbx gives three digits, fewer than it is known to
-    cell = refined.crystal_symmetry().as_cif_block(format="coreCIF", numeric_format="%.5f")
-    for key in [key for key in cell.keys() if key.startswith("_cell_")]:
-        block[key] = cell[key]
-    _add_cell_uncertainties(block, refined.unit_cell(), problem)
-    _add_uncertainties(block, refined, result)
+    for key in [key for key in block.keys() if key.startswith("_symmetry_")]:
+        del block[key]  # superseded by those of _space_group_, which SHELXL writes alone
+    write_cell(block, refined.crystal_symmetry(), digits=5)
+    _add_cell_uncertainties(block, refined, problem)
+    _add_atoms(block, refined, problem, result)
     _add_anisotropic_uncertainties(block, refined, result)
     _set_atom_types(block, refined)
     if parts := problem.provenance.get(KEY):
@@ -48,31 +50,37 @@ def write_cif(path, xray_structure, problem: Problem, result: Result, contract: 
     items = {
         **io_cif_items.audit_items(),
         **io_cif_items.chemistry_items(refined, problem),
-        **io_cif_items.measurement_items(refined, problem),
+        **measurement_items(refined, problem),
         **io_cif_items.refinement_items(problem, result, contract),
     }
     for key, value in items.items():
         block[key] = "?" if value is None else str(value)
     add_restraints(block, refined, problem.restraints, contract.get("restraints") or {})
     add_geometry(block, contract)
-    for loop in io_cif_items.loops(problem, result):
+    for loop in reflection_loops(problem, result):
         block.add_loop(loop)
+    block.add_loop(io_cif_items.dictionary_loop(list(block.keys())))
     model = iotbx.cif.model.cif()
     model[re.sub(r"\W+", "_", Path(path).stem) or "refined"] = block
     with writing(path) as temporary:
         temporary.write_text(f"{model}\n", encoding="utf-8")
 
 
-def _add_cell_uncertainties(block, cell, problem: Problem) -> None:
+def _add_cell_uncertainties(block, refined, problem: Problem) -> None:
     """Rewrite the cell with the s.u. that the experiments tell, where symmetry leaves it free."""
+    su, cell = cell_su(problem), refined.unit_cell()
+    if su is None:
+        return
     names = [f"_cell_{x}" for x in ("length_a", "length_b", "length_c")]
     names += [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
-    for name, value, su in zip(names, cell.parameters(), cell_su(problem) or [], strict=False):
-        if su > 0:
-            block[name] = with_uncertainty(value, su)
+    for name, value, of_it in zip(names, cell.parameters(), su, strict=True):
+        if of_it > 0:
+            block[name] = with_uncertainty(value, of_it)
+    of_volume = volume_su(refined, cell_covariance(refined, su))
+    block["_cell_volume"] = with_uncertainty(cell.volume(), of_volume, digits=5)
 
 
-def _add_uncertainties(block, refined, result: Result) -> None:
+def _add_atoms(block, refined, problem: Problem, result: Result) -> None:
     """Write the atom loop in the standard notation, 0.4705(3), with how it was refined.
 
     What rides has no s.u. of its own, by the custom of SHELXL.
@@ -93,7 +101,10 @@ def _add_uncertainties(block, refined, result: Result) -> None:
         pairs = zip(atoms, result.occ_su.tolist(), strict=True)
         occ = [with_uncertainty(a.occupancy, su) for a, su in pairs]
         loop["_atom_site_occupancy"] = flex.std_string(occ)
-    for name, values in atom_flags(result.structure).items():
+    order = refined.space_group().order_z()
+    orders = [str(order // a.multiplicity()) for a in atoms]
+    loop["_atom_site_site_symmetry_order"] = flex.std_string(orders)
+    for name, values in atom_flags(result.structure, problem.restraints).items():
         loop[name] = flex.std_string(values)
 
 
@@ -154,6 +165,7 @@ def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
         the data by |F| allows: other beams may have more to do with Io than this one.
     f_calc -- complex kinematical structure factors, electron form factors, in A, with the
         charges and dipoles of the model, so that they are no feature of a difference
+    free -- merged flags, True where none of the observations was refined against
     difference, sum -- coefficients of maps, see `io_maps.map_coefficients`; not there if the
         result is of an earlier version and has none
     """
@@ -179,6 +191,8 @@ def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
         ),
         "calculated_merged": _intensities(unique, total(calculated) / weight),
     }
+    work = np.bincount(group, weights=~problem.observations.free.cpu().numpy())
+    arrays["free"] = miller.array(unique, data=flex.bool((work == 0).tolist()))
     present = flex.bool(total(calculated**2) > 0) & ~unique.sys_absent_flags().data()
     kept = np.flatnonzero(present.as_numpy_array())
     f_calc = kinematic_structure_factors(refined, unique.select(present))
@@ -250,11 +264,14 @@ class _Labels(iotbx.mtz.label_decorator):
 def write_mtz(path, xray_structure, problem: Problem, result: Result) -> None:
     """Write merged intensities, kinematically corrected amplitudes and F_calc.
 
-    Columns I-obs SIGI I-calc FOBS_corr SIGFOBS_corr FC PHIC, and 2FOFCWT PH2FOFCWT FOFCWT
-    PHFOFCWT, by which Coot and Phenix know maps; see `miller_arrays`. Raises InputError when the
-    file cannot be written.
+    Columns I-obs SIGI I-calc FOBS_corr SIGFOBS_corr FC PHIC; 2FOFCWT PH2FOFCWT FOFCWT PHFOFCWT, by
+    which Coot and Phenix know maps; and, if some are free, FreeR_flag with the convention of CCP4,
+    0 for free and 1 for the others (Phenix takes the value that is rarer). See `miller_arrays`.
+    Raises InputError when the file cannot be written.
     """
     arrays = miller_arrays(xray_structure, problem, result)
+    free = arrays["free"]
+    flags = free.customized_copy(data=(~free.data()).as_int())
     columns = {
         "I-obs": arrays["observed_merged"],
         "I-calc": arrays["calculated_merged"],
@@ -262,6 +279,7 @@ def write_mtz(path, xray_structure, problem: Problem, result: Result) -> None:
         "FC": arrays["f_calc"],
         "2FOFCWT": arrays.get("sum"),
         "FOFCWT": arrays.get("difference"),
+        "FreeR_flag": flags if free.data().count(True) else None,
     }
     labels = _Labels()
     dataset = None

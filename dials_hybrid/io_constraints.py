@@ -300,29 +300,6 @@ def _with_linked_occupancies(structure: Structure, found: Constraints, text: str
 # --- what a CIF says of the atoms ------------------------------------------------------------
 
 
-def atom_flags(structure: Structure) -> dict[str, list[str]]:
-    """Return the columns of the core CIF dictionary that tell how each atom was refined."""
-    freedom = structure.freedom or basis(structure)
-    identity = torch.eye(6, dtype=torch.float64)
-    rides = (freedom.parent >= 0).tolist()
-    on_element = (structure.site_projector - identity[:3, :3]).abs().amax((1, 2)) > 1e-6
-    held = (structure.adp_projector - identity).abs().amax((1, 2)) > 1e-6
-    refined = (freedom.occ != 0).any(0)
-    partial = refined | ((structure.occ - 1).abs() > 1e-6)
-    turns = (freedom.site[freedom.torsions] != 0).any(2).any(0)
-    position = [
-        ("G" * g + "R" * r + "S" * s) or "."
-        for g, r, s in zip(turns.tolist(), rides, on_element.tolist(), strict=True)
-    ]
-    u = (held & structure.anisotropic).tolist()
-    return {
-        "_atom_site_calc_flag": ["calc" if r else "d" for r in rides],
-        "_atom_site_refinement_flags_posn": position,
-        "_atom_site_refinement_flags_adp": ["T" if t else "." for t in u],
-        "_atom_site_refinement_flags_occupancy": ["P" if p else "." for p in partial.tolist()],
-    }
-
-
 def hydrogen_treatment(structure: Structure) -> str:
     """Return the code of _refine_ls_hydrogen_treatment in the core CIF dictionary."""
     freedom = structure.freedom or basis(structure)

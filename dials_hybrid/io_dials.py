@@ -18,7 +18,7 @@ from . import __version__
 from .data import InputError
 from .io_cctbx import CELL_ERROR, CELL_WARNING, cell_difference, format_cell, reconcile
 from .io_geometry import Sampling, rotation_axis, scan_from_experiments, settings_at
-from .io_measurement import measurement
+from .io_measurement import integrated_by, measurement
 from .io_reflections import (
     Selection,
     format_table,
@@ -85,7 +85,8 @@ class Loaded:
         return {
             **files,
             "dials_version": dials_version(),
-            "measurement": measurement(self.experiments),
+            "integrated_by": integrated_by(self.expt_files),
+            "measurement": measurement(self.experiments, self.reflections),
         }
 
 

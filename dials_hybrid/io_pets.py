@@ -25,6 +25,7 @@ from .io_cctbx import CELL_ERROR, format_cell, in_measured_cell
 from .io_dials import MAX_WAVELENGTH, check_agreement, origin
 from .io_geometry import Sampling
 from .io_pets_frames import (
+    CONTINUOUS,
     Frames,
     Window,
     X,
@@ -32,7 +33,9 @@ from .io_pets_frames import (
     Z,
     blocks_of,
     excitation,
+    geometry_of,
     has_whole_curves,
+    measurement_of,
     most_central,
     rotations,
     vectors,
@@ -83,8 +86,9 @@ class Loaded:
         return scan_and_observations(self, rows, sampling, selection.rocking_curve)
 
     def provenance(self, structure_path) -> dict:
-        """Return the files with their SHA-256 and the versions of the programs, for JSON."""
-        return origin(self.files, [], structure_path)
+        """Return the files with their SHA-256, versions and what they say of the measurement."""
+        measured = measurement_of(self.parts)
+        return {**origin(self.files, [], structure_path), "measurement": measured}
 
 
 def is_pets(path) -> bool:
@@ -241,10 +245,9 @@ def _stated(name: str, details: str, what: str) -> float | None:
 
 
 def _require_rotation(name: str, details: str, half_width: np.ndarray) -> None:
-    found = re.search(r"data collection geometry:[ \t]*(.*)", details)
-    geometry = "continuous rotation" if found is None else found.group(1).strip()
-    if geometry != "continuous rotation" or not (half_width > 0).all():
-        what = geometry if geometry != "continuous rotation" else "frames without width"
+    geometry = geometry_of(details) or CONTINUOUS
+    if geometry != CONTINUOUS or not (half_width > 0).all():
+        what = geometry if geometry != CONTINUOUS else "frames without width"
         raise InputError(
             f"{name}: {what}, which cannot be refined; give data of continuous rotation"
         )

@@ -5,6 +5,7 @@ The laboratory frame is that of PETS: the beam along -z, the rocking axis across
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ MOSAIC_REACH = 3.0  # standard deviations of the mosaic spread that a frame look
 TAILS = 0.25  # part of the half width that a frame looks beyond its ends for whole rocking curves
 REPEATED = 0.9  # share of equal neighbours in files of whole rocking curves
 ENOUGH = 10  # neighbours that tell
+CONTINUOUS = "continuous rotation"  # as the files say it
 X, Y, Z = np.eye(3)  # of the laboratory
 
 
@@ -36,6 +38,36 @@ class Frames:
     intensity: np.ndarray  # (R,)
     sigma: np.ndarray  # (R,)
     details: str  # of the measurement, as the file words them
+
+
+def geometry_of(details: str) -> str | None:
+    """Return how the data were collected, None where the measurement's details do not say it."""
+    found = re.search(r"data collection geometry:[ \t]*(.*)", details)
+    return None if found is None else found.group(1).strip()
+
+
+def measurement_of(parts) -> dict:
+    """Return what files say of the measurement, as JSON values.
+
+    `mosaicity` (degree, None without) and `mosaic_method`, and for each file, in `frames`, their
+    `number`, the `width` of one, `start` and `end` (degree) and whether the file states that they
+    are of a continuous `rotation`.
+    """
+    spreads = [part.mosaicity for part in parts if part.mosaicity > 0]
+    return {
+        "mosaicity": sum(spreads) / len(spreads) if spreads else None,
+        "mosaic_method": "as given by the program that wrote the virtual frames",
+        "frames": [
+            {
+                "number": len(part.alpha),
+                "width": 2 * float(part.half_width.mean()),
+                "start": float((part.alpha - part.half_width).min()),
+                "end": float((part.alpha + part.half_width).max()),
+                "rotation": geometry_of(part.details) == CONTINUOUS,
+            }
+            for part in parts
+        ],
+    }
 
 
 def rotations(axis: np.ndarray, degrees) -> np.ndarray:

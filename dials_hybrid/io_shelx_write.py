@@ -22,6 +22,7 @@ from .io_disorder import KEY
 from .io_measurement import cell_su
 from .io_results import writing
 from .io_shelx_atoms import AtomLines, fvar_lines, wrapped
+from .io_shelx_restraints_write import instructions_of
 from .io_structures import form_factor_registry, neutral
 
 logger = logging.getLogger("dials.hybrid.io_shelx_write")
@@ -46,8 +47,8 @@ def write_shelx(
     """Write PREFIX.res and PREFIX.hkl, from which a kinematical refinement can go on.
 
     The intensities are the merged |F|^2 that `io_cif_mtz.miller_arrays` has as `corrected`, on a
-    new scale. A warning names the `constraints` that SHELXL has no words for. Raises InputError
-    when a file cannot be written.
+    new scale. A warning names the `constraints`, and the restraints of the problem, that SHELXL has
+    no words for. Raises InputError when a file cannot be written.
     """
     refined = update_xray_structure(xray_structure, result.structure)
     corrected = io_cif_mtz.miller_arrays(xray_structure, problem, result)["corrected"]
@@ -73,14 +74,18 @@ def instructions(
     refined, problem: Problem, title: str, constraints: Constraints = SYMMETRY_ALONE
 ) -> str:
     """Return the text of a .res file of a cctbx structure."""
-    refined = _centre_at_origin(refined)
+    change = _to_centre(refined.space_group())
+    if change is not None:
+        refined = refined.change_basis(change)
     content, labels = _content(refined), _labels(refined)
     parts = tuple(problem.provenance.get(KEY, ()))
     atoms = AtomLines(refined, labels, list(content), constraints, parts)
     atom_lines = atoms.write()
-    if atoms.coding.left:
-        what = ", ".join(atoms.coding.left)
-        logger.warning("%s.res: these constraints cannot be written to it: %s", title, what)
+    held = instructions_of(refined, problem.restraints, labels, parts, change)
+    for kind, left in (("constraints", atoms.coding.left), ("restraints", held.left)):
+        if left:
+            what = ", ".join(left)
+            logger.warning("%s.res: these %s cannot be written to it: %s", title, kind, what)
     shared = [
         line
         for command, group in atoms.coding.shared
@@ -101,6 +106,7 @@ def instructions(
         "BOND",
         "CONF",
         "WGHT 0.1",
+        *held.lines,
         *shared,
         *fvar_lines(atoms.coding.variables),
         *atom_lines,
@@ -110,15 +116,17 @@ def instructions(
     return "\n".join(lines) + "\n"
 
 
-def _centre_at_origin(refined):
-    """Move a centre of symmetry to the origin, where LATT wants it; intensities stay."""
-    group = refined.space_group()
+def _to_centre(group):
+    """Return the change of basis that puts a centre of inversion at the origin, as LATT wants it.
+
+    None where it is there, or where there is none. Intensities stay.
+    """
     if not group.is_centric() or group.is_origin_centric():
-        return refined
+        return None
     inversion = group(0, 1, 0).t()
     half = [Fraction(n, 2 * inversion.den()) for n in inversion.num()]
     shift = ",".join(f"{axis}-{x}" for axis, x in zip("xyz", half, strict=True))
-    return refined.change_basis(sgtbx.change_of_basis_op(shift))
+    return sgtbx.change_of_basis_op(shift)
 
 
 def _content(refined) -> dict:

@@ -13,10 +13,10 @@ from .checkpoint import RefineSettings, State
 from .cross_validation import choose_free, unique_groups
 from .data import InputError, Problem, Result, Structure, block_of
 from .freedom import Constraints
-from .io_cctbx import to_structure
+from .io_cctbx import to_structure, write_cell
 from .io_constraints import Parameters
 from .io_dials import Sampling, Selection, format_table
-from .io_disorder import GROUP, KEY, Parts, parts_of
+from .io_disorder import KEY, Parts, cif_columns, parts_of
 from .io_measurement import stated
 from .io_restraints import RestraintOptions, count_kinds, in_basis, restraints_of
 from .io_structures import read_structure
@@ -138,11 +138,13 @@ def cif_text(xray_structure, parts: Parts = ()) -> str:
     import iotbx.cif.model
     from cctbx.array_family import flex
 
+    block = xray_structure.as_cif_block(format="coreCIF")
+    write_cell(block, xray_structure.crystal_symmetry(), digits=9)
     model = iotbx.cif.model.cif()
-    model["start"] = block = xray_structure.as_cif_block(format="coreCIF")
+    model["start"] = block
     if parts:
-        groups = [str(part) if part else "." for part in parts]
-        block.get_loop("_atom_site")[GROUP] = flex.std_string(groups)
+        for name, column in cif_columns(parts).items():
+            block.get_loop("_atom_site")[name] = flex.std_string(column)
     return str(model)
 
 

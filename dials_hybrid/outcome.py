@@ -77,6 +77,8 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
                 **_agreements(o, (kinematic, start, calculated), sigma_w),
                 **_unseen(final, calculated, sigma_w),
                 **_correlations(end.cheap, errors.curvature),
+                "shift_over_su": _shift_over_su(end, errors.curvature.covariance),
+                "thickness_su": bands.overall,
                 "valence": _valence(model, errors),
                 "nuisance": _nuisance(end.cheap, errors.curvature.covariance),
                 "restraints": restraints.summary(model.problem.restraints, model.crystal.refined()),
@@ -114,6 +116,21 @@ def _of_the_run(end: End, errors: uncertainty.Uncertainties) -> dict:
         "stages": [dataclasses.asdict(stage) for stage in end.plan],
         "error_model": dataclasses.asdict(end.state.error_model),
     }
+
+
+def _shift_over_su(end: End, covariance: Tensor) -> dict | None:
+    """Largest and mean |step| / s.u. of the structure's parameters, when last they moved.
+
+    They are of sites, displacements, occupancies and valence; those without a s.u., which neither
+    data nor priors see, are not counted. None where nothing has moved.
+    """
+    part = end.cheap.parts.crystal
+    su = covariance[part, part].diagonal().clamp(min=0).sqrt()
+    step = su.new_tensor(end.state.structure_step).abs()
+    if not len(step) or not bool((su > 0).any()):
+        return None
+    ratio = step[su > 0] / su[su > 0]
+    return {"max": float(ratio.max()), "mean": float(ratio.mean())}
 
 
 def _agreements(o: Observations, intensities, sigma_w: Tensor) -> dict:

@@ -356,6 +356,7 @@ class Refinement:
             elif gain < 0.4 * predicted:
                 state.proximity *= 4
             if gain > 0 or (math.isfinite(gain) and predicted < NOTHING * before):
+                state.structure_step = x[cheap.parts.crystal].tolist()
                 break
             self._restore()
             if self._at_end(predicted / before):

@@ -24,6 +24,7 @@ class ThicknessErrors:
     mean: Tensor  # (F,) A, of the mean of p(t)
     distribution: Tensor  # (F, n) of p(t)
     average: Tensor  # (n,) of p(t) averaged over the blocks
+    overall: float  # A, of the mean of that
 
 
 @torch.no_grad()
@@ -50,6 +51,7 @@ def thickness_errors(cheap: CheapModel, covariance: Tensor) -> ThicknessErrors:
         mean=_su(torch.einsum("fk,fkj,fj->f", of_mean, of_outputs, of_mean)),
         distribution=_su(((by_output @ of_outputs) * by_output).sum(2)),
         average=_su(((average @ covariance) * average).sum(1)),
+        overall=float(_su(depth @ average @ covariance @ average.T @ depth)),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import bare
+import cif_dictionary
 import iotbx.cif
 import iotbx.mtz
 import pytest
@@ -91,6 +92,9 @@ def test_all_outputs_are_written_and_can_be_read(crystal, here):
     assert (table["intensity.hybrid.calc"].as_numpy_array()[used] > 0).all()
     assert len(ExperimentList.from_file("hybrid_refined.expt", check_format=False)) == 1
     assert read_structure("hybrid_refined.cif").scatterers().size() == 2
+    block = iotbx.cif.reader(file_path="hybrid_refined.cif").model()["hybrid_refined"]
+    assert cif_dictionary.problems(block) == []
+    assert "(" in block["_refine_ls.sample_thickness"] and "_refine_ls_shift/su_mean" in block
     assert "FOBS_corr" in iotbx.mtz.object("hybrid_refined.mtz").column_labels()
     log = Path("dials.hybrid_refine.log").read_text()
     assert "partiality" in log and "Please cite" in log and "Estimated time" in log

@@ -12,7 +12,15 @@ pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not install
 from cctbx import sgtbx
 from test_freedom import alloy
 
-from dials_hybrid import io_constraints, io_hydrogen_sites, io_hydrogens, io_shelx
+from dials_hybrid import (
+    io_bonds,
+    io_cif_atoms,
+    io_constraints,
+    io_hydrogen_sites,
+    io_hydrogens,
+    io_restraint_entries,
+    io_shelx,
+)
 from dials_hybrid.data import InputError
 from dials_hybrid.freedom import Constraints, basis, u_equivalent
 from dials_hybrid.io_cctbx import to_structure
@@ -426,7 +434,7 @@ def test_without_hydrogens_nothing_changes():
 
 def test_flags_of_a_cif(ins):
     _, record, _ = constrained(read_structure(ins), Parameters(), io_shelx.read_instructions(ins))
-    flags = {k.removeprefix("_atom_site_"): v for k, v in io_constraints.atom_flags(record).items()}
+    flags = {k.removeprefix("_atom_site_"): v for k, v in io_cif_atoms.atom_flags(record).items()}
     n = numbers(record)
     found = {
         name: [column[n[name]] for column in flags.values()]
@@ -441,6 +449,37 @@ def test_flags_of_a_cif(ins):
     }
     assert io_constraints.hydrogen_treatment(record) == "mixed"
     assert io_constraints.hydrogen_treatment(alloy()) == "undef"
+
+
+def test_flags_of_restraints(ins):
+    """D for atoms of restrained geometry, U for those of displacement parameters, beside others."""
+    _, record, _ = constrained(read_structure(ins), Parameters(), io_shelx.read_instructions(ins))
+    n = numbers(record)
+    unit = io_bonds.UNIT
+
+    def entry(kind, *names):
+        return io_restraint_entries.Entry(kind, 0.0, 0.1, tuple((n[x], unit) for x in names))
+
+    entries = [
+        entry("distance", "C1", "H2"),
+        entry("similar_distance", "C1", "H2", "NA1", "C2"),
+        entry("isotropic_adp", "C1"),
+        entry("rigid_bond", "C2", "NA1"),
+    ]
+    flags = io_cif_atoms.atom_flags(record, io_restraint_entries.record(entries))
+    position, u = (flags[f"_atom_site_refinement_flags_{x}"] for x in ("posn", "adp"))
+    assert {x: position[n[x]] for x in ("C1", "H2", "NA1", "C2", "H1A")} == {
+        "C1": "D",
+        "H2": "DR",
+        "NA1": "DS",
+        "C2": "D",
+        "H1A": ".",
+    }
+    free = io_cif_atoms.atom_flags(record)["_atom_site_refinement_flags_adp"]
+    assert {x: u[n[x]] for x in ("C1", "C2", "NA1")} == {
+        x: f"{free[n[x]]}U".removeprefix(".") for x in ("C1", "C2", "NA1")
+    }
+    assert u[n["H2"]] == free[n["H2"]]
 
 
 def test_constraints_go_through_a_file():

@@ -16,7 +16,14 @@ import pets
 import synthetic
 import tiny
 
-from dials_hybrid import beams, io_pets, io_pets_frames, job, validation
+from dials_hybrid import (
+    beams,
+    io_cif_measurement,
+    io_pets,
+    io_pets_frames,
+    job,
+    validation,
+)
 from dials_hybrid.data import InputError
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_geometry import Sampling
@@ -67,6 +74,33 @@ def test_rows_and_frames_come_back(quartz_file, tmp_path):
     )
     assert scan.block_angle.tolist() == pytest.approx(np.radians(quartz_file.alpha))
     assert scan.wavelength == pytest.approx(0.0251)
+
+
+def test_a_refined_cif_says_how_the_crystal_was_turned(quartz_file, tmp_path):
+    """Where the file states it; the mosaicity where it has one."""
+    path = dataclasses.replace(quartz_file, mosaicity=0.2).write(tmp_path / "q.cif_pets")
+    cif = tmp_path / "quartz.cif"
+    cif.write_text(synthetic.QUARTZ_CIF)
+    choices = job.Options(selection=ALL, test_settings=False)
+
+    def items(data):
+        found = job.load([data], cif, choices)
+        return io_cif_measurement.measurement_items(found.xray_structure, found.problem)
+
+    found = items(path)
+    assert found["_diffrn_measurement.rotation_mode"] == "rotation"
+    assert found["_diffrn_measurement.method_precession"] == "no"
+    assert found["_diffrn_measurement_method"].startswith("continuous-rotation")
+    expected = "Virtual frames of a rotation, 5 of 2.00 degree from -5.00 to 3.00."
+    assert found["_diffrn_measurement_details"] == expected
+    assert found["_exptl_crystal.mosaicity"] == "0.200"
+    assert found["_computing_data_reduction"] is None and "_diffrn_detector" not in found
+    silent = tmp_path / "silent.cif_pets"
+    text = quartz_file.write(tmp_path / "s.cif_pets").read_bytes()
+    silent.write_bytes(text.replace(b"data collection geometry: continuous rotation\n", b""))
+    found = items(silent)
+    assert not {name for name in found if name.startswith("_diffrn_measurement")}
+    assert "_exptl_crystal.mosaicity" not in found
 
 
 def test_simulated_intensities_come_back_through_a_file(quartz_file, tmp_path):

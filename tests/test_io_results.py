@@ -11,15 +11,25 @@ import torch
 
 pytest.importorskip("dials.array_family.flex", reason="DIALS is not installed")
 
+import iotbx.ccp4_map
 import iotbx.cif
 import iotbx.mtz
 import synthetic
 from cctbx import adptbx, miller
 from dials.array_family import flex
 from dxtbx.model import ExperimentList
+from iotbx.reflection_file_utils import get_r_free_flags_scores
 
 from dials_hybrid import crystal as physics
-from dials_hybrid import io_cctbx, io_cif_mtz, io_dials, io_disorder, io_geometry, io_results
+from dials_hybrid import (
+    io_cctbx,
+    io_cif_mtz,
+    io_dials,
+    io_disorder,
+    io_geometry,
+    io_maps,
+    io_results,
+)
 from dials_hybrid.data import Fourier, InputError
 from dials_hybrid.freedom import Constraints, basis
 
@@ -329,7 +339,7 @@ def test_cif_of_the_experiment(tmp_path, structure, problem, result):
         "_diffrn_radiation_probe": "electron",
         "_diffrn_radiation_wavelength": "0.025100",
         "_diffrn_source_voltage": "199.7",
-        "_computing_data_reduction": "DIALS 3.test",
+        "_computing_data_reduction": "DIALS",  # that of 3.test runs now, which says nothing
         "_refine_ls_R_factor_gt": "0.0712",
         "_refine_ls_R_factor_all": "0.0912",
         "_refine_ls_wR_factor_ref": "0.1501",
@@ -523,6 +533,91 @@ def test_mtz(tmp_path, structure, problem, result):
         assert mine.size() == arrays[name].size() == theirs.size()
         scale = np.abs(mine.data().as_numpy_array()).max()
         assert np.allclose(mine.data(), theirs.data(), rtol=0, atol=1e-6 * scale)
+
+
+def columns_of(path, amplitude, phase):
+    """Return indices and complex values of two columns of an MTZ file, of what is there."""
+    mtz = iotbx.mtz.object(str(path))
+    chosen = mtz.get_column(amplitude).selection_valid()
+    hkl = mtz.extract_miller_indices().select(chosen)
+    f, phi = (
+        np.array(mtz.get_column(name).extract_values().select(chosen))
+        for name in (amplitude, phase)
+    )
+    return hkl, f * np.exp(1j * np.radians(phi))
+
+
+def test_phases_of_an_mtz_are_those_of_the_refined_structure(tmp_path, structure, problem, result):
+    io_cif_mtz.write_mtz(tmp_path / "a.mtz", structure, problem, result)
+    hkl, found = columns_of(tmp_path / "a.mtz", "FC", "PHIC")
+    expected = structure_factors(problem, result, hkl)
+    assert len(hkl) > 40 and np.abs(expected.imag).max() > 0.1
+    assert np.allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def potential_at(structure, hkl, values, site):
+    """The Fourier sum over all equivalents and mates at a site, in volt."""
+    unique = miller.set(structure.crystal_symmetry(), hkl, anomalous_flag=False)
+    half = miller.array(unique, data=flex.complex_double(values)).expand_to_p1()
+    indices = np.array(half.indices().as_vec3_double())
+    waves = np.exp(-2j * math.pi * indices @ np.array(site))
+    total = 2 * (half.data().as_numpy_array() * waves).real.sum()
+    return 47.87801 * total / structure.unit_cell().volume()
+
+
+def test_map_columns_of_an_mtz_are_the_maps(tmp_path, structure, problem, result):
+    """Coot makes of FOFCWT what the CCP4 file holds, and of 2FOFCWT that and the model's."""
+    terms = fourier_terms(problem, result, curvature=1e-4)
+    # a change that follows the symmetry: another oxygen than the model's
+    moved = result.structure.site.clone()
+    moved[1] += torch.tensor([0.004, -0.003, 0.002]).double()
+    other = result.replace(structure=result.structure.replace(site=moved))
+    change = torch.tensor(structure_factors(problem, other, terms.hkl.tolist()))
+    change = change - terms.f_calc / 1.1
+    result = result.replace(fourier=terms.replace(change=change))
+    io_cif_mtz.write_mtz(tmp_path / "a.mtz", structure, problem, result)
+    io_maps.write_map(tmp_path / "a.map", structure, result)
+    grid = iotbx.ccp4_map.map_reader(file_name=str(tmp_path / "a.map")).map_data()
+    columns = {
+        name: columns_of(tmp_path / "a.mtz", name, f"PH{name}") for name in ("FOFCWT", "2FOFCWT")
+    }
+    largest = max(abs(x) for x in grid)
+    for place in ((0, 0, 0), (1, 2, 3), (5, 3, 8), (7, 0, 2)):
+        site = [p / n for p, n in zip(place, grid.all(), strict=True)]
+        found = potential_at(structure, *columns["FOFCWT"], site)
+        assert found == pytest.approx(grid[place], abs=1e-4 * largest)
+    hkl, both = columns["2FOFCWT"]
+    difference = dict(zip(*columns["FOFCWT"], strict=True))
+    model = 1.1 * structure_factors(problem, result, hkl)
+    expected = model + np.array([difference[h] for h in hkl])
+    assert np.allclose(both, expected, rtol=0, atol=1e-5 * np.abs(both).max())
+
+
+def test_free_reflections_of_an_mtz(tmp_path, structure, problem, result):
+    """0 where nothing of a reflection and its equivalents was refined against, as in CCP4."""
+    o = problem.observations
+    symmetry = structure.crystal_symmetry()
+    asu = miller.set(symmetry, flex.miller_index(o.hkl.tolist()), False).map_to_asu().indices()
+    asu = list(asu)
+    alone = next(h for h in asu if asu.count(h) == 1)
+    several = next(h for h in asu if asu.count(h) > 2)
+    partly = next(h for h in asu if asu.count(h) > 1 and h != several)
+    free = torch.tensor([h in (alone, several) for h in asu])
+    free[asu.index(partly)] = True  # of whole frames: its equivalent was refined against
+    flagged = problem.replace(observations=o.replace(free=free))
+    io_cif_mtz.write_mtz(tmp_path / "a.mtz", structure, flagged, result)
+    (flags,) = [
+        a
+        for a in iotbx.mtz.object(str(tmp_path / "a.mtz")).as_miller_arrays()
+        if a.info().labels == ["FreeR_flag"]
+    ]
+    found = dict(zip(flags.indices(), flags.data(), strict=True))
+    assert {h for h, flag in found.items() if flag == 0} == {alone, several}
+    assert set(found) == set(asu) and set(found.values()) == {0, 1}
+    (guess,) = get_r_free_flags_scores([flags], None).test_flag_values
+    assert guess == 0
+    io_cif_mtz.write_mtz(tmp_path / "b.mtz", structure, problem, result)
+    assert "FreeR_flag" not in iotbx.mtz.object(str(tmp_path / "b.mtz")).column_labels()
 
 
 # --- outputs that cannot be written ---------------------------------------------------------

@@ -13,7 +13,8 @@ import synthetic
 import test_io_constraints
 import test_io_disorder
 import test_io_hydrogens
-from cctbx import crystal, xray
+import test_io_restraints
+from cctbx import crystal, sgtbx, xray
 from iotbx import reflection_file_reader
 
 from dials_hybrid import (
@@ -21,12 +22,15 @@ from dials_hybrid import (
     io_cif_mtz,
     io_constraints,
     io_disorder,
+    io_restraints,
     io_shelx,
     io_shelx_write,
     io_structures,
 )
 from dials_hybrid.data import InputError
 from dials_hybrid.freedom import Constraints
+from dials_hybrid.io_restraints import RestraintOptions
+from dials_hybrid.restraints import Restrainer
 
 
 @pytest.fixture
@@ -190,6 +194,103 @@ def test_parts_of_every_assembly_have_their_own_numbers(made):
     problem = made[1].replace(provenance={io_disorder.KEY: [1, -2, 1001, -1002]})
     text = io_shelx_write.instructions(structure, problem, "a")
     assert re.findall(r"PART (\S+)", text) == ["1", "-2", "1", "-2", "0"]
+
+
+RESTRAINTS = (
+    "DFIX 1.39 0.01 C1 C2 C2 C3",
+    "DFIX 2.5 0.03 C3 C3_$1",
+    "SADI 0.01 C1 C2 C3 C4 C5 O1_$1",
+    "FLAT 0.05 C1 C2 C3 C4_$1 C5",
+    "SIMU 0.02 0.05",
+    "SIMU 0.01 0.03 C1 C2 C3 N1",
+    "DELU 0.01 0.02 C1 C2 C3 C4 O1",
+    "RIGU 0.003",
+    "ISOR 0.05 0.1 C1 O1",
+    "ISOR 0.05 0.07 C2 N1",
+)
+
+
+def restrained(tmp_path, made, *instructions, **options):
+    """Return a structure, its restraints, and a problem of them."""
+    path, structure = test_io_restraints.ins(tmp_path, *instructions)
+    found = io_restraints.restraints_of(structure, RestraintOptions(**options), path)
+    return structure, found, made[1].replace(restraints=found)
+
+
+def values(restraints, structure):
+    """Sums of squares of the residuals by kind."""
+    record = io_cctbx.to_structure(structure)
+    restrainer = Restrainer(restraints, record)
+    rows = restrainer.by_term(record.site, record.u_iso, record.u_star)
+    out: dict[str, float] = {}
+    for term, row in zip(restrainer.terms, rows, strict=True):
+        kind = restraints.kind[int(term.chosen[0])]
+        out[kind] = out.get(kind, 0.0) + float(row.square().sum())
+    return out
+
+
+@pytest.mark.parametrize("line", [*RESTRAINTS, "\n".join(RESTRAINTS[:5]), "SIMU 0.02\nDELU 0.01"])
+def test_restraints_are_read_back(tmp_path, made, warnings_logged, line):
+    """With the operators of atoms beside, the sigmas of ends and of next neighbours."""
+    structure, before, problem = restrained(tmp_path, made, line)
+    text = io_shelx_write.instructions(structure, problem, "a")
+    (tmp_path / "a.res").write_text(text)
+    again = io_structures.read_structure(tmp_path / "a.res")
+    after = io_restraints.restraints_of(again, RestraintOptions(), tmp_path / "a.res")
+    assert not warnings_logged()
+    assert sorted(after.kind) == sorted(before.kind)
+    assert after.sigma.sort()[0].tolist() == pytest.approx(before.sigma.sort()[0].tolist())
+    mine, theirs = values(before, structure), values(after, again)
+    assert theirs == pytest.approx(mine, rel=2e-3) and mine  # digits of the file
+    assert text.index("\nUNIT") < text.index(f"\n{line[:4]}") < text.index("\nFVAR")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_displacements_of_separate_sets_have_instructions_of_their_own(tmp_path, made):
+    lines = "SIMU 0.01 0.02 C1 C2", "SIMU 0.03 0.06 C4 C5"
+    structure, before, problem = restrained(tmp_path, made, *lines)
+    text = io_shelx_write.instructions(structure, problem, "a")
+    assert "\nSIMU 0.01 0.01 C1 C2\n" in text and "\nSIMU 0.03 0.03 C4 C5\n" in text
+    assert len(before.kind) == 2
+
+
+def test_pairs_that_are_far_apart_are_reached(made):
+    """SIMU looks as far as 2 A unless it is told."""
+    structure = xray.structure(crystal_symmetry=crystal.symmetry((9, 9, 9, 90, 90, 90), "P 1"))
+    for label, x in (("Cs1", 0.1), ("Br1", 0.47)):
+        structure.add_scatterer(xray.scatterer(label, site=(x, 0.2, 0.3), u=0.03))
+    entries = io_restraints.ADP_ENTRIES["adp_similarity"](structure, range(2), 0.01, None)
+    problem = made[1].replace(restraints=io_restraints.record(entries))
+    assert len(entries) == 1
+    text = io_shelx_write.instructions(structure, problem, "a")
+    assert "\nSIMU 0.02 0.02 3.34\n" in text
+
+
+def test_restraints_without_words_are_named(tmp_path, made, warnings_logged):
+    options = {"angle": ("C1 C2 C3 120 1",), "chirality": ("C1 C2 C6 N1 2.0 0.1",)}
+    structure, _, problem = restrained(tmp_path, made, "DFIX 1.4 0.01 C1 C2", **options)
+    text = io_shelx_write.instructions(structure, problem, "a")
+    assert "\nDFIX 1.4 0.01 C1 C2\n" in text
+    (said,) = warnings_logged()
+    assert said.startswith("a.res: these restraints cannot be written to it: ")
+    assert "angle of C1 C2 C3" in said and "chirality of C1 C2 C6 N1" in said
+
+
+def test_restraints_follow_a_centre_that_is_moved(made):
+    """The distance to a copy is that of the copy, whose operator is another one."""
+    symmetry = crystal.symmetry((6, 6, 9, 90, 90, 90), "P 4/n :1")
+    structure = xray.structure(crystal_symmetry=symmetry)
+    structure.add_scatterer(xray.scatterer("C1", site=(0.1, 0.2, 0.3), u=0.01))
+    operator = structure.space_group()(0, 1, 1)
+    length = structure.unit_cell().distance((0.1, 0.2, 0.3), operator * (0.1, 0.2, 0.3))
+    members = ((0, sgtbx.rt_mx()), (0, operator))
+    found = io_restraints.record([io_restraints.Entry("distance", length, 0.01, members)])
+    text = io_shelx_write.instructions(structure, made[1].replace(restraints=found), "a")
+    written = re.search(r"\nDFIX (\S+) 0.01 C1 C1_\$1\n", text).group(1)
+    moved = sgtbx.rt_mx(re.search(r"\nEQIV \$1 (\S+)\n", text).group(1).lower())
+    site = [float(x) for x in re.search(r"\nC1 +1 (\S+) (\S+) (\S+)", text).groups()]
+    assert float(written) == pytest.approx(length, abs=1e-4)
+    assert structure.unit_cell().distance(site, moved * site) == pytest.approx(length, abs=1e-4)
 
 
 def test_a_riding_atom_is_written_beside_its_parent(made):

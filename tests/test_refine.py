@@ -1,6 +1,7 @@
 """The optimiser loop on made-up data, and the parts of a problem that validation makes."""
 
 import dataclasses
+import itertools
 
 import pytest
 import tiny
@@ -140,6 +141,46 @@ def test_the_result_is_complete(truth, refined, tmp_path):
     assert back.thickness_su.shape == result.thickness.shape and (result.thickness_su > 0).any()
     assert back.thickness_mean_su.shape == (blocks,) and (result.thickness_mean_su > 0).all()
     assert back.thickness_average_su.shape == (4 * 11 + 1,)
+
+
+def crystal_parameters(loop) -> torch.Tensor:
+    """All free parameters of the structure in their order, as the loop remembers them."""
+    names = (f"crystal.{name}" for name in loop.model.crystal.slices())
+    values = [tiny.f64(loop.state.parameters.get(name, [])).flatten() for name in names]
+    return torch.cat(values)
+
+
+def test_the_last_shift_is_told_in_units_of_its_uncertainty(truth, tmp_path):
+    """Of sites, displacements, occupancies and valence; also once it is saved and loaded."""
+    problem = truth[0]
+    whole = freedom.basis(problem.structure, freedom.Constraints(occ=(((0, 1.0),),)))
+    problem = problem.replace(structure=problem.structure.replace(freedom=whole))
+    loop, seen = refinement(problem, 3), []
+    loop.progress.report = lambda row: seen.append(crystal_parameters(loop))
+    result = loop.run()
+    part = slice(0, len(seen[-1]))
+    su = loop.curvature.covariance[part, part].diagonal().sqrt()
+    steps = [after - before for before, after in itertools.pairwise(seen)]
+    moved = next(step for step in reversed(steps) if (step != 0).any())
+    ratio = (moved / su).abs()
+    assert len(ratio) == sum(p.numel() for p in loop.model.crystal.parameters()) > 8
+    expected = {"max": float(ratio.max()), "mean": float(ratio.mean())}
+    assert result.summary["shift_over_su"] == pytest.approx(expected, rel=1e-6)
+    assert 0 < expected["mean"] < expected["max"]
+    loop.save(tmp_path / "end.h5", result)
+    back = load_records(tmp_path / "end.h5")
+    assert back["result"].summary["shift_over_su"] == result.summary["shift_over_su"]
+    assert State.from_dict(back["state"]).structure_step == pytest.approx(moved.tolist())
+
+
+def test_states_of_earlier_versions_have_no_last_shift(truth):
+    loop = refinement(truth[0], 1)
+    loop.run()
+    old = loop.state.to_dict()
+    del old["structure_step"]
+    result = refinement(truth[0], 1, state=State.from_dict(old)).run()
+    assert result.summary["shift_over_su"] is None
+    assert refinement(truth[0], 0).run().summary["shift_over_su"] is None
 
 
 # --- repeating, interrupting, continuing ----------------------------------------------------

@@ -55,6 +55,8 @@ def test_the_errors_are_those_of_a_numeric_propagation(problem, name):
         expected = (by_parameter @ root).square().sum(-1).sqrt()
         assert torch.allclose(errors, expected, rtol=1e-4, atol=1e-9)
         assert errors.max() > 0
+    overall = (module.fine_depth() @ slopes.mean(0) @ root).square().sum().sqrt()
+    assert found.overall == pytest.approx(float(overall), rel=1e-4)
 
 
 def drawn(cheap, seed):
