@@ -158,7 +158,7 @@ def _alternative(first: Refined, other: tuple, progress: Progress) -> Alternativ
     as_it_stands, result = _calculated(refinement.model), None
     if mirror or first.job.options.refine_settings == "all":
         logger.info(
-            "\nFor comparison, the %s structure indexed as %s (%s), from the end of the refinement:",
+            "\nFor comparison, the %s structure indexed as %s (%s), from where the first ended:",
             hand,
             operator,
             moved.space_group_info(),
@@ -219,9 +219,7 @@ def started(first: Refined, problem: Problem, mirror: bool, progress: Progress) 
             parameters[name] = (keep * torch.tensor(value, dtype=torch.float64)).tolist()
     old = first.refinement.state
     state = State(proximity=old.proximity, error_model=old.error_model, parameters=parameters)
-    return Refinement(
-        problem, first.job.options.model, first.refinement.settings, progress, state
-    )
+    return Refinement(problem, first.job.options.model, first.refinement.settings, progress, state)
 
 
 def _r1(first: Refined, calculated: Tensor) -> float:

@@ -14,6 +14,7 @@ LEVELS = {
     "": 0,  # the version
     "electron": 0,
     "data": 1,
+    "notation": 1,
     "curves": 1,
     "fidelity": 2,
     "valence": 1,

@@ -6,7 +6,7 @@ import logging
 import math
 
 from .. import api
-from ..io_cctbx import with_uncertainty
+from ..notation import with_uncertainty
 
 logger = logging.getLogger("dials.hybrid.command_line")
 

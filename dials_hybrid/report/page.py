@@ -15,28 +15,12 @@ import jinja2
 import numpy as np
 
 from ..data import Problem, Result, replacing
+from ..notation import with_uncertainty
 from .arrays import Arrays, arrays, as_numpy
 from .figures import draw_all
 
 _N_WORST = 20
 _UNFOLDED = 30  # bonds or angles; a longer table is folded
-
-
-def with_su(value: float | None, su: float | None, digits: int = 5) -> str:
-    """Return a value with its standard uncertainty as crystallographers write it.
-
-    The s.u. keeps two figures up to 19 and one beyond, 0.4697(3) or 0.46970(14);
-    without an s.u. (None or zero) the value has `digits` decimals.
-    """
-    if value is None:
-        return "–"
-    decimals = digits
-    if su:
-        decimals = 1 - math.floor(math.log10(su))
-        decimals = max(0, decimals - (round(su * 10**decimals) > 19))
-    # adding zero turns -0.0 into 0.0
-    text = f"{round(value, decimals) + 0.0:.{decimals}f}"
-    return f"{text}({round(su * 10**decimals)})" if su else text
 
 
 def percent(value: float | None) -> str:
@@ -157,8 +141,11 @@ def _site_rows(contract: dict) -> list[dict]:
     return [
         {
             **site,
-            "xyz": [with_su(x, su) for x, su in zip(site["xyz"], site["xyz_su"], strict=True)],
-            "u_iso": with_su(site["u_iso"], site["u_iso_su"], digits=4),
+            "xyz": [
+                with_uncertainty(x, su, 5)
+                for x, su in zip(site["xyz"], site["xyz_su"], strict=True)
+            ],
+            "u_iso": with_uncertainty(site["u_iso"], site["u_iso_su"], 4),
             "occupancy": _occupancy(site["occupancy"], site["occupancy_su"]),
         }
         for site in contract["sites"]
@@ -166,7 +153,7 @@ def _site_rows(contract: dict) -> list[dict]:
 
 
 def _occupancy(value: float, su: float | None) -> str:
-    return with_su(value, su) if su else f"{value:.4g}"
+    return with_uncertainty(value, su) if su else f"{value:.4g}"
 
 
 def _geometry_rows(entries: list[dict], value: str, digits: int) -> list[dict]:
@@ -174,7 +161,7 @@ def _geometry_rows(entries: list[dict], value: str, digits: int) -> list[dict]:
     return [
         {
             "ends": list(zip(entry["atoms"], entry["symmetry"], strict=True)),
-            "value": with_su(entry[value], entry["su"], digits),
+            "value": with_uncertainty(entry[value], entry["su"], digits),
         }
         for entry in entries
     ]
@@ -214,15 +201,11 @@ def _settings(contract: dict) -> list[dict]:
             **row,
             "r1_obs": percent(row["r1_obs"]),
             "z": _z(row["z_score"]),
-            "twin": _with_su(row.get("twin_fraction"), row.get("twin_fraction_su")),
+            "twin": with_uncertainty(row.get("twin_fraction"), row.get("twin_fraction_su"), 2),
             "how": "refined" if row.get("refined", True) else "as it stands",
         }
         for row in contract["settings_refined"]
     ]
-
-
-def _with_su(value: float | None, su: float | None) -> str:
-    return "–" if value is None else f"{value:.2f} ± {su:.2f}"
 
 
 def _z(value: float | None) -> str:
@@ -281,7 +264,7 @@ def _conditions(problem: Problem, contract: dict, data: Arrays) -> list[tuple]:
     error_model = _facts(contract["error_model"], prefix="Error model, ")
     numerics = _facts(contract.get("propagation"), prefix="Propagation, ")
     valence = [
-        (f"Charge of {element}, e", f"{q['value']:.2f} ± {q['su']:.2f}")
+        (f"Charge of {element}, e", with_uncertainty(q["value"], q["su"], 2))
         for element, q in ((contract["valence"] or {}).get("charge") or {}).items()
     ]
     plain = ((name, _scalar(value)) for name, value in names.items())
