@@ -25,7 +25,7 @@ from dials_hybrid.data import (
     load_records,
     save_records,
 )
-from dials_hybrid.report import arrays, figures, page
+from dials_hybrid.report import arrays, canvas, page, reflection_figures, scan_figures
 
 NAN = float("nan")
 
@@ -583,16 +583,16 @@ def drawn(draw, data) -> Figure:
 def test_each_model_is_drawn_under_its_name(problem, result):
     perfect = problem.observations.intensity
     data = arrays.arrays(problem, result.replace(kinematic=perfect))
-    (kinematic, dynamical) = drawn(figures._draw_shells, data).axes[0].containers
+    (kinematic, dynamical) = drawn(reflection_figures.draw_shells, data).axes[0].containers
     assert kinematic.get_label() == "kinematic"
     assert {bar.get_height() for bar in kinematic} == {0}
     assert max(bar.get_height() for bar in dynamical) > 3
-    lines = drawn(figures._draw_frames, data).axes[0].get_lines()
+    lines = drawn(scan_figures.draw_frames, data).axes[0].get_lines()
     assert [(line.get_label(), line.get_ydata().max() > 0) for line in lines] == [
         ("kinematic", False),
         ("dynamical", True),
     ]
-    diagonal, *points = drawn(figures._draw_scatter_kinematic, data).axes[0].get_lines()
+    diagonal, *points = drawn(reflection_figures.draw_scatter_kinematic, data).axes[0].get_lines()
     assert all((line.get_xdata() == line.get_ydata()).all() for line in points)
 
 
@@ -604,7 +604,7 @@ def test_r1_of_shells_and_blocks_add_up_to_the_whole(problem, result):
     per_block = arrays.r1_by(data.block[use], 12, data.i_obs[use], data.i_dynamical[use])
     weight = np.bincount(data.block[use], f_obs, minlength=12)
     assert (per_block * weight).sum() == pytest.approx(misfit)
-    labels = [text.get_text() for text in drawn(figures._draw_shells, data).axes[0].texts]
+    labels = [text.get_text() for text in drawn(reflection_figures.draw_shells, data).axes[0].texts]
     assert sum(map(int, labels)) == use.sum()
 
 
@@ -614,7 +614,7 @@ def test_thickness_map_has_depth_upwards_and_angle_to_the_right(problem, result)
     p[8] = 0
     p[8, 20] = 1  # third block of the second sweep
     data = arrays.arrays(problem, result.replace(thickness=p))
-    figure = drawn(figures._draw_thickness_map, data)
+    figure = drawn(scan_figures.draw_thickness_map, data)
     mesh = figure.axes[1].collections[0]
     values = np.asarray(mesh.get_array()).reshape(30, 6)
     assert values[20, 2] == values.max() and values[4, 2] == 0
@@ -634,7 +634,7 @@ def with_bands(result):
 
 def test_bands_are_as_wide_as_the_uncertainties(problem, result):
     data = arrays.arrays(problem, with_bands(result))
-    axes = drawn(figures._draw_thickness_scan, data).axes
+    axes = drawn(scan_figures.draw_thickness_scan, data).axes
     bands = [{c.get_label(): c for c in a.collections}["mean ± s.u."] for a in axes[:2]]
     mean, first = data.thickness @ data.depth, data.sweeps[0]
     for band, blocks in zip(bands, data.sweeps, strict=True):
@@ -644,7 +644,7 @@ def test_bands_are_as_wide_as_the_uncertainties(problem, result):
             expected = mean[block] - 10 - block, mean[block] + 10 + block
             assert (here.min(), here.max()) == pytest.approx(expected)
     assert len(first) == 6
-    average = drawn(figures._draw_thickness_mean, data).axes[0]
+    average = drawn(scan_figures.draw_thickness_mean, data).axes[0]
     (band,) = (c for c in average.collections if c.get_label() == "± s.u.")
     peak = data.thickness.mean(0).max() * 100 / 40
     assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(1.1 * peak)
@@ -661,7 +661,7 @@ def test_a_result_of_an_earlier_version_has_no_bands(problem, result, tmp_path):
     assert old.thickness_mean_su is None
     found = make_contract(problem, old)["thickness"]
     assert found["mean_su"] is found["distribution_su"] is found["average_su"] is None
-    figure = drawn(figures._draw_thickness_scan, arrays.arrays(problem, old))
+    figure = drawn(scan_figures.draw_thickness_scan, arrays.arrays(problem, old))
     assert [c.get_label() for c in figure.axes[0].collections] == ["s.d. of p(t)"]
 
 
@@ -673,11 +673,11 @@ def test_the_uncertainties_of_the_thickness_are_in_the_numbers(problem, result):
 
 
 def test_many_reflections_become_a_bitmap(problem, result):
-    size, draw = (4.6, 4.6), figures._draw_scatter_dynamical
-    few = figures._svg("few", size, draw, arrays.arrays(problem, result))
+    size, draw = (4.6, 4.6), reflection_figures.draw_scatter_dynamical
+    few = canvas.svg("few", size, draw, arrays.arrays(problem, result))
     assert few.count("<use") >= 200 and "<image" not in few
     large = make_problem(n=6000)
-    many = figures._svg("many", size, draw, arrays.arrays(large, make_result(large)))
+    many = canvas.svg("many", size, draw, arrays.arrays(large, make_result(large)))
     assert many.count("<use") < 100 and "<image" in many
     assert len(many) < 300_000
 
