@@ -1,5 +1,6 @@
 """The JSON contract and the HTML page, on a synthetic quartz refinement."""
 
+import itertools
 import json
 import math
 import re
@@ -12,6 +13,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dials_hybrid import report
@@ -25,7 +27,14 @@ from dials_hybrid.data import (
     load_records,
     save_records,
 )
-from dials_hybrid.report import arrays, canvas, page, reflection_figures, scan_figures
+from dials_hybrid.report import (
+    arrays,
+    canvas,
+    history_figures,
+    page,
+    reflection_figures,
+    scan_figures,
+)
 
 NAN = float("nan")
 
@@ -578,6 +587,53 @@ def drawn(draw, data) -> Figure:
     figure = Figure(layout="constrained")
     draw(figure, data)
     return figure
+
+
+def on_paper(draw, data, size=(4.6, 3.1)) -> Figure:
+    """Draw a figure as the page has it, so that its parts have a place."""
+    with matplotlib.style.context(["default", canvas.STYLE]):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure, data)
+        figure.canvas.draw()
+    return figure
+
+
+def test_no_legend_lies_over_a_plot(problem, result):
+    data = arrays.arrays(problem, with_bands(result))
+    draws = (
+        scan_figures.draw_thickness_mean,
+        scan_figures.draw_thickness_scan,
+        history_figures.draw_r1_history,
+        reflection_figures.draw_residual,
+    )
+    for draw in draws:
+        figure = on_paper(draw, data)
+        (legend,) = figure.legends
+        assert not any(axes.get_legend() for axes in figure.axes)
+        top = max(axes.get_window_extent().y1 for axes in figure.axes)
+        box = legend.get_window_extent()
+        assert box.y0 > top and box.y1 <= figure.bbox.y1 and box.x1 <= figure.bbox.x1, draw
+    assert len(on_paper(draws[0], data).legends[0].get_texts()) == 4
+
+
+@pytest.mark.parametrize("count", [4, 16, 60])
+def test_names_of_stages_stand_apart_and_iterations_are_whole(problem, result, count):
+    """The first stages have one iteration each."""
+    names = ["scale", "thickness", "coarse", *["joint"] * count][:count]
+    history = tuple({**h, "stage": n} for h, n in zip(make_history(count), names, strict=True))
+    data = arrays.arrays(problem, result.replace(history=history))
+    for draw in (history_figures.draw_loss, history_figures.draw_r1_history):
+        figure = on_paper(draw, data)
+        (axes,) = figure.axes
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert [text.get_text() for text in axes.texts] == ["scale", "thickness", "coarse", "joint"]
+        for first, second in itertools.combinations(boxes, 2):
+            assert not first.overlaps(second)
+        assert all(box.y1 <= figure.bbox.y1 for box in boxes)
+        legends = [legend.get_window_extent() for legend in figure.legends]
+        assert not any(box.overlaps(legend) for box in boxes for legend in legends)
+        assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_each_model_is_drawn_under_its_name(problem, result):

@@ -28,7 +28,7 @@ _VARIABLES = {
     _LINE: "var(--line)",
 }
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a label with a dollar sign is no formula
     "figure.facecolor": "none",
@@ -58,7 +58,7 @@ _STYLE = {
 
 def svg(name: str, size: tuple[float, float], draw, data: Arrays) -> str:
     """Draw a figure of `size` inch by draw(figure, data), and return it as an <svg> element."""
-    style = {**_STYLE, "svg.hashsalt": name}
+    style = {**STYLE, "svg.hashsalt": name}
     with matplotlib.style.context(["default", style]):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure, data)
@@ -92,9 +92,11 @@ def _inline(drawn: str, name: str) -> str:
 
 def legend(figure: Figure, axes, **options) -> None:
     """Put the legend of `axes` into a strip above all plots, where it hides no data."""
-    strip = 0.24 / figure.get_figheight()
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip))
     handles, labels = axes.get_legend_handles_labels()
-    look = {"ncol": 3, "columnspacing": 1.2, "handlelength": 1.4, "borderpad": 0.1}
+    columns = 3 if len(labels) <= 3 else 2
+    rows = -(-len(labels) // columns)
+    strip = (0.04 + 0.2 * rows) / figure.get_figheight()
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip))
+    look = {"ncol": columns, "columnspacing": 1.2, "handlelength": 1.4, "borderpad": 0.1}
     place = {"loc": "upper left", "bbox_to_anchor": (0.08, 1)}
     figure.legend(handles, labels, **look, **place, **options)

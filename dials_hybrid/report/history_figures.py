@@ -6,10 +6,13 @@ import math
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from .arrays import Arrays
-from .canvas import DYNAMICAL, FREE, MUTED
+from .canvas import DYNAMICAL, FREE, MUTED, legend
+
+# of the names of stages, in points: the axis they stand above, a letter, a row
+_WIDTH, _LETTER, _ROW = 270, 4.2, 9
 
 
 def _series(history: tuple, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -20,25 +23,34 @@ def _series(history: tuple, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mark_stages(axes, history: tuple) -> None:
-    """Draw a line where each stage begins, with its name."""
+    """Draw a line where each stage begins, with its name above, in a row where there is room."""
+    first, last = history[0]["iteration"], history[-1]["iteration"]
+    per_point = max(last - first, 1) / _WIDTH
+    taken: list[float] = []  # of each row, the iteration up to which it is
     before = None
     for entry in history:
-        stage = entry.get("stage")
-        if stage != before:
-            x = entry["iteration"]
-            axes.axvline(x, color=MUTED, linewidth=0.7, linestyle=":")
-            axes.annotate(
-                str(stage),
-                (x, 1),
-                (-2, 3),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                rotation=25,
-                rotation_mode="anchor",
-                fontsize=7.5,
-                color=MUTED,
-            )
-        before = stage
+        x, name = entry["iteration"], str(entry.get("stage"))
+        if name == before:
+            continue
+        before = name
+        row = next((i for i, end in enumerate(taken) if end < x), len(taken))
+        taken[row : row + 1] = [x + per_point * _LETTER * (len(name) + 2)]
+        axes.axvline(x, color=MUTED, linewidth=0.7, linestyle=":")
+        axes.annotate(
+            name,
+            (x, 1),
+            (-2, 3 + _ROW * row),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=MUTED,
+        )
+
+
+def _iterations(axes) -> None:
+    """Label the horizontal axis, in whole numbers."""
+    axes.set_xlabel("iteration")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def draw_loss(figure: Figure, data: Arrays) -> None:
@@ -51,7 +63,8 @@ def draw_loss(figure: Figure, data: Arrays) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     _mark_stages(axes, data.history)
-    axes.set(xlabel="iteration", ylabel="loss")
+    _iterations(axes)
+    axes.set_ylabel("loss")
 
 
 def draw_r1_history(figure: Figure, data: Arrays) -> None:
@@ -62,5 +75,6 @@ def draw_r1_history(figure: Figure, data: Arrays) -> None:
         if len(x):
             axes.plot(x, 100 * r1, color=colour, label=label)
     _mark_stages(axes, data.history)
-    axes.set(xlabel="iteration", ylabel="R1 (%)")
-    axes.legend(loc="upper right")
+    _iterations(axes)
+    axes.set_ylabel("R1 (%)")
+    legend(figure, axes)
