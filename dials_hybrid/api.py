@@ -37,6 +37,7 @@ from .freedom import Constraints
 from .io_bonds import bonds_and_angles, cell_covariance
 from .io_cctbx import update_xray_structure
 from .io_constraints import Parameters
+from .io_contacts import close_contacts
 from .io_dials import Sampling, Selection
 from .io_measurement import cell_su
 from .io_pets_write import Cutting
@@ -225,6 +226,7 @@ def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
         job.problem,
         result,
         **bonds_and_angles(structure, result, cell_cov, job.parts),
+        contacts=close_contacts(structure, job.parts),
         space_group=str(structure.space_group_info()),
         warnings=list(dict.fromkeys([*job.messages, *messages])),
         dials_version=dials_version(),

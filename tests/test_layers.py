@@ -57,6 +57,7 @@ LEVELS = {
     "io_hydrogens": 5,
     "io_shelx": 5,
     "io_bonds": 5,
+    "io_contacts": 5,
     "io_disorder": 5,
     "io_restraint_entries": 5,
     "io_restraints": 5,

@@ -15,7 +15,7 @@ import test_report
 import tiny
 
 from dials_hybrid import report
-from dials_hybrid.report import arrays, checks, contacts, picture
+from dials_hybrid.report import arrays, atom_checks, contacts, picture, scan_checks
 from dials_hybrid.report.json_contract import equivalent_u
 
 ELEMENTS = ("C", "H")
@@ -100,13 +100,13 @@ def site(u_iso, label="O1"):
     ],
 )
 def test_displacements(u, expected):
-    found = checks.displacements([site(0.01, "Si1"), site(u)])
+    found = atom_checks.displacements([site(0.01, "Si1"), site(u)])
     assert kinds(found) == expected
     assert all("O1" in check.text and "Si1" not in check.text for check in found)
 
 
 def test_many_atoms_are_counted():
-    (found,) = checks.displacements([site(-0.01, f"C{i}") for i in range(10)])
+    (found,) = atom_checks.displacements([site(-0.01, f"C{i}") for i in range(10)])
     assert "C5" in found.text and "C6" not in found.text and "and 4 more" in found.text
 
 
@@ -115,9 +115,9 @@ def test_tensors_that_are_not_positive_definite():
     # U11 U22 < U12^2 although all three diagonal terms are positive
     u_star = f64([[0.01, 0.01, 0.01, 0.02, 0, 0], [0.01, 0.01, 0.01, 0.005, 0, 0]]) / 81
     every = structure.replace(u_star=u_star, anisotropic=torch.tensor([True, True]))
-    (found,) = checks.indefinite(every)
+    (found,) = atom_checks.indefinite(every)
     assert found.severity == "alert" and "X0 (-0.0100" in found.text and "X1" not in found.text
-    assert checks.indefinite(every.replace(anisotropic=torch.tensor([False, True]))) == []
+    assert atom_checks.indefinite(every.replace(anisotropic=torch.tensor([False, True]))) == []
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_short_contacts(distance, occ, kind, short):
     # over the face of the cell
     sites = [[0.98, 0.5, 0.5], [(0.98 + distance / 9) % 1, 0.5, 0.5]]
     structure = molecule(sites, occ=f64(occ), type=torch.tensor(kind))
-    found = checks.short_contacts(structure)
+    found = atom_checks.short_contacts(structure)
     assert bool(found) == short
     assert not short or f"X0–X1 {distance:.2f} Å" in found[0].text
 
 
 def test_occupancies():
     structure = molecule([[0, 0, 0], [0.5, 0.5, 0.5]], occ=f64([1.0, 1.2]))
-    (found,) = checks.occupancies(structure)
+    (found,) = atom_checks.occupancies(structure)
     assert "X1 (1.200)" in found.text and "X0" not in found.text
 
 
@@ -152,9 +152,9 @@ def test_values_that_only_a_prior_holds():
         "charge": {"O": {"value": -1.2, "su": 0.1}, "Si": {"value": 0.6, "su": 0.1}},
         "dipole": {"O1": {"value": [0.1, -0.7, 0], "su": [0.1] * 3}},
     }
-    (check,) = checks.valence(found)
+    (check,) = atom_checks.valence(found)
     assert "charge of O (-1.20 e), dipole of O1" in check.text
-    assert checks.valence({"model": "none", "charge_sigma": 0.3, "dipole_sigma": 0.2}) == []
+    assert atom_checks.valence({"model": "none", "charge_sigma": 0.3, "dipole_sigma": 0.2}) == []
 
 
 # --- a whole result -------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_gaps_between_blocks_are_no_jumps(problem, result):
     later = scan.angle + math.radians(30) * (torch.arange(12)[:, None] >= 5)
     apart = problem.replace(scan=scan.replace(angle=later))
     data = arrays.arrays(apart, turned(result, (5, 0.4)))
-    assert checks.orientations(data) == []
+    assert scan_checks.orientations(data) == []
 
 
 def test_alerts_come_first_and_are_plain_values(problem, result):

@@ -39,6 +39,7 @@ _KEYS = {
     "restraints": {},
     "bonds": [],
     "angles": [],
+    "contacts": [],
     "settings_refined": [],
     "indexing_verdict": None,
     "correlations": [],
