@@ -253,6 +253,51 @@ def test_gaps_between_blocks_are_no_jumps(problem, result):
     assert scan_checks.orientations(data) == []
 
 
+def few_in_blocks(problem, result, fewer):
+    """Return the problem and the result with at most `fewer` observed reflections in each block."""
+    o = problem.observations
+    seen = torch.zeros(len(problem.scan.sweep))
+    weak = torch.zeros(len(o.intensity), dtype=torch.bool)
+    for i, block in enumerate(o.link_block.tolist()):
+        if bool(o.observed[i]) and not bool(o.free[i]):
+            seen[block] += 1
+            weak[i] = seen[block] > fewer
+    sigma = torch.where(weak, o.intensity.abs(), o.sigma)
+    return problem.replace(observations=o.replace(sigma=sigma)), result
+
+
+@pytest.mark.parametrize(
+    ("fewer", "bad", "words"),
+    [
+        (4, (6, 7), "6.0 to 8.0° ("),  # two blocks together have eight
+        (3, (6, 7, 8), "6.0 to 9.0° ("),
+        (50, (7,), ": 7.5° ("),
+    ],
+)
+def test_bad_frames_of_few_reflections_are_seen(fewer, bad, words):
+    problem = test_report.make_problem(n=1200, n_sweeps=1, n_blocks=24)
+    result = test_report.make_result(problem)
+    problem, result = few_in_blocks(problem, result, fewer)
+    assert scan_checks.bad_frames(arrays.arrays(problem, result)) == []
+    for block in bad:
+        result = worse_in_block(problem, result, block)
+    (found,) = scan_checks.bad_frames(arrays.arrays(problem, result))
+    assert words in found.text
+
+
+def test_every_reflection_is_in_one_range():
+    """Ranges of two sweeps, the first of which has a gap."""
+    problem = test_report.make_problem(n=60, n_sweeps=2, n_blocks=12)
+    later = math.radians(30) * ((torch.arange(24) >= 5) & (torch.arange(24) < 12))
+    scan = problem.scan.replace(angle=problem.scan.angle + later[:, None])
+    data = arrays.arrays(problem.replace(scan=scan), test_report.make_result(problem))
+    count = np.full(24, 3)
+    count[[2, 20]] = 8
+    ranges = [blocks.tolist() for blocks in scan_checks._ranges(data, count)]
+    first = [[0, 1], [2], [3, 4], [5, 6, 7], [8, 9, 10], [11]]
+    assert ranges == [*first, [12, 13, 14], [15, 16, 17], [18, 19], [20], [21, 22, 23]]
+
+
 def test_alerts_come_first_and_are_plain_values(problem, result):
     spoilt = worse_in_block(problem, in_depth(result, 20, 30), 7)
     found = report.contract(problem, spoilt)["checks"]

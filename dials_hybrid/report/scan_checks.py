@@ -7,7 +7,8 @@ import numpy as np
 from .arrays import Arrays, r1_by
 from .check import ALERT, NOTE, Check, listed
 
-FEWEST = 8  # reflections of a frame, and frames, that say something
+FEWEST = 8  # reflections of a frame, and changes between frames, that say something
+FEW, FEWEST_RANGES = 3, 6  # reflections of a range of frames where there are no more; ranges
 OUTLYING = 5.0  # robust standard deviations
 FRAME_RATIO = 1.5  # of R1 to the usual one
 JUMP, JUMP_RATIO = 0.1, 6.0  # degree, and times the usual change between frames
@@ -22,20 +23,28 @@ def find(data: Arrays) -> list[Check]:
 
 
 def bad_frames(data: Arrays) -> list[Check]:
-    """Tell of blocks whose R1 lies far above that of the others."""
+    """Tell of blocks, or ranges of blocks with few reflections, whose R1 is far above the usual.
+
+    The spread of R1 goes with one over the root of the number of reflections.
+    """
     use, n = data.observed & ~data.free, len(data.block_angle)
-    r1 = r1_by(data.block[use], n, data.i_obs[use], data.i_dynamical[use])
-    many = np.bincount(data.block[use], minlength=n) >= FEWEST
-    if many.sum() < FEWEST:
+    count = np.bincount(data.block[use], minlength=n)
+    ranges = [blocks for blocks in _ranges(data, count) if count[blocks].sum() >= FEW]
+    if len(ranges) < FEWEST_RANGES:
         return []
-    usual = np.median(r1[many])
-    spread = 1.4826 * np.median(np.abs(r1[many] - usual))
-    limit = max(usual + OUTLYING * spread, FRAME_RATIO * usual)
-    bad = np.flatnonzero(many & (np.nan_to_num(r1) > limit))
+    place = np.full(n, len(ranges))  # of each block; the last one is dropped
+    for i, blocks in enumerate(ranges):
+        place[blocks] = i
+    r1 = r1_by(place[data.block[use]], len(ranges) + 1, data.i_obs[use], data.i_dynamical[use])[:-1]
+    usual = np.median(r1)
+    root = np.sqrt([count[blocks].sum() for blocks in ranges])
+    spread = 1.4826 * np.median(np.abs(r1 - usual) * root)
+    limit = np.maximum(usual + OUTLYING * spread / root, FRAME_RATIO * usual)
+    bad = np.flatnonzero(r1 > limit)
     if len(bad) == 0:
         return []
     worst = bad[np.argsort(-r1[bad])]
-    names = listed(f"{_where(data, i)} ({100 * r1[i]:.0f} %)" for i in worst)
+    names = listed(f"{_where(data, ranges[i])} ({100 * r1[i]:.0f} %)" for i in worst)
     text = (
         f"Blocks of frames with R1 far above the usual {100 * usual:.1f} %: {names}. Look at their "
         "orientation, at zone axes and at the images."
@@ -43,21 +52,55 @@ def bad_frames(data: Arrays) -> list[Check]:
     return [Check("bad_frames", NOTE, text)]
 
 
-def _where(data: Arrays, block: int) -> str:
-    """Return where a block is, for people."""
-    angle = f"{data.block_angle[block]:.1f}°"
-    place = next(i for i, blocks in enumerate(data.sweeps) if block in blocks)
+def _runs(data: Arrays) -> list[np.ndarray]:
+    """Return the blocks of each sweep in order, cut where the scan has a gap."""
+    runs = []
+    for blocks in data.sweeps:
+        gap = np.diff(data.block_angle[blocks])
+        runs += (
+            np.split(blocks, np.flatnonzero(gap > 3 * np.median(gap)) + 1) if len(gap) else [blocks]
+        )
+    return runs
+
+
+def _ranges(data: Arrays, count: np.ndarray) -> list[np.ndarray]:
+    """Return single blocks of FEWEST reflections or more, and others joined to have as many.
+
+    `count` (F,) are the reflections of each block. What stands between two blocks of many, or
+    remains at an end, may have fewer.
+    """
+    ranges = []
+    for run in _runs(data):
+        waiting: list[int] = []
+        for block in run.tolist():
+            if count[block] >= FEWEST:
+                ranges += [waiting, [block]]
+                waiting = []
+                continue
+            waiting.append(block)
+            if count[waiting].sum() >= FEWEST:
+                ranges.append(waiting)
+                waiting = []
+        ranges.append(waiting)
+    return [np.array(blocks) for blocks in ranges if blocks]
+
+
+def _where(data: Arrays, blocks) -> str:
+    """Return where a block, or a range of blocks of one sweep, is, for people."""
+    blocks = np.atleast_1d(blocks)
+    angle = f"{data.block_angle[blocks[0]]:.1f}°"
+    if len(blocks) > 1:
+        half = data.block_width[blocks] / 2
+        first, last = data.block_angle[blocks] - half, data.block_angle[blocks] + half
+        angle = f"{first.min():.1f} to {last.max():.1f}°"
+    place = next(i for i, sweep in enumerate(data.sweeps) if blocks[0] in sweep)
     return angle if len(data.sweeps) == 1 else f"{angle} of sweep {place + 1}"
 
 
 def orientations(data: Arrays) -> list[Check]:
     """Tell of jumps of the refined orientation between blocks, and of large turns."""
-    before, after = [], []
-    for blocks in data.sweeps:
-        gap = np.diff(data.block_angle[blocks])
-        near = gap <= 3 * np.median(gap) if len(gap) else gap.astype(bool)
-        before += blocks[:-1][near].tolist()
-        after += blocks[1:][near].tolist()
+    runs = _runs(data)
+    before, after = (np.concatenate(x) for x in ([r[:-1] for r in runs], [r[1:] for r in runs]))
     change = np.linalg.norm(data.tilt[after] - data.tilt[before], axis=1)
     found = []
     if len(change) >= FEWEST:
@@ -72,7 +115,7 @@ def orientations(data: Arrays) -> list[Check]:
     if largest.max() > FAR_TURN:
         text = (
             f"The orientation was turned by up to {largest.max():.1f}° (at "
-            f"{_where(data, int(largest.argmax()))}): refine the geometry in DIALS or PETS first."
+            f"{_where(data, largest.argmax())}): refine the geometry in DIALS or PETS first."
         )
         found.append(Check("large_turn", NOTE, text))
     return found
