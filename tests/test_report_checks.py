@@ -239,6 +239,26 @@ def test_troubles_are_found_alone(problem, result, kind):
     assert list(found) == [kind] and words in found[kind]["text"]
 
 
+def test_single_blocks_at_the_edge_of_the_grid_are_seen(problem, result):
+    """Two of twelve blocks and a third one apart, not enough to count in the mean."""
+    p = result.thickness.clone()
+    for block, weight in ((3, 0.35), (4, 0.2), (9, 0.31)):
+        p[block] *= (1 - weight) / p[block].sum()
+        p[block, -1] += weight
+    last = p[:, -3:].sum(1)
+    assert float(last.mean()) < 0.08
+    (found,) = scan_checks.thickness(arrays.arrays(problem, result.replace(thickness=p)))
+    assert found.severity == "alert" and "(35 % at 3.5°, 31 % at 9.5°)." in found.text
+    p[4] = p[3]
+    (found,) = scan_checks.thickness(arrays.arrays(problem, result.replace(thickness=p)))
+    assert "(35 % at 3.0 to 5.0°, 31 % at 9.5°)." in found.text
+    few = result.thickness.clone()
+    few[3] = 0
+    few[3, [0, -1]] = torch.tensor([0.55, 0.45]).double()
+    (found,) = scan_checks.thickness(arrays.arrays(problem, result.replace(thickness=few)))
+    assert found.text.startswith("4 %"), "below the limit of the mean"
+
+
 def test_few_free_reflections_say_nothing(problem, result):
     few = with_summary(result, free={"r1_obs": 0.2, "n": 5})
     assert found_in(problem, few) == {}

@@ -13,7 +13,8 @@ OUTLYING = 5.0  # robust standard deviations
 FRAME_RATIO = 1.5  # of R1 to the usual one
 JUMP, JUMP_RATIO = 0.1, 6.0  # degree, and times the usual change between frames
 FAR_TURN = 1.0  # degree
-EDGE_WEIGHT = 0.05  # of p(t) in the last tenth of the grid
+EDGE_WEIGHT = 0.05  # of p(t) in the last tenth of the grid, mean of all blocks
+BLOCK_EDGE_WEIGHT = 0.3  # the same of any block
 THIN_WEIGHT = 0.1  # of p(t) in the first tenth
 
 
@@ -122,24 +123,36 @@ def orientations(data: Arrays) -> list[Check]:
 
 
 def thickness(data: Arrays) -> list[Check]:
-    """Tell of weight of p(t) at either end of the grid."""
+    """Tell of weight of p(t) at either end of the grid: of all blocks, or much of some of them."""
     tenth = len(data.depth) // 10
     if tenth == 0:
         return []
-    last, first = (
-        data.thickness[:, part].sum(1).mean() for part in (slice(-tenth, None), slice(tenth))
-    )
-    found = []
-    if last > EDGE_WEIGHT:
+    last, first = (data.thickness[:, part].sum(1) for part in (slice(-tenth, None), slice(tenth)))
+    found, far = [], last > BLOCK_EDGE_WEIGHT
+    if last.mean() > EDGE_WEIGHT or far.any():
+        where = listed(
+            f"{100 * last[blocks].max():.0f} % at {_where(data, blocks)}"
+            for blocks in _joined(data, far)
+        )
         text = (
-            f"{100 * last:.0f} % of the thickness distribution lie in the last tenth of the grid, "
-            f"which ends at {data.depth[-1]:.0f} Å: raise depth.max."
+            f"{100 * last.mean():.0f} % of the thickness distribution lie in the last tenth of the "
+            f"grid, which ends at {data.depth[-1]:.0f} Å: raise depth.max"
+            f"{f' ({where})' if where else ''}."
         )
         found.append(Check("thickness_edge", ALERT, text))
-    if first > THIN_WEIGHT:
+    if first.mean() > THIN_WEIGHT:
         text = (
-            f"{100 * first:.0f} % of the thickness distribution lie below "
+            f"{100 * first.mean():.0f} % of the thickness distribution lie below "
             f"{data.depth[tenth - 1]:.0f} Å, where they soak up errors of the model."
         )
         found.append(Check("thickness_thin", NOTE, text))
     return found
+
+
+def _joined(data: Arrays, chosen: np.ndarray) -> list[np.ndarray]:
+    """Return the chosen (F,) blocks, those that follow one another together, the longest first."""
+    joined = []
+    for run in _runs(data):
+        borders = np.flatnonzero(np.diff(chosen[run])) + 1
+        joined += [part for part in np.split(run, borders) if chosen[part[0]]]
+    return sorted(joined, key=len, reverse=True)
