@@ -34,19 +34,23 @@ class Quantity:
 def summary(cheap: CheapModel, covariance: Tensor, information: Tensor) -> dict:
     """Return `correlations` and `condition` as plain values.
 
-    correlations -- pairs of quantities with |r| > STRONG, the strongest first, at most MOST;
-        neighbours on one curve (scale, orientation), which always correlate, are left out
+    correlations -- pairs of quantities with |r| > STRONG, the strongest first, at most MOST, and
+        what each of them belongs to; neighbours on one curve (scale, orientation), which always
+        correlate, are left out
     condition -- largest over smallest eigenvalue of the normal matrix scaled to a unit
         diagonal: of all parameters that are determined, and of the structure alone once the
         others are eliminated; how many directions neither data nor priors determine, and the
         number of all pairs with |r| > STRONG
     """
     found = quantities(cheap)
-    pairs = strongest(found, covariance)
+    pairs, kinds = strongest(found, covariance), {q.name: q.kind for q in found}
     crystal = covariance[cheap.parts.crystal, cheap.parts.crystal]
     everything, undetermined = condition(information)
     return {
-        "correlations": [{"first": a, "second": b, "r": r} for a, b, r in pairs[:MOST]],
+        "correlations": [
+            {"first": a, "second": b, "r": r, "kinds": [kinds[a], kinds[b]]}
+            for a, b, r in pairs[:MOST]
+        ],
         "condition": {
             "all": everything,
             "structure": condition(crystal)[0],

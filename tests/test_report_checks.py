@@ -15,7 +15,15 @@ import test_report
 import tiny
 
 from dials_hybrid import report
-from dials_hybrid.report import arrays, atom_checks, contacts, picture, scan_checks
+from dials_hybrid.absolute_structure import TwinFraction, ZScore, verdict
+from dials_hybrid.report import (
+    arrays,
+    atom_checks,
+    contacts,
+    model_checks,
+    picture,
+    scan_checks,
+)
 from dials_hybrid.report.json_contract import equivalent_u
 
 ELEMENTS = ("C", "H")
@@ -146,15 +154,80 @@ def test_occupancies():
 
 
 def test_values_that_only_a_prior_holds():
-    found = {
+    valence = {
         "charge_sigma": 0.3,
         "dipole_sigma": 0.2,
         "charge": {"O": {"value": -1.2, "su": 0.1}, "Si": {"value": 0.6, "su": 0.1}},
         "dipole": {"O1": {"value": [0.1, -0.7, 0], "su": [0.1] * 3}},
     }
-    (check,) = atom_checks.valence(found)
-    assert "charge of O (-1.20 e), dipole of O1" in check.text
-    assert atom_checks.valence({"model": "none", "charge_sigma": 0.3, "dipole_sigma": 0.2}) == []
+    terms = [
+        {"term": "background", "expected": 0.1, "stretched": 4.2},
+        {"term": "/a/b.py:My_own", "expected": 2, "stretched": 3.1},
+        {"term": "frame_scale", "expected": 0.1, "stretched": 2.9},
+        {"term": "window"},  # of an earlier version
+    ]
+    (check,) = model_checks.limits(valence, terms, tiny.quartz())
+    assert "charge of O (-1.20 e), dipole of O1, background (4.2 times 0.1)" in check.text
+    assert "My own (3.1 times 2)" in check.text and "frame" not in check.text
+    none = {"model": "none", "charge_sigma": 0.3, "dipole_sigma": 0.2}
+    assert model_checks.limits(none, terms[2:], tiny.quartz()) == []
+
+
+def test_u_at_its_floor():
+    quartz = test_report.quartz()
+    low = quartz.replace(u_iso=f64([-0.047, 0.0]))
+    (check,) = model_checks.limits({}, [], low)
+    assert check.severity == "alert" and "(-0.047 Å²)" in check.text and "O1" not in check.text
+    assert model_checks.limits({}, [], quartz.replace(u_iso=f64([-0.04, 0.0]))) == []
+
+
+def test_restraints_that_the_data_contradict():
+    def entry(deviation):
+        return {"worst": {"atoms": ["Si1", "O1"], "deviation_over_sigma": deviation}}
+
+    found = {"distance": entry(6.7), "rigid_bond": entry(3.2), "angle": entry(2.9)}
+    (check,) = model_checks.restraints(found)
+    assert "distance of Si1 O1 (6.7 sigma), rigid bond of Si1 O1 (3.2 sigma)." in check.text
+    assert model_checks.restraints({"angle": entry(2.9)}) == model_checks.restraints({}) == []
+
+
+def test_parameters_of_the_structure_that_move_as_one():
+    def pair(r, *kinds):
+        return {"first": "x(O1)", "second": "x(O2)", "r": r, "kinds": list(kinds)}
+
+    both = ("structure", "structure")
+    (check,) = model_checks.correlations([pair(-0.97, *both), pair(0.9, *both)])
+    assert "apart x(O1) and x(O2) (-0.97):" in check.text
+    assert model_checks.correlations([pair(0.99, "structure", "scale"), pair(0.94, *both)]) == []
+    assert model_checks.correlations([{"first": "a", "second": "b", "r": 1.0}]) == []
+
+
+def test_what_is_known_of_hand_and_indexing():
+    assert model_checks.hand({}) == model_checks.indexing(None) == []
+    good = {"verdict": "determined, P 32 2 1: z = 9", "refined": {"other_hand_converged": True}}
+    assert model_checks.hand(good) == model_checks.indexing(good["verdict"]) == []
+    assert model_checks.hand({"verdict": "not applicable: centrosymmetric"}) == []
+    unknown = {"verdict": "undetermined: z = 1.0", "refined": {"other_hand_converged": False}}
+    first, second = model_checks.hand(unknown)
+    assert (first.severity, first.kind) == ("note", "absolute_structure")
+    assert first.text == "The absolute structure is undetermined: z = 1.0."
+    assert (second.severity, second.kind) == ("note", "other_hand_not_converged")
+    score, twin = ZScore(100, 20), TwinFraction(None, None)
+    sentence = verdict(score, twin, "as indexed", -0.01)
+    (worse,) = model_checks.indexing(sentence)
+    assert (worse.severity, worse.kind) == ("alert", "indexing") and sentence in worse.text
+
+
+def test_peaks_far_above_the_noise():
+    def peak(sigma, atom):
+        return {"height": 3.7 * sigma, "sigma": sigma, "atom": atom, "distance": 1.04}
+
+    found = {"peaks": [peak(9.8, "O1"), peak(7.0, "O2")], "holes": [peak(-5.9, "Si1")]}
+    (check,) = atom_checks.difference_map(found)
+    assert "+36.26 V, is 9.8 times its r.m.s., 1.04 Å from O1" in check.text
+    (check,) = atom_checks.difference_map({"peaks": [], "holes": [peak(-6.1, "Si1")]})
+    assert "deepest hole" in check.text and "6.1 times" in check.text
+    assert atom_checks.difference_map(None) == []
 
 
 # --- a whole result -------------------------------------------------------------------------

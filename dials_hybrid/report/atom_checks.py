@@ -1,4 +1,4 @@
-"""Checks of the atoms: displacements, contacts, occupancies, uncertainties."""
+"""Checks of the atoms: displacements, contacts, occupancies, uncertainties, the difference map."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .contacts import nearest, radii
 
 SMALL_U, LARGE_U = 0.001, 0.15  # A^2
 SHORT = 0.75  # of the sum of the covalent radii; the shortest bond, of N2, has 0.77
-STRETCHED = 3.0  # standard deviations of a prior
+HIGH_PEAK = 6.0  # r.m.s. of the map; noise has about 4.5, a missing atom 10 and more
 POOR_SITE, ODD_SITE, SITE_RATIO = 0.05, 0.02, 5.0  # A, A, times the usual s.u.
 
 
@@ -26,8 +26,8 @@ def find(result: Result, contract: dict) -> list[Check]:
         *short_contacts(structure),
         *close_contacts(contract["contacts"]),
         *occupancies(structure),
-        *valence(contract["valence"] or {}),
         *uncertainties(result),
+        *difference_map(contract["map_peaks"]),
     ]
 
 
@@ -97,21 +97,6 @@ def occupancies(structure: Structure) -> list[Check]:
     return [Check("occupancy", ALERT, f"Occupancies outside of 0 to 1: {names}.")]
 
 
-def valence(found: dict) -> list[Check]:
-    """Tell of charges and dipoles that only their prior holds."""
-    names = []
-    for element, q in found.get("charge", {}).items():
-        if abs(q["value"]) > STRETCHED * found["charge_sigma"]:
-            names.append(f"charge of {element} ({q['value']:.2f} e)")
-    for label, dipole in found.get("dipole", {}).items():
-        if max(map(abs, dipole["value"])) > STRETCHED * found["dipole_sigma"]:
-            names.append(f"dipole of {label}")
-    if not names:
-        return []
-    text = f"Much larger than expected, held by the prior alone: {listed(names)}."
-    return [Check("at_limit", NOTE, text)]
-
-
 def uncertainties(result: Result) -> list[Check]:
     """Tell of coordinates and U that the data hardly determine."""
     structure, found = result.structure, []
@@ -129,3 +114,22 @@ def uncertainties(result: Result) -> list[Check]:
         text = f"The s.u. of U is larger than U itself: {names}."
         found.append(Check("large_u_su", NOTE, text))
     return found
+
+
+def difference_map(found: dict | None) -> list[Check]:
+    """Tell of the highest peak and the deepest hole, far above what noise has."""
+    checks = []
+    kinds = (
+        ("peaks", "highest peak", "an atom may be missing"),
+        ("holes", "deepest hole", "an element may be wrong, or a site partly occupied"),
+    )
+    for name, what, meaning in kinds:
+        for peak in (found or {}).get(name, [])[:1]:
+            if abs(peak["sigma"]) > HIGH_PEAK:
+                text = (
+                    f"The {what} of the difference map, {peak['height']:+.2f} V, is "
+                    f"{abs(peak['sigma']):.1f} times its r.m.s., {peak['distance']:.2f} Å from "
+                    f"{peak['atom']}: {meaning}."
+                )
+                checks.append(Check("map_peak", NOTE, text))
+    return checks

@@ -2,7 +2,7 @@
 
 Every check is a function that returns what it found, an empty list when all is well. Limits are
 those of common practice (as in A. L. Spek 2003, doi:10.1107/S0021889802022112); none is a proof.
-Those of the atoms and those of the scan have rooms of their own.
+Those of the atoms, of the model and of the scan have rooms of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..data import Problem, Result
-from . import atom_checks, scan_checks
+from . import atom_checks, model_checks, scan_checks
 from .arrays import arrays
 from .check import ALERT, NOTE, Check
 
@@ -27,6 +27,7 @@ def find(problem: Problem, result: Result, contract: dict) -> list[dict]:
         *convergence(contract),
         *agreement(contract),
         *atom_checks.find(result, contract),
+        *model_checks.find(result.structure, contract),
         *scan_checks.find(data),
     ]
     found.sort(key=lambda check: check.severity != ALERT)
