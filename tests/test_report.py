@@ -755,6 +755,20 @@ def test_candidates_without_a_score_come_last():
     assert [row["r1_obs"] for row in rows] == ["20.0 %", "30.0 %", "–", "–"]
 
 
+@pytest.mark.parametrize(
+    "found, told",
+    [
+        ({}, ""),
+        ({"operator": "h,k,l", "inverted": False, "changed": False}, "indexing that were given"),
+        ({"operator": "h,k,l", "inverted": True, "changed": True}, "inverted, reindexed by h,k,l"),
+        ({"operator": "-h,-k,l", "inverted": False, "changed": True}, "given, reindexed by -h"),
+    ],
+)
+def test_the_setting_that_was_chosen(found, told):
+    words_of_it = setting_tables.chosen({"indexing": found})
+    assert told in words_of_it and bool(told) == bool(words_of_it)
+
+
 def test_worst_reflection_comes_first(problem, result):
     observations = problem.observations
     calculated = observations.intensity.clone()

@@ -24,8 +24,10 @@ def chosen(contract: dict) -> str:
     found = contract["indexing"] or {}
     if "operator" not in found:
         return ""
-    hand = "inverted" if found.get("inverted") else "as it was given"
-    return f"Refined was the structure {hand}, with the data reindexed by {found['operator']}."
+    if not found.get("changed"):
+        return "The structure was refined in the hand and the indexing that were given."
+    hand = "inverted" if found.get("inverted") else "in the hand that was given"
+    return f"The structure was refined {hand}, reindexed by {found['operator']}."
 
 
 def settings(contract: dict) -> list[dict]:
