@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .notation import with_uncertainty
 from .uncertainty import Curvature
 
 SIGNIFICANT = 3.0  # |z| and multiples of s.u. from which something is taken as shown
@@ -87,10 +88,10 @@ def verdict(
 
     `difference` is by how much R1 of the other one is higher, `share` names the twin fraction.
     """
-    x = "is not known" if twin.value is None else f"is {twin.value:.2f} +- {twin.su:.2f}"
+    x = "not known" if twin.value is None else with_uncertainty(twin.value, twin.su)
     numbers = (
         f"R1 differs by {difference:+.4f}, z = {score.z:.1f} over {score.reflections} reflections, "
-        f"{share} {x}"
+        f"{share} is {x}"
     )
     known = twin.value is not None and twin.su < POWER
     if score.z <= -SIGNIFICANT:

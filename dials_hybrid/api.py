@@ -38,6 +38,7 @@ from .ideal_hydrogens import settled
 from .io_bonds import bonds_and_angles, cell_covariance
 from .io_cctbx import as_recorded, update_xray_structure
 from .io_constraints import Parameters
+from .io_contacts import close_contacts
 from .io_dials import Sampling, Selection
 from .io_measurement import cell_su
 from .io_pets_write import Cutting
@@ -227,6 +228,7 @@ def outcome_of(job: Job, checkpoint: Checkpoint, messages) -> Outcome:
         job.problem,
         result,
         **bonds_and_angles(structure, result, cell_cov, job.parts),
+        contacts=close_contacts(structure, job.parts),
         space_group=str(structure.space_group_info()),
         warnings=list(dict.fromkeys([*job.messages, *messages])),
         dials_version=dials_version(),

@@ -205,11 +205,21 @@ class Terms(nn.Module):
         return jacfwd(self.penalties)(flat) if len(flat) else flat.new_zeros(0, 0)
 
     def summary(self, covariance: Tensor) -> list[dict]:
-        """Return the quantities of every term with their s.u., plain values; covariance (n, n)."""
+        """Return what every term came to, as plain values; covariance (n, n).
+
+        Beside its quantities with their s.u. that is its `expected` size, and by how many standard
+        deviations the priors are `stretched` at most.
+        """
         out, start = [], 0
         for kind, term in zip(self.kinds, self.terms, strict=True):
             stop = start + sum(p.numel() for p in term.parameters())
-            out.append({"term": kind, **_told(term, covariance[start:stop, start:stop])})
+            stretch = term.prior_residuals().detach().abs()
+            size = {
+                "expected": term.sigma,
+                "stretched": float(stretch.max()) if len(stretch) else 0.0,
+            }
+            told = _told(term, covariance[start:stop, start:stop])
+            out.append({"term": kind, **size, **told})
             start = stop
         return out
 

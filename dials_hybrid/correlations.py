@@ -37,8 +37,9 @@ class Quantity:
 def summary(cheap: CheapModel, curvature: Curvature) -> dict:
     """Return `correlations` and `condition` as plain values.
 
-    correlations -- pairs of quantities with |r| > STRONG, the strongest first, at most MOST;
-        neighbours on one curve (scale, orientation), which always correlate, are left out
+    correlations -- pairs of quantities with |r| > STRONG, the strongest first, at most MOST, and
+        what each of them belongs to; neighbours on one curve (scale, orientation), which always
+        correlate, are left out
     condition -- largest over smallest eigenvalue of the normal matrix scaled to a unit
         diagonal: of all parameters that are determined, and of the structure alone once the
         others are eliminated; how many directions neither data nor priors determine, the names
@@ -46,10 +47,13 @@ def summary(cheap: CheapModel, curvature: Curvature) -> dict:
         |r| > STRONG
     """
     found = quantities(cheap)
-    pairs = strongest(found, curvature.covariance)
+    pairs, kinds = strongest(found, curvature.covariance), {q.name: q.kind for q in found}
     everything, undetermined = condition(curvature.information)
     return {
-        "correlations": [{"first": a, "second": b, "r": r} for a, b, r in pairs[:MOST]],
+        "correlations": [
+            {"first": a, "second": b, "r": r, "kinds": [kinds[a], kinds[b]]}
+            for a, b, r in pairs[:MOST]
+        ],
         "condition": {
             "all": everything,
             "structure": condition(curvature.eliminated(cheap.parts.crystal))[0],

@@ -22,6 +22,8 @@ from torch import Tensor
 
 FORMAT = "dials_hybrid"
 FORMAT_VERSION = 1
+# A^2, principal U of an atom; beyond, exp(-2 pi^2 g^2 U) grows until the waves are no numbers
+LOWEST_U = -0.05
 
 
 class InputError(Exception):

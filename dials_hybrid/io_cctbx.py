@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
-import re
 from collections.abc import Iterable
 
 import torch
 from cctbx import adptbx, crystal, uctbx, xray
-from libtbx.utils import format_float_with_standard_uncertainty
 
 from .data import InputError, Structure
 from .io_structures import form_factor_registry, neutral, read_structure
+from .notation import with_uncertainty
 
 __all__ = [
     "as_recorded",
@@ -26,6 +24,7 @@ __all__ = [
     "to_structure",
     "update_xray_structure",
     "with_cell",
+    "with_uncertainty",
     "write_cell",
 ]
 
@@ -248,13 +247,3 @@ def other_hand(xray_structure, structure: Structure):
         sym_trans=_tensor([op.t().as_double() for op in operators]),
         site=_tensor([sc.site for sc in moved.scatterers()]),
     )
-
-
-ROUNDING = 1e-9  # a s.u. below it is that of a parameter which symmetry holds, and rounding
-
-
-def with_uncertainty(value: float, su: float | None, digits: int = 6) -> str:
-    """Return a number with its s.u. in parentheses, or some digits where the s.u. is not known."""
-    known = su is not None and math.isfinite(su) and su > ROUNDING
-    text = format_float_with_standard_uncertainty(value, su) if known else f"{value:.{digits}f}"
-    return re.sub(r"^-(0\.?0*(\(|$))", r"\1", text)  # no negative zero

@@ -7,10 +7,12 @@ atom by up to about a tenth of the resolution.
 
 from __future__ import annotations
 
+import itertools
+
 import iotbx.ccp4_map
 import numpy as np
 import torch
-from cctbx import crystal, maptbx, miller, sgtbx
+from cctbx import maptbx, miller
 from cctbx.array_family import flex
 
 from .data import Fourier, Result
@@ -86,8 +88,8 @@ def potential_map(coefficients):
 def map_summary(xray_structure, result: Result) -> dict | None:
     """Return peaks, holes, extremes and r.m.s. (V) of the difference map; None without one.
 
-    Each peak has `xyz`, `height` (V), `sigma` (height over r.m.s.), the nearest `atom` and its
-    `distance` (A).
+    Each peak has `height` (V), `sigma` (height over r.m.s.), the nearest `atom` as the structure
+    lists it, its `distance` (A), and the peak's `xyz` beside that atom.
     """
     if result.fourier is None:
         return None
@@ -121,10 +123,10 @@ def _peaks(xray_structure, difference, sign: int, rms: float) -> list[dict]:
     for xyz, height in zip(found.sites(), found.heights(), strict=True):
         if height <= 0:
             continue
-        atom, distance = nearest_atom(xray_structure, xyz)
+        moved, atom, distance = beside_an_atom(xray_structure, xyz)
         rows.append(
             {
-                "xyz": list(xyz),
+                "xyz": moved,
                 "height": sign * height * VOLT,
                 "sigma": sign * height * VOLT / rms,
                 "atom": atom,
@@ -134,16 +136,22 @@ def _peaks(xray_structure, difference, sign: int, rms: float) -> list[dict]:
     return rows
 
 
-def nearest_atom(xray_structure, xyz) -> tuple[str, float]:
-    """Return the label of the atom nearest to a fractional site, and its distance in A."""
-    settings = crystal.special_position_settings(xray_structure.crystal_symmetry())
-    equivalents = settings.sym_equiv_sites(xyz)
-    distances = [
-        (sgtbx.min_sym_equiv_distance_info(equivalents, atom.site).dist(), atom.label)
-        for atom in xray_structure.scatterers()
-    ]
-    distance, label = min(distances)
-    return label, distance
+def beside_an_atom(xray_structure, xyz) -> tuple[list[float], str, float]:
+    """Return a fractional site moved by symmetry next to the atom nearest to it.
+
+    With it come that atom's label and the distance in A.
+    """
+    turn = np.array(xray_structure.unit_cell().orthogonalization_matrix()).reshape(3, 3)
+    atoms = np.array(xray_structure.sites_frac()).reshape(-1, 3)
+    images = np.array([op(xyz) for op in xray_structure.space_group()])
+    # the nearest copy by lattice translations may be one over in an oblique cell
+    shifts = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+    apart = images[:, None] - atoms
+    apart = (apart - np.round(apart))[:, :, None] + shifts
+    distance = np.linalg.norm(apart @ turn.T, axis=-1)
+    image, atom, shift = np.unravel_index(distance.argmin(), distance.shape)
+    moved = atoms[atom] + apart[image, atom, shift]
+    return moved.tolist(), xray_structure.scatterers()[int(atom)].label, float(distance.min())
 
 
 def write_map(path, xray_structure, result: Result) -> None:

@@ -4,6 +4,10 @@ Jana integrates every row over the whole of its frame (L. Palatinus et al. 2019,
 doi:10.1107/S2052520619007534). A reflection of a DIALS sweep is therefore written once, with the
 frame about whose middle its integration window lies, and only if that frame holds the whole
 window. The laboratory frame and the angles are those of `io_pets`.
+
+Such a file says that there is no mosaic spread. The refined model has none; the spread of a
+profile model of DIALS is the width of rocking curves whatever their cause, and taken as mosaic
+blocks it would let every frame see beyond its ends.
 """
 
 from __future__ import annotations
@@ -147,7 +151,6 @@ def _frames(problem: Problem, result: Result, index: int, sweep: _Sweep, experim
     hkl = o.hkl.numpy()[kept]
     cell = tuple(problem.structure.cell.tolist())
     setting = upright @ setting
-    mosaicity = _mosaicity(experiment)
     longest = np.linalg.norm(np.einsum("rij,rj->ri", setting[frame], hkl), axis=1).max()
     logger.info(
         "Virtual frames of sweep %d: %d of %.3g degrees, %d reflections; %d lie whole in none",
@@ -162,7 +165,7 @@ def _frames(problem: Problem, result: Result, index: int, sweep: _Sweep, experim
         cell=cell,
         wavelength=problem.scan.wavelength,
         axis=rotations(_Z, position)[0] @ _X,
-        mosaicity=mosaicity,
+        mosaicity=0.0,
         setting=_rotation_parts(setting, cell) @ _b_matrix(cell),
         alpha=sweep.middle - _zero(sweep.middle),
         half_width=np.full(len(sweep.middle), sweep.width / 2),
@@ -170,7 +173,7 @@ def _frames(problem: Problem, result: Result, index: int, sweep: _Sweep, experim
         hkl=hkl,
         intensity=o.intensity.numpy()[kept],
         sigma=o.sigma.numpy()[kept],
-        details=_details(longest, _rocking_width(result), mosaicity, position, experiment),
+        details=_details(longest, _rocking_width(result), position, experiment),
     )
 
 
@@ -224,26 +227,19 @@ def _zero(middle: np.ndarray) -> float:
     return 0.0 if np.abs(middle).max() < 80 else float(middle.min() + middle.max()) / 2
 
 
-def _mosaicity(experiment) -> float:
-    """Return the profile model's mosaicity (standard deviation, degree), 0 where none is known."""
-    if not hasattr(experiment.profile, "sigma_m"):
-        return 0.0
-    return float(np.mean(experiment.profile.sigma_m(deg=True)))
-
-
 def _rocking_width(result: Result) -> float:
     """Return the full width at half maximum (A^-1) of S for the mean thickness, kinematic."""
     return SINC_WIDTH / float((result.thickness @ result.depth).mean())
 
 
-def _details(dstarmax: float, width: float, mosaicity: float, position: float, experiment) -> str:
+def _details(dstarmax: float, width: float, position: float, experiment) -> str:
     """Return the measurement details as PETS2 words them, A^-1, degree and pixels."""
     return "\n".join(
         [
             "data collection geometry: continuous rotation",
             f"dstarmax:  {math.ceil(1000 * dstarmax) / 1000:.3f}",
             f"RC width:  {width:.5f}",
-            f"mosaicity:  {mosaicity:.3f}",
+            "mosaicity:  0.000",
             f"rotation axis position:  {position:.3f}",
             f"reflection size:  {_reflection_size(experiment):.3f}",
         ]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
-from .data import Fourier, InputError, Problem, Result
+from .data import LOWEST_U, Fourier, InputError, Problem, Result
 from .fidelity import Fidelity
 from .freedom import least_u, lengths
 from .kinematic import kinematic_intensities
@@ -38,7 +38,6 @@ NOTHING = 1e-4  # part of the cost that is not worth another trial
 ROUNDS = 2  # of error model and step in turn, at one point of linearisation
 SHORT = 3  # iterations of such a step
 CALM = 2  # steps in turn that bring less than the tolerance, at the end of a stage
-LOWEST_U = -0.05  # A^2; beyond, exp(-2 pi^2 g^2 U) grows until the waves are no numbers
 
 
 HEADER = (

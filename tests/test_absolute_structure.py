@@ -63,11 +63,7 @@ def test_hands_that_do_not_differ_have_no_twin_fraction():
 @pytest.mark.parametrize(
     "score, twin, start",
     [
-        (
-            ZScore(800, 500),
-            TwinFraction(0.01, 0.02),
-            "determined, P 32 2 1: R1 differs by +0.0200, z = 7.1",
-        ),
+        (ZScore(800, 500), TwinFraction(0.01, 0.02), "determined, P 32 2 1: R1 differs by +0.02"),
         (ZScore(800, 410), TwinFraction(0.01, 0.02), "undetermined"),
         (ZScore(800, 300), TwinFraction(0.01, 0.02), "undetermined: the other one agrees better"),
         (ZScore(800, 500), TwinFraction(0.1, 0.3), "undetermined"),
@@ -81,3 +77,14 @@ def test_the_verdict_says_what_is_known(score, twin, start):
     sentence = verdict(score, twin, "P 32 2 1", 0.02)
     assert sentence.startswith(start)
     assert f"z = {score.z:.1f}" in sentence
+
+
+@pytest.mark.parametrize(
+    "twin, words",
+    [
+        (TwinFraction(0.003179, 0.01157), "inversion-twin fraction is 0.003(12)"),
+        (TwinFraction(None, None), "inversion-twin fraction is not known"),
+    ],
+)
+def test_the_twin_fraction_is_told_with_its_uncertainty(twin, words):
+    assert words in verdict(ZScore(800, 500), twin, "P 32 2 1", 0.02)

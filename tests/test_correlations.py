@@ -84,6 +84,8 @@ def test_a_refinement_reports_them(cheap):
     for pair in found["correlations"]:
         assert 0.5 < abs(pair["r"]) <= 1 + 1e-9 and math.isfinite(pair["r"])
         assert pair["first"] != pair["second"]
+        of_atoms = [pair[name].endswith(")") for name in ("first", "second")]
+        assert [kind == "structure" for kind in pair["kinds"]] == of_atoms
     assert len(found["correlations"]) <= correlations.MOST
 
 

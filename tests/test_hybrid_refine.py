@@ -25,8 +25,8 @@ from dials_hybrid.absorption import NoAbsorption, Proportional, Thermal
 from dials_hybrid.command_line import hybrid_refine, hybrid_simulate
 from dials_hybrid.data import load_records
 from dials_hybrid.io_structures import read_structure
+from dials_hybrid.notation import with_uncertainty
 from dials_hybrid.refine import Checkpoint, Refinement
-from dials_hybrid.report.page import with_su
 
 ROOT = Path(__file__).resolve().parents[1]
 # few beams and depths: these tests look at the command, not at the physics
@@ -146,7 +146,7 @@ def test_parameters_are_fixed_and_freed_as_asked(crystal, here):
     assert block["_atom_site_occupancy"][0] == "1.000000"
     assert "(" in block["_atom_site_occupancy"][1]
     assert list(block["_atom_site_refinement_flags_occupancy"]) == [".", "P"]
-    occupancy = with_su(oxygen["occupancy"], oxygen["occupancy_su"])
+    occupancy = with_uncertainty(oxygen["occupancy"], oxygen["occupancy_su"])
     page = Path("dials.hybrid_refine.html").read_text()
     assert f"<td>{occupancy}</td>" in page and "<td>1</td>" in page
     log = Path("dials.hybrid_refine.log").read_text()

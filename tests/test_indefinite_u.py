@@ -50,7 +50,7 @@ def test_an_indefinite_tensor_is_refined_and_named(problem):
     result = Refinement(problem, SETTINGS, RefineSettings(12)).run()
     assert float(least_u(result.structure)[1]) == pytest.approx(-0.008, abs=0.002)
     assert all(bool(x.isfinite().all()) for x in numbers(result))
-    checks = pytest.importorskip("dials_hybrid.report.checks", reason="cctbx is not installed")
+    checks = pytest.importorskip("dials_hybrid.report.atom_checks", reason="cctbx is not installed")
     (found,) = checks.indefinite(result.structure)
     assert found.severity == "alert" and "O1 (-0.00" in found.text and "Si1" not in found.text
 

@@ -1,6 +1,7 @@
 """Difference maps: an atom left out comes back, from kinematic and from dynamical data."""
 
 import dataclasses
+import itertools
 import types
 from pathlib import Path
 
@@ -73,6 +74,34 @@ def test_an_atom_left_out_is_the_highest_peak(label):
     assert top["height"] > 8 * found["peaks"][1]["height"]
     assert top["distance"] == pytest.approx(1.605, abs=0.03)
     assert all(p["height"] < 0 for p in found["holes"])
+
+
+def oblique():
+    """Two atoms in a cell of low symmetry, far from orthogonal."""
+    symmetry = crystal.symmetry(unit_cell=(6, 8, 7, 70, 115, 65), space_group_symbol="P -1")
+    atoms = [xray.scatterer("C1", site=(0.1, 0.2, 0.3)), xray.scatterer("O1", site=(0.9, 0.4, 0.7))]
+    return xray.structure(crystal_symmetry=symmetry, scatterers=flex.xray_scatterer(atoms))
+
+
+@pytest.mark.parametrize(
+    "structure", [synthetic.quartz_structure(), oblique()], ids=["P3221", "P-1"]
+)
+def test_peaks_stand_beside_the_atom_that_they_are_named_by(structure):
+    """Against all copies in a large box."""
+    cell, rng = structure.unit_cell(), np.random.default_rng(0)
+    turn = np.array(cell.orthogonalization_matrix()).reshape(3, 3)
+    shifts = np.array(list(itertools.product(range(-4, 5), repeat=3)))
+    atoms = {sc.label: np.array(sc.site) for sc in structure.scatterers()}
+    for xyz in rng.uniform(-1, 2, (30, 3)):
+        copies = np.array([op(xyz.tolist()) for op in structure.space_group()])
+        copies = (copies[:, None] + shifts).reshape(-1, 3)
+        nearest = min(
+            np.linalg.norm((copies - site) @ turn.T, axis=1).min() for site in atoms.values()
+        )
+        moved, label, distance = io_maps.beside_an_atom(structure, xyz.tolist())
+        assert distance == pytest.approx(nearest)
+        assert cell.distance(moved, atoms[label].tolist()) == pytest.approx(distance)
+        assert np.abs(copies - moved).max(1).min() < 1e-9
 
 
 def test_the_sum_is_the_potential_of_the_whole_structure():

@@ -14,6 +14,7 @@ LEVELS = {
     "": 0,  # the version
     "electron": 0,
     "data": 1,
+    "notation": 1,
     "curves": 1,
     "fidelity": 2,
     "valence": 1,
@@ -65,6 +66,7 @@ LEVELS = {
     "io_riding": 5,
     "io_shelx": 5,
     "io_bonds": 5,
+    "io_contacts": 5,
     "io_disorder": 5,
     "io_restraint_entries": 5,
     "io_shelx_restraints": 5,

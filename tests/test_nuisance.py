@@ -235,6 +235,7 @@ def test_a_refinement_finds_what_made_the_data(kind, name, expected):
     assert found["term"] == kind and 0 < su < 0.2
     assert abs(value - expected) < 4 * su
     assert abs(value) > 3 * su
+    assert found["expected"] == 0.2 and found["stretched"] == pytest.approx(abs(value) / 0.2)
     assert result.summary["cross_validated"]["r1_obs"] < without["cross_validated"]["r1_obs"]
     assert without["nuisance"] == []
 

@@ -1,5 +1,7 @@
 """The JSON contract and the HTML page, on a synthetic quartz refinement."""
 
+import dataclasses
+import itertools
 import json
 import math
 import re
@@ -12,9 +14,10 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dials_hybrid import report
+from dials_hybrid import electron, report
 from dials_hybrid.data import (
     Observations,
     Problem,
@@ -25,9 +28,24 @@ from dials_hybrid.data import (
     load_records,
     save_records,
 )
-from dials_hybrid.report import arrays, figures, page
+from dials_hybrid.report import (
+    arrays,
+    canvas,
+    figures,
+    history_figures,
+    page,
+    reflection_figures,
+    scan_figures,
+    setting_tables,
+    tables,
+    words,
+)
 
 NAN = float("nan")
+
+
+def f64(values):
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def quartz() -> Structure:
@@ -283,6 +301,13 @@ def html(problem, result, tmp_path_factory):
     return text
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without their figures, which take time."""
+    names = [*figures._FIGURES, *figures._SCAN_FIGURES, *figures._HISTORY_FIGURES]
+    monkeypatch.setattr(page, "draw_all", lambda data: dict.fromkeys(names, "<svg></svg>"))
+
+
 # ------------------------------------------------------------------ contract
 
 
@@ -377,26 +402,6 @@ def test_contract_of_float32_result(problem, result):
 # ------------------------------------------------------------------ numbers
 
 
-@pytest.mark.parametrize(
-    "value, su, text",
-    [
-        (0.46971, 0.00034, "0.4697(3)"),
-        (0.46971, 0.00014, "0.46971(14)"),
-        (0.46971, 0.000194, "0.46971(19)"),
-        (0.46971, 0.000196, "0.4697(2)"),
-        (0.46971, 0.00096, "0.4697(10)"),
-        (-0.00001, 0.0003, "0.0000(3)"),
-        (0.0093, 0.012, "0.009(12)"),
-        (620.4, 34.0, "620(34)"),
-        (2 / 3, None, "0.66667"),
-        (2 / 3, 0.0, "0.66667"),
-        (None, None, "–"),
-    ],
-)
-def test_with_su(value, su, text):
-    assert page.with_su(value, su) == text
-
-
 def test_r1_by_group():
     i_obs, i_calc = np.array([100.0, 400, -5, 900]), np.array([81.0, 484, 4, 900])
     r1 = arrays.r1_by(np.array([0, 0, 0, 2]), 3, i_obs, i_calc)
@@ -425,7 +430,7 @@ def test_tilt_components(problem, result):
 
 
 @pytest.mark.parametrize(
-    "changes, words",
+    "changes, told",
     [
         ({}, "lowered R1 from 20.7 % (kinematic) to 7.65 % over 141 reflections"),
         ({"final": {"r1_obs": 0.3}}, "did not lower R1: 20.7 % kinematic, 30.0 % dynamical"),
@@ -434,8 +439,8 @@ def test_tilt_components(problem, result):
         ({"final": {"r1_obs": None}}, "No dynamical agreement factor"),
     ],
 )
-def test_verdict(problem, result, changes, words):
-    assert words in page.verdict({**make_contract(problem, result), **changes})
+def test_the_outcome_in_a_sentence(problem, result, changes, told):
+    assert told in words.outcome({**make_contract(problem, result), **changes})
 
 
 # ------------------------------------------------------------------ page
@@ -459,18 +464,20 @@ def test_page_has_every_section_and_figure(html):
     found = Page(html)
     assert set(found.ids) >= SECTIONS
     assert found.tags["figure"] == found.tags["svg"] == 14
-    for words in ("20.7 %", "12.1 %", "7.65 %", "8.71 %", "1.84", "1 min 23 s", "P 31 2 1"):
-        assert words in found.text
-    order = [found.text.index(operator) for operator in ("-h-k,k,-l", "h,k,l inverted")]
+    for told in ("20.7 %", "12.1 %", "7.65 %", "8.71 %", "1.84", "1 min 23 s", "P 31 2 1"):
+        assert told in found.text
+    order = [found.text.rindex(operator) for operator in ("-h-k,k,-l", "h,k,l inverted")]
     assert order == sorted(order), "candidates are not in the order of their R1"
 
 
 def test_page_tells_correlations_and_refined_settings(html):
     text = Page(html).text
     assert "U(Si1) scale 3 -0.82" in text and "Condition number, structure 41.6" in text
-    assert "inverted P 31 2 1 15.3 % -11.4" in text and "given P 32 2 1 7.65 % –" in text
+    assert "inverted P 31 2 1 refined 15.3 % -11.4" in text
+    assert "given P 32 2 1 refined 7.65 % –" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_without_the_normal_matrix_has_no_such_section(problem, result, tmp_path):
     bare = {**make_summary(), "correlations": [], "condition": None, "settings_refined": []}
     found = result.replace(summary=bare)
@@ -515,6 +522,7 @@ def test_unknown_uncertainty_shows_none(html):
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_peaks_of_the_difference_map_stand_in_the_order_of_their_height(problem, result, tmp_path):
     def peak(height, atom):
         return {
@@ -533,9 +541,178 @@ def test_peaks_of_the_difference_map_stand_in_the_order_of_their_height(problem,
     }
     contract = report.contract(problem, result, map_peaks=found)
     report.write_html(tmp_path / "a.html", problem, result, contract)
-    page = (tmp_path / "a.html").read_text(encoding="utf-8")
-    rows = re.findall(r"<td>([+-][\d.]+)</td><td>([+-][\d.]+)</td><td[^>]*>(X\w+)</td>", page)
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<td>([+-][\d.]+)</td><td>([+-][\d.]+)</td><td[^>]*>(X\w+)</td>", text)
     assert rows == [("-12.00", "-6.0", "Xc1"), ("+9.00", "+4.5", "Xa1"), ("+4.00", "+2.0", "Xb1")]
+
+
+def refined_hands(**changes):
+    """What a comparison of two refined hands leaves in the summary."""
+    return {
+        "tested": True,
+        "verdict": "determined, P 32 2 1: R1 differs by +0.0388, z = 8.5 over 297 reflections, "
+        "inversion-twin fraction is 0.003(12)",
+        "space_group": "P 32 2 1",
+        "refined": {
+            "r1_obs": 0.0138,
+            "r1_obs_other_hand": 0.0526,
+            "r1_difference": 0.0388,
+            "space_group_other_hand": "P 31 2 1",
+            "other_hand_converged": True,
+            "other_hand_iterations": 10,
+            "other_hand_time_s": 87.06,
+        },
+        "z_score": 8.53,
+        "probability": 1.0,
+        "reflections": 297,
+        "better": 222,
+        "twin_fraction": 0.003179,
+        "twin_fraction_su": 0.01157,
+        **changes,
+    }
+
+
+def page_with(problem, result, path, **summary):
+    found = result.replace(summary={**result.summary, **summary})
+    return Page(write_page(path / "a.html", problem, found))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_absolute_structure_is_told_first_and_in_words(problem, result, tmp_path):
+    indexing = "determined, as indexed and not as -h,-k,l: R1 differs by +0.5"
+    found = page_with(
+        problem,
+        result,
+        tmp_path,
+        absolute_structure=refined_hands(),
+        indexing_verdict=indexing,
+    )
+    opening = found.text[: found.text.index("What to check")]
+    assert (
+        "The absolute structure is determined, P 32 2 1. The indexing is determined, as" in opening
+    )
+    section = found.text[found.text.rindex("Hand and indexing") :]
+    assert section.startswith(
+        "Hand and indexing The absolute structure is determined, P 32 2 1: R1"
+    )
+    for words_in_order in (
+        "R1 of this hand 1.38 % (P 32 2 1)",
+        "R1 of the other hand 5.26 % (P 31 2 1)",
+        "Difference of R1 +3.88 %",
+        "z-score 8.5 over 297 reflections",
+        "Probability of this hand 1 − 7e-18",
+        "Inversion-twin fraction 0.003(12)",
+        "Other hand converged yes",
+    ):
+        assert words_in_order in section
+    for raw in ("+-", "±", "other hand time", "Better", "su 0.01157", "Tested"):
+        assert raw not in section
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_hands_that_were_not_refined_have_a_verdict_alone(problem, result, tmp_path):
+    unknown = {"tested": False, "verdict": "undetermined: the other hand was not refined"}
+    found = page_with(problem, result, tmp_path, absolute_structure=unknown)
+    assert "The absolute structure is undetermined. " in found.text
+    assert "undetermined: the other hand was not refined." in found.text
+    assert "z-score" not in found.text and "Inversion-twin" not in found.text
+    none = {"tested": False, "verdict": "not applicable: centrosymmetric"}
+    assert "absolute structure is not" not in words.outcome(
+        {**make_contract(problem, result), "absolute_structure": none}
+    )
+
+
+@pytest.mark.parametrize(
+    "z, text",
+    [(0.0, "0.500"), (1.0, "0.841"), (-1.0, "0.159"), (4.0, "1 − 3e-05"), (-8.5, "9e-18")],
+)
+def test_probabilities_have_the_digits_that_tell(z, text):
+    assert words.probability(z) == text
+    assert words.probability(None) == "–"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_crystal_and_radiation_are_told_in_full(problem, result, tmp_path):
+    told = {
+        "formula_units": "3",
+        "temperature": "100(2)",
+        "measurement": {"cell_su": [0.0011, 0.0011, 0.0005, 0, 0, 0], "sweeps": []},
+    }
+    plain = page_with(problem, result, tmp_path).text
+    assert "Formula O2 Si" in plain and "Space group, Z P 32 2 1, 3" in plain
+    assert "Cell 4.9137, 4.9137, 5.4047 Å; 90, 90, 120°" in plain
+    assert "Volume 113.01 Å³" in plain and "Temperature" not in plain
+    voltage = electron.voltage(0.02508) / 1000
+    assert f"electrons of {voltage:.1f} kV, 0.02508 Å" in plain and 199 < voltage < 201
+    known = problem.replace(provenance={**problem.provenance, **told})
+    text = page_with(known, result, tmp_path).text
+    assert "Cell 4.9137(11), 4.9137(11), 5.4047(5) Å; 90, 90, 120°" in text
+    assert "Temperature 100(2) K" in text
+    contract = make_contract(known, result)
+    assert contract["crystal"]["formula_units"] == 3 and contract["crystal"]["cell_su"][2] == 5e-4
+    cell = problem.structure.replace(cell=f64([12.3454, 11, 10, 90, 100.25, 90]))
+    other = make_contract(problem.replace(structure=cell), result.replace(structure=cell))
+    rows = dict(tables.conditions(other, arrays.arrays(problem, result)))
+    assert rows["Cell"] == "12.3454, 11, 10 Å; 90, 100.25, 90°"
+
+
+def test_resolution_has_the_digits_of_its_limit(problem, result):
+    data = dataclasses.replace(arrays.arrays(problem, result), d=np.array([5.4132, 0.6253]))
+    rows = dict(tables.conditions(make_contract(problem, result), data))
+    assert rows["Resolution"] == "5.413–0.625 Å"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_anisotropic_displacements_have_a_table(problem, result, tmp_path):
+    su = torch.zeros(2, 6, dtype=torch.float64)
+    su[1] = f64([0.0011, 0.0012, 0.0013, 0.0004, 0.0005, 0.00021])
+    text = page_with(problem, result.replace(u_aniso_su=su), tmp_path).text
+    row = "O1 0.0120(11) 0.0120(12) 0.0120(13) 0.0060(4) 0.0000(5) 0.0000(2)"
+    assert row in text and "Anisotropic displacements" in text
+    structure = result.structure.replace(anisotropic=torch.tensor([False, False]))
+    isotropic = page_with(problem, result.replace(structure=structure), tmp_path).text
+    assert "Anisotropic displacements" not in isotropic
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_charges_dipoles_restraints_and_corrections_are_told(problem, result, tmp_path):
+    valence = {
+        "charge": {"O": {"value": 0.0374, "su": 0.0206}},
+        "dipole": {
+            "Si1": {"value": [0.0, 0.0, 0.0], "su": [0.0, 0.0, 0.0]},
+            "O1": {"value": [-0.0762, 0.1443, 0.0], "su": [0.0243, 0.0222, 0.0]},
+        },
+        **{"charge_sigma": 0.3, "dipole_sigma": 0.2},
+    }
+    worst = {"atoms": ["Si1", "O1"], "deviation_over_sigma": 2.716}
+    terms = [
+        {
+            "term": "/a/my.py:Mine",
+            **{"expected": 0.1, "stretched": 0.5},
+            "b": value([0.05], [0.02]),
+        },
+        {"term": "frame_scale", "log_scale": value([0.003, -0.004], [0.01, 0.01])},
+    ]
+    text = page_with(
+        problem,
+        result,
+        tmp_path,
+        valence=valence,
+        restraints={"rigid_bond": {"number": 2, "rms": 1.234, "worst": worst}},
+        nuisance=terms,
+    ).text
+    assert "O 0.04(2)" in text and "O1 -0.08(2) 0.14(2) 0.000" in text
+    assert "Si1 0.000" not in text, "a dipole that symmetry forbids"
+    assert "rigid bond 2 1.23 2.72 Si1 O1" in text
+    assert "Mine b 1 0.05(2) 0.1 0.5" in text
+    assert "frame scale log scale 2 r.m.s. 0.00354 – –" in text
+    bare = page_with(problem, result, tmp_path).text
+    for title in ("Charges and dipoles", "Restraints", "Corrections of the intensities"):
+        assert title in text and title not in bare
+
+
+def value(values, errors):
+    return {"value": values, "su": errors}
 
 
 def bond(su, *ends):
@@ -549,6 +726,7 @@ def page_of_bonds(problem, result, path, bonds, angles=()):
     return (path / "a.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_bonds_and_angles_stand_with_symmetry_and_uncertainty(problem, result, tmp_path):
     bonds = [
         bond(0.0021, ("Si1", "."), ("O1", "3_565")),
@@ -560,7 +738,7 @@ def test_bonds_and_angles_stand_with_symmetry_and_uncertainty(problem, result, t
     assert "Si1–O1<sup>3_565</sup></th><td>1.612(2)</td>" in text
     assert "C1–H&lt;1&gt;</th><td>1.6123</td>" in text
     assert "O1<sup>2_655</sup>–Si1–O1</th><td>109.47(15)</td>" in text
-    assert text.count("<details open>") == 3 and "2 bonds" in text and "1 angle<" in text
+    assert text.count("<details open>") == 4 and "2 bonds" in text and "1 angle<" in text
 
 
 def test_a_long_table_of_bonds_is_folded(problem, result, tmp_path, html):
@@ -572,9 +750,23 @@ def test_a_long_table_of_bonds_is_folded(problem, result, tmp_path, html):
 def test_candidates_without_a_score_come_last():
     scores = [None, 0.3, None, 0.2]
     found = [{"operator": str(i), "hand": "as given", "r1_obs": r} for i, r in enumerate(scores)]
-    rows = page._candidates({"indexing": {"candidates": found}})
+    rows = setting_tables.candidates({"indexing": {"candidates": found}})
     assert [row["operator"] for row in rows] == ["3", "1", "0", "2"]
     assert [row["r1_obs"] for row in rows] == ["20.0 %", "30.0 %", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    "found, told",
+    [
+        ({}, ""),
+        ({"operator": "h,k,l", "inverted": False, "changed": False}, "indexing that were given"),
+        ({"operator": "h,k,l", "inverted": True, "changed": True}, "inverted, reindexed by h,k,l"),
+        ({"operator": "-h,-k,l", "inverted": False, "changed": True}, "given, reindexed by -h"),
+    ],
+)
+def test_the_setting_that_was_chosen(found, told):
+    words_of_it = setting_tables.chosen({"indexing": found})
+    assert told in words_of_it and bool(told) == bool(words_of_it)
 
 
 def test_worst_reflection_comes_first(problem, result):
@@ -582,7 +774,7 @@ def test_worst_reflection_comes_first(problem, result):
     calculated = observations.intensity.clone()
     calculated[17] += 100 * result.sigma_weight[17]
     data = arrays.arrays(problem, result.replace(calculated=calculated))
-    first = page._worst(data)[0]
+    first = tables.worst(data)[0]
     assert first["hkl"].split() == [str(h) for h in observations.hkl[17].tolist()]
     assert first["delta"] == "-100.0"
     assert first["sweep"] == int(observations.sweep[17]) + 1
@@ -599,19 +791,66 @@ def drawn(draw, data) -> Figure:
     return figure
 
 
+def on_paper(draw, data, size=(4.6, 3.1)) -> Figure:
+    """Draw a figure as the page has it, so that its parts have a place."""
+    with matplotlib.style.context(["default", canvas.STYLE]):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure, data)
+        figure.canvas.draw()
+    return figure
+
+
+def test_no_legend_lies_over_a_plot(problem, result):
+    data = arrays.arrays(problem, with_bands(result))
+    draws = (
+        scan_figures.draw_thickness_mean,
+        scan_figures.draw_thickness_scan,
+        history_figures.draw_r1_history,
+        reflection_figures.draw_residual,
+    )
+    for draw in draws:
+        figure = on_paper(draw, data)
+        (legend,) = figure.legends
+        assert not any(axes.get_legend() for axes in figure.axes)
+        top = max(axes.get_window_extent().y1 for axes in figure.axes)
+        box = legend.get_window_extent()
+        assert box.y0 > top and box.y1 <= figure.bbox.y1 and box.x1 <= figure.bbox.x1, draw
+    assert len(on_paper(draws[0], data).legends[0].get_texts()) == 4
+
+
+@pytest.mark.parametrize("count", [4, 16, 60])
+def test_names_of_stages_stand_apart_and_iterations_are_whole(problem, result, count):
+    """The first stages have one iteration each."""
+    names = ["scale", "thickness", "coarse", *["joint"] * count][:count]
+    history = tuple({**h, "stage": n} for h, n in zip(make_history(count), names, strict=True))
+    data = arrays.arrays(problem, result.replace(history=history))
+    for draw in (history_figures.draw_loss, history_figures.draw_r1_history):
+        figure = on_paper(draw, data)
+        (axes,) = figure.axes
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert [text.get_text() for text in axes.texts] == ["scale", "thickness", "coarse", "joint"]
+        for first, second in itertools.combinations(boxes, 2):
+            assert not first.overlaps(second)
+        assert all(box.y1 <= figure.bbox.y1 for box in boxes)
+        legends = [legend.get_window_extent() for legend in figure.legends]
+        assert not any(box.overlaps(legend) for box in boxes for legend in legends)
+        assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
 def test_each_model_is_drawn_under_its_name(problem, result):
     perfect = problem.observations.intensity
     data = arrays.arrays(problem, result.replace(kinematic=perfect))
-    (kinematic, dynamical) = drawn(figures._draw_shells, data).axes[0].containers
+    (kinematic, dynamical) = drawn(reflection_figures.draw_shells, data).axes[0].containers
     assert kinematic.get_label() == "kinematic"
     assert {bar.get_height() for bar in kinematic} == {0}
     assert max(bar.get_height() for bar in dynamical) > 3
-    lines = drawn(figures._draw_frames, data).axes[0].get_lines()
+    lines = drawn(scan_figures.draw_frames, data).axes[0].get_lines()
     assert [(line.get_label(), line.get_ydata().max() > 0) for line in lines] == [
         ("kinematic", False),
         ("dynamical", True),
     ]
-    diagonal, *points = drawn(figures._draw_scatter_kinematic, data).axes[0].get_lines()
+    diagonal, *points = drawn(reflection_figures.draw_scatter_kinematic, data).axes[0].get_lines()
     assert all((line.get_xdata() == line.get_ydata()).all() for line in points)
 
 
@@ -623,7 +862,7 @@ def test_r1_of_shells_and_blocks_add_up_to_the_whole(problem, result):
     per_block = arrays.r1_by(data.block[use], 12, data.i_obs[use], data.i_dynamical[use])
     weight = np.bincount(data.block[use], f_obs, minlength=12)
     assert (per_block * weight).sum() == pytest.approx(misfit)
-    labels = [text.get_text() for text in drawn(figures._draw_shells, data).axes[0].texts]
+    labels = [text.get_text() for text in drawn(reflection_figures.draw_shells, data).axes[0].texts]
     assert sum(map(int, labels)) == use.sum()
 
 
@@ -633,7 +872,7 @@ def test_thickness_map_has_depth_upwards_and_angle_to_the_right(problem, result)
     p[8] = 0
     p[8, 20] = 1  # third block of the second sweep
     data = arrays.arrays(problem, result.replace(thickness=p))
-    figure = drawn(figures._draw_thickness_map, data)
+    figure = drawn(scan_figures.draw_thickness_map, data)
     mesh = figure.axes[1].collections[0]
     values = np.asarray(mesh.get_array()).reshape(30, 6)
     assert values[20, 2] == values.max() and values[4, 2] == 0
@@ -653,7 +892,7 @@ def with_bands(result):
 
 def test_bands_are_as_wide_as_the_uncertainties(problem, result):
     data = arrays.arrays(problem, with_bands(result))
-    axes = drawn(figures._draw_thickness_scan, data).axes
+    axes = drawn(scan_figures.draw_thickness_scan, data).axes
     bands = [{c.get_label(): c for c in a.collections}["mean ± s.u."] for a in axes[:2]]
     mean, first = data.thickness @ data.depth, data.sweeps[0]
     for band, blocks in zip(bands, data.sweeps, strict=True):
@@ -663,7 +902,7 @@ def test_bands_are_as_wide_as_the_uncertainties(problem, result):
             expected = mean[block] - 10 - block, mean[block] + 10 + block
             assert (here.min(), here.max()) == pytest.approx(expected)
     assert len(first) == 6
-    average = drawn(figures._draw_thickness_mean, data).axes[0]
+    average = drawn(scan_figures.draw_thickness_mean, data).axes[0]
     (band,) = (c for c in average.collections if c.get_label() == "± s.u.")
     peak = data.thickness.mean(0).max() * 100 / 40
     assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(1.1 * peak)
@@ -680,7 +919,7 @@ def test_a_result_of_an_earlier_version_has_no_bands(problem, result, tmp_path):
     assert old.thickness_mean_su is None
     found = make_contract(problem, old)["thickness"]
     assert found["mean_su"] is found["distribution_su"] is found["average_su"] is None
-    figure = drawn(figures._draw_thickness_scan, arrays.arrays(problem, old))
+    figure = drawn(scan_figures.draw_thickness_scan, arrays.arrays(problem, old))
     assert [c.get_label() for c in figure.axes[0].collections] == ["s.d. of p(t)"]
 
 
@@ -692,11 +931,11 @@ def test_the_uncertainties_of_the_thickness_are_in_the_numbers(problem, result):
 
 
 def test_many_reflections_become_a_bitmap(problem, result):
-    size, draw = (4.6, 4.6), figures._draw_scatter_dynamical
-    few = figures._svg("few", size, draw, arrays.arrays(problem, result))
+    size, draw = (4.6, 4.6), reflection_figures.draw_scatter_dynamical
+    few = canvas.svg("few", size, draw, arrays.arrays(problem, result))
     assert few.count("<use") >= 200 and "<image" not in few
     large = make_problem(n=6000)
-    many = figures._svg("many", size, draw, arrays.arrays(large, make_result(large)))
+    many = canvas.svg("many", size, draw, arrays.arrays(large, make_result(large)))
     assert many.count("<use") < 100 and "<image" in many
     assert len(many) < 300_000
 

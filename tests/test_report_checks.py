@@ -15,7 +15,15 @@ import test_report
 import tiny
 
 from dials_hybrid import report
-from dials_hybrid.report import arrays, checks, contacts, picture
+from dials_hybrid.absolute_structure import TwinFraction, ZScore, verdict
+from dials_hybrid.report import (
+    arrays,
+    atom_checks,
+    contacts,
+    model_checks,
+    picture,
+    scan_checks,
+)
 from dials_hybrid.report.json_contract import equivalent_u
 
 ELEMENTS = ("C", "H")
@@ -100,13 +108,13 @@ def site(u_iso, label="O1"):
     ],
 )
 def test_displacements(u, expected):
-    found = checks.displacements([site(0.01, "Si1"), site(u)])
+    found = atom_checks.displacements([site(0.01, "Si1"), site(u)])
     assert kinds(found) == expected
     assert all("O1" in check.text and "Si1" not in check.text for check in found)
 
 
 def test_many_atoms_are_counted():
-    (found,) = checks.displacements([site(-0.01, f"C{i}") for i in range(10)])
+    (found,) = atom_checks.displacements([site(-0.01, f"C{i}") for i in range(10)])
     assert "C5" in found.text and "C6" not in found.text and "and 4 more" in found.text
 
 
@@ -115,9 +123,9 @@ def test_tensors_that_are_not_positive_definite():
     # U11 U22 < U12^2 although all three diagonal terms are positive
     u_star = f64([[0.01, 0.01, 0.01, 0.02, 0, 0], [0.01, 0.01, 0.01, 0.005, 0, 0]]) / 81
     every = structure.replace(u_star=u_star, anisotropic=torch.tensor([True, True]))
-    (found,) = checks.indefinite(every)
+    (found,) = atom_checks.indefinite(every)
     assert found.severity == "alert" and "X0 (-0.0100" in found.text and "X1" not in found.text
-    assert checks.indefinite(every.replace(anisotropic=torch.tensor([False, True]))) == []
+    assert atom_checks.indefinite(every.replace(anisotropic=torch.tensor([False, True]))) == []
 
 
 @pytest.mark.parametrize(
@@ -134,27 +142,92 @@ def test_short_contacts(distance, occ, kind, short):
     # over the face of the cell
     sites = [[0.98, 0.5, 0.5], [(0.98 + distance / 9) % 1, 0.5, 0.5]]
     structure = molecule(sites, occ=f64(occ), type=torch.tensor(kind))
-    found = checks.short_contacts(structure)
+    found = atom_checks.short_contacts(structure)
     assert bool(found) == short
     assert not short or f"X0–X1 {distance:.2f} Å" in found[0].text
 
 
 def test_occupancies():
     structure = molecule([[0, 0, 0], [0.5, 0.5, 0.5]], occ=f64([1.0, 1.2]))
-    (found,) = checks.occupancies(structure)
+    (found,) = atom_checks.occupancies(structure)
     assert "X1 (1.200)" in found.text and "X0" not in found.text
 
 
 def test_values_that_only_a_prior_holds():
-    found = {
+    valence = {
         "charge_sigma": 0.3,
         "dipole_sigma": 0.2,
         "charge": {"O": {"value": -1.2, "su": 0.1}, "Si": {"value": 0.6, "su": 0.1}},
         "dipole": {"O1": {"value": [0.1, -0.7, 0], "su": [0.1] * 3}},
     }
-    (check,) = checks.valence(found)
-    assert "charge of O (-1.20 e), dipole of O1" in check.text
-    assert checks.valence({"model": "none", "charge_sigma": 0.3, "dipole_sigma": 0.2}) == []
+    terms = [
+        {"term": "background", "expected": 0.1, "stretched": 4.2},
+        {"term": "/a/b.py:My_own", "expected": 2, "stretched": 3.1},
+        {"term": "frame_scale", "expected": 0.1, "stretched": 2.9},
+        {"term": "window"},  # of an earlier version
+    ]
+    (check,) = model_checks.limits(valence, terms, tiny.quartz())
+    assert "charge of O (-1.20 e), dipole of O1, background (4.2 times 0.1)" in check.text
+    assert "My own (3.1 times 2)" in check.text and "frame" not in check.text
+    none = {"model": "none", "charge_sigma": 0.3, "dipole_sigma": 0.2}
+    assert model_checks.limits(none, terms[2:], tiny.quartz()) == []
+
+
+def test_u_at_its_floor():
+    quartz = test_report.quartz()
+    low = quartz.replace(u_iso=f64([-0.047, 0.0]))
+    (check,) = model_checks.limits({}, [], low)
+    assert check.severity == "alert" and "(-0.047 Å²)" in check.text and "O1" not in check.text
+    assert model_checks.limits({}, [], quartz.replace(u_iso=f64([-0.04, 0.0]))) == []
+
+
+def test_restraints_that_the_data_contradict():
+    def entry(deviation):
+        return {"worst": {"atoms": ["Si1", "O1"], "deviation_over_sigma": deviation}}
+
+    found = {"distance": entry(6.7), "rigid_bond": entry(3.2), "angle": entry(2.9)}
+    (check,) = model_checks.restraints(found)
+    assert "distance of Si1 O1 (6.7 sigma), rigid bond of Si1 O1 (3.2 sigma)." in check.text
+    assert model_checks.restraints({"angle": entry(2.9)}) == model_checks.restraints({}) == []
+
+
+def test_parameters_of_the_structure_that_move_as_one():
+    def pair(r, *kinds):
+        return {"first": "x(O1)", "second": "x(O2)", "r": r, "kinds": list(kinds)}
+
+    both = ("structure", "structure")
+    (check,) = model_checks.correlations([pair(-0.97, *both), pair(0.9, *both)])
+    assert "apart x(O1) and x(O2) (-0.97):" in check.text
+    assert model_checks.correlations([pair(0.99, "structure", "scale"), pair(0.94, *both)]) == []
+    assert model_checks.correlations([{"first": "a", "second": "b", "r": 1.0}]) == []
+
+
+def test_what_is_known_of_hand_and_indexing():
+    assert model_checks.hand({}) == model_checks.indexing(None) == []
+    good = {"verdict": "determined, P 32 2 1: z = 9", "refined": {"other_hand_converged": True}}
+    assert model_checks.hand(good) == model_checks.indexing(good["verdict"]) == []
+    assert model_checks.hand({"verdict": "not applicable: centrosymmetric"}) == []
+    unknown = {"verdict": "undetermined: z = 1.0", "refined": {"other_hand_converged": False}}
+    first, second = model_checks.hand(unknown)
+    assert (first.severity, first.kind) == ("note", "absolute_structure")
+    assert first.text == "The absolute structure is undetermined: z = 1.0."
+    assert (second.severity, second.kind) == ("note", "other_hand_not_converged")
+    score, twin = ZScore(100, 20), TwinFraction(None, None)
+    sentence = verdict(score, twin, "as indexed", -0.01)
+    (worse,) = model_checks.indexing(sentence)
+    assert (worse.severity, worse.kind) == ("alert", "indexing") and sentence in worse.text
+
+
+def test_peaks_far_above_the_noise():
+    def peak(sigma, atom):
+        return {"height": 3.7 * sigma, "sigma": sigma, "atom": atom, "distance": 1.04}
+
+    found = {"peaks": [peak(9.8, "O1"), peak(7.0, "O2")], "holes": [peak(-5.9, "Si1")]}
+    (check,) = atom_checks.difference_map(found)
+    assert "+36.26 V, is 9.8 times its r.m.s., 1.04 Å from O1" in check.text
+    (check,) = atom_checks.difference_map({"peaks": [], "holes": [peak(-6.1, "Si1")]})
+    assert "deepest hole" in check.text and "6.1 times" in check.text
+    assert atom_checks.difference_map(None) == []
 
 
 # --- a whole result -------------------------------------------------------------------------
@@ -239,6 +312,26 @@ def test_troubles_are_found_alone(problem, result, kind):
     assert list(found) == [kind] and words in found[kind]["text"]
 
 
+def test_single_blocks_at_the_edge_of_the_grid_are_seen(problem, result):
+    """Two of twelve blocks and a third one apart, not enough to count in the mean."""
+    p = result.thickness.clone()
+    for block, weight in ((3, 0.35), (4, 0.2), (9, 0.31)):
+        p[block] *= (1 - weight) / p[block].sum()
+        p[block, -1] += weight
+    last = p[:, -3:].sum(1)
+    assert float(last.mean()) < 0.08
+    (found,) = scan_checks.thickness(arrays.arrays(problem, result.replace(thickness=p)))
+    assert found.severity == "alert" and "(35 % at 3.5°, 31 % at 9.5°)." in found.text
+    p[4] = p[3]
+    (found,) = scan_checks.thickness(arrays.arrays(problem, result.replace(thickness=p)))
+    assert "(35 % at 3.0 to 5.0°, 31 % at 9.5°)." in found.text
+    few = result.thickness.clone()
+    few[3] = 0
+    few[3, [0, -1]] = torch.tensor([0.55, 0.45]).double()
+    (found,) = scan_checks.thickness(arrays.arrays(problem, result.replace(thickness=few)))
+    assert found.text.startswith("4 %"), "below the limit of the mean"
+
+
 def test_few_free_reflections_say_nothing(problem, result):
     few = with_summary(result, free={"r1_obs": 0.2, "n": 5})
     assert found_in(problem, few) == {}
@@ -250,7 +343,52 @@ def test_gaps_between_blocks_are_no_jumps(problem, result):
     later = scan.angle + math.radians(30) * (torch.arange(12)[:, None] >= 5)
     apart = problem.replace(scan=scan.replace(angle=later))
     data = arrays.arrays(apart, turned(result, (5, 0.4)))
-    assert checks.orientations(data) == []
+    assert scan_checks.orientations(data) == []
+
+
+def few_in_blocks(problem, result, fewer):
+    """Return the problem and the result with at most `fewer` observed reflections in each block."""
+    o = problem.observations
+    seen = torch.zeros(len(problem.scan.sweep))
+    weak = torch.zeros(len(o.intensity), dtype=torch.bool)
+    for i, block in enumerate(o.link_block.tolist()):
+        if bool(o.observed[i]) and not bool(o.free[i]):
+            seen[block] += 1
+            weak[i] = seen[block] > fewer
+    sigma = torch.where(weak, o.intensity.abs(), o.sigma)
+    return problem.replace(observations=o.replace(sigma=sigma)), result
+
+
+@pytest.mark.parametrize(
+    ("fewer", "bad", "words"),
+    [
+        (4, (6, 7), "6.0 to 8.0° ("),  # two blocks together have eight
+        (3, (6, 7, 8), "6.0 to 9.0° ("),
+        (50, (7,), ": 7.5° ("),
+    ],
+)
+def test_bad_frames_of_few_reflections_are_seen(fewer, bad, words):
+    problem = test_report.make_problem(n=1200, n_sweeps=1, n_blocks=24)
+    result = test_report.make_result(problem)
+    problem, result = few_in_blocks(problem, result, fewer)
+    assert scan_checks.bad_frames(arrays.arrays(problem, result)) == []
+    for block in bad:
+        result = worse_in_block(problem, result, block)
+    (found,) = scan_checks.bad_frames(arrays.arrays(problem, result))
+    assert words in found.text
+
+
+def test_every_reflection_is_in_one_range():
+    """Ranges of two sweeps, the first of which has a gap."""
+    problem = test_report.make_problem(n=60, n_sweeps=2, n_blocks=12)
+    later = math.radians(30) * ((torch.arange(24) >= 5) & (torch.arange(24) < 12))
+    scan = problem.scan.replace(angle=problem.scan.angle + later[:, None])
+    data = arrays.arrays(problem.replace(scan=scan), test_report.make_result(problem))
+    count = np.full(24, 3)
+    count[[2, 20]] = 8
+    ranges = [blocks.tolist() for blocks in scan_checks._ranges(data, count)]
+    first = [[0, 1], [2], [3, 4], [5, 6, 7], [8, 9, 10], [11]]
+    assert ranges == [*first, [12, 13, 14], [15, 16, 17], [18, 19], [20], [21, 22, 23]]
 
 
 def test_alerts_come_first_and_are_plain_values(problem, result):

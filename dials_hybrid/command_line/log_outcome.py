@@ -6,7 +6,7 @@ import logging
 import math
 
 from .. import api
-from ..io_cctbx import with_uncertainty
+from ..notation import with_uncertainty
 
 logger = logging.getLogger("dials.hybrid.command_line")
 
@@ -100,7 +100,7 @@ def _log_nuisance(terms: list[dict]) -> None:
     """Log what the nuisance terms came to: the value, or the root mean square of several."""
     for term in terms:
         for name, found in term.items():
-            if name == "term":
+            if not isinstance(found, dict):  # its name and size
                 continue
             value, su = found["value"], found["su"]
             if len(value) == 1:

@@ -12,9 +12,12 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from .. import __version__
+from .. import __version__, electron
 from ..data import Problem, Result, Structure, replacing
-from ..freedom import star_lengths, u_equivalent
+from ..freedom import metric, star_lengths, u_equivalent
+from ..io_cif_items import formula, formula_units
+from ..io_measurement import cell_su
+from ..io_structures import neutral
 from . import checks
 from .arrays import as_numpy
 
@@ -39,6 +42,7 @@ _KEYS = {
     "restraints": {},
     "bonds": [],
     "angles": [],
+    "contacts": [],
     "settings_refined": [],
     "indexing_verdict": None,
     "hydrogens_put_back": [],
@@ -76,9 +80,38 @@ def contract(problem: Problem, result: Result, **extra) -> dict:
         "sites": _sites(result),
         **extra,
     }
+    found |= {"crystal": crystal(problem, result.structure), "radiation": radiation(problem)}
     plain = _plain(_filled(_KEYS, found))
     plain["checks"] = checks.find(problem, result, plain)
     return plain
+
+
+def crystal(problem: Problem, structure: Structure) -> dict:
+    """Return formula, Z, cell (A, degree) with its s.u., volume (A^3), temperature (K, as stated).
+
+    What the input files do not tell is None; Z is then the largest number that leaves whole atoms.
+    """
+    provenance = problem.provenance
+    number = structure.weight * len(structure.sym_rot) * structure.occ
+    content: dict[str, float] = {}
+    for kind, n in zip(structure.type.tolist(), number.tolist(), strict=True):
+        element = neutral(structure.elements[kind])
+        content[element] = content.get(element, 0.0) + n
+    z = formula_units(content, provenance.get("formula_units"))
+    return {
+        "formula": formula({element: n / z for element, n in content.items()}),
+        "formula_units": z,
+        "cell": structure.cell,
+        "cell_su": cell_su(problem),
+        "volume": float(metric(structure.cell).det().sqrt()),
+        "temperature": provenance.get("temperature"),
+    }
+
+
+def radiation(problem: Problem) -> dict:
+    """Return the wavelength in A and the voltage in kV."""
+    wavelength = problem.scan.wavelength
+    return {"wavelength": wavelength, "voltage": electron.voltage(wavelength) / 1000}
 
 
 def _filled(keys: Mapping, found: Mapping) -> dict:
