@@ -295,6 +295,8 @@ def _turning_row(structure: Structure, group: tuple) -> Tensor:
 def _keeps_symmetry(structure: Structure, group: tuple) -> bool:
     """Whether the symmetry of the parent's site lets a group turn: about the axis, no mirror."""
     axis, parent, _ = group
+    if float(structure.weight[parent]) == 1:
+        return True  # also those of a disorder about an element that they are near to
     site = structure.site[parent]
     away = structure.sym_rot @ site + structure.sym_trans - site
     own = structure.sym_rot[lengths(structure.cell, away - away.round()) < TOUCHING]

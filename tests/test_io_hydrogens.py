@@ -13,7 +13,8 @@ pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not install
 from cctbx import crystal, xray
 
 from dials_hybrid.io_cctbx import to_structure
-from dials_hybrid.io_constraints import Parameters, atom_flags, constrained
+from dials_hybrid.io_cif_atoms import atom_flags
+from dials_hybrid.io_constraints import Parameters, constrained
 from dials_hybrid.io_hydrogen_sites import NUCLEAR_DISTANCE
 from dials_hybrid.io_riding import warn_of_xray_distances
 

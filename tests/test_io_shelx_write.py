@@ -136,7 +136,7 @@ def test_fixed_coordinates_are_read_back(tmp_path, made, warnings_logged):
     given = test_io_constraints.INS.replace("BR2 6 0.32 0.5 0.72", "BR2 6 0.32 0.5 10.72")
     fix = ("x C1", "z C1")
     text, _, before, after = round_trip(made, tmp_path / "a.res", given, fix=fix)
-    assert after.constraints == before and len(before.fixed_along) == 3
+    assert after.constraints == replace(before, turning=()) and len(before.fixed_along) == 3
     assert " 10.100000 0.300000 10.400000 " in text
     assert " 0.320000 0.500000 10.720000 " in text
     structure = io_structures.read_structure(tmp_path / "a.res")

@@ -138,10 +138,16 @@ def test_a_mirror_holds_a_group_and_an_axis_lets_it_turn():
             sym_rot=rotations,
             sym_trans=torch.zeros(len(rotations), 3).double(),
             site_projector=torch.stack([projector, projector, torch.eye(3).double()]),
+            weight=tiny.f64([1 / len(rotations), 1 / len(rotations), 1]),
         )
         with_turn = turning(structure, group=(0, 1, (2,)))
         without = basis(structure, Constraints(riding=((2, 1),)))
         assert len(with_turn.freedom.site) - len(without.site) == rows
+    # one of a disorder about the mirror is not held by it
+    loose = structure.replace(
+        weight=torch.ones(3).double(), site_projector=torch.eye(3).double().repeat(3, 1, 1)
+    )
+    assert turning(loose, group=(0, 1, (2,))).freedom.torsions.tolist() == [False] * 6 + [True]
 
 
 def test_a_group_turns_only_where_all_its_atoms_ride():
