@@ -6,7 +6,7 @@ job = api.load(["integrated.expt", "integrated.refl"], "model.cif")
 job = api.choose_setting(job)
 outcome = api.refine(job)
 outcome.structure.show_summary().show_scatterers()      # cctbx.xray.structure
-outcome.miller_arrays["FOBS_corr"].show_summary()       # cctbx.miller.array
+outcome.miller_arrays["corrected"].show_summary()       # cctbx.miller.array
 api.write(outcome, api.Outputs(structure="refined.cif", mtz="refined.mtz"))
 """
 

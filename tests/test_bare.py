@@ -79,7 +79,7 @@ def test_the_stages_of_a_large_problem_are_printed(tmp_path, monkeypatch, capsys
     path = tmp_path / "large.h5"
     Checkpoint(make_truth()[0], SMALL_BATCHES, RefineSettings(1, large=1e-6)).save(path)
     assert command.main([str(path), "--output", str(tmp_path / "out.h5")]) == 1
-    assert "Stage coarse: intensities from g_max" in capsys.readouterr().out
+    assert "Stage coarse: intensities from all beams" in capsys.readouterr().out
 
 
 def other_hdf5(path):
