@@ -99,11 +99,13 @@ class _Sites:
     def __init__(self, xray_structure, result: Result, cell_cov: np.ndarray | None):
         self.cell = xray_structure.unit_cell()
         self.sites = [sc.site for sc in xray_structure.scatterers()]
-        self.cell_cov, self.covariance = cell_cov, None
+        self.cell_cov, self.covariance, self.parent = cell_cov, None, {}
         if result.site_covariance is not None:
             turn = np.array(self.cell.orthogonalization_matrix()).reshape(3, 3)
             fractional = result.site_covariance.detach().cpu().double().numpy()
             self.covariance = np.einsum("xi,aibj,yj->axby", turn, fractional, turn)
+            freedom = result.structure.freedom
+            self.parent = {} if freedom is None else dict(enumerate(freedom.parent.tolist()))
 
     def cartesian(self, ends):
         """Return the places of the atoms (index, operator)."""
@@ -114,6 +116,11 @@ class _Sites:
         chosen = [i for i, _ in ends]
         part = self.covariance[chosen][:, :, chosen].reshape(3 * len(ends), -1)
         return flex.double(part[np.triu_indices(len(part))].tolist())
+
+    def ride(self, centre: int, *others: int) -> bool:
+        """Whether an atom bonded to a centre rides on it, or is what the centre rides on."""
+        parent = self.parent.get
+        return any(parent(i) == centre or parent(centre) == i for i in others)
 
     def su(self, site_variance: float, by_cell) -> float | None:
         """Return the s.u. from the variance by the sites and the slopes by the cell's parameters.
@@ -134,7 +141,7 @@ class _Sites:
         """Return the length in A and its s.u. of a bond."""
         found = geometry.distance(self.cartesian(ends))
         su = None
-        if self.covariance is not None:
+        if self.covariance is not None and not self.ride(ends[0][0], ends[1][0]):
             variance = found.variance(self.packed(ends), self.cell, ends[1][1])
             su = self.su(variance, found.d_distance_d_cell_params(self.cell))
         return {"length": found.distance_model, "su": su}
@@ -143,7 +150,7 @@ class _Sites:
         """Return the angle in degree and its s.u. at the second of three atoms."""
         found = geometry.angle(self.cartesian(ends))
         su = None
-        if self.covariance is not None:
+        if self.covariance is not None and not self.ride(ends[1][0], ends[0][0], ends[2][0]):
             operators = tuple(op for _, op in ends)
             variance = found.variance(self.packed(ends), self.cell, operators)
             # cctbx has them in radian, other than those by the sites
@@ -158,7 +165,8 @@ def bonds_and_angles(xray_structure, result: Result, cell_cov=None, parts: Parts
     `cell_cov` is the covariance of the cell, see `cell_covariance`; `parts` are those of a
     disorder. Each entry names its atoms
     and, as CIF does, their symmetry codes. A bond between two atoms stands once, one of two
-    atoms of an orbit at each of them. The s.u. is None where it is not known or nothing is free.
+    atoms of an orbit at each of them. The s.u. is None where it is not known or nothing is free,
+    and of what the geometry of riding atoms fixes, as by SHELXL.
     """
     sites = _Sites(xray_structure, result, cell_cov)
     group = sgtbx.space_group_info(group=xray_structure.space_group())

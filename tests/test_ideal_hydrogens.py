@@ -18,6 +18,7 @@ from dials_hybrid.checkpoint import Checkpoint, State
 from dials_hybrid.data import Problem
 from dials_hybrid.freedom import Constraints, lengths, to_cartesian
 from dials_hybrid.ideal_hydrogens import KEY, NEAR, are_off, settled
+from dials_hybrid.io_bonds import bonds_and_angles
 from dials_hybrid.io_cctbx import update_xray_structure
 from dials_hybrid.io_constraints import Parameters, constrained
 from dials_hybrid.io_hydrogen_sites import HydrogenGroup
@@ -115,6 +116,17 @@ def test_a_round_is_a_few_iterations_and_leaves_the_start(first, end):
     assert float(end.result.site_su[5:].min()) > 0 and end.result.converged
     assert end.refinement.context["constraints"] == first.job.constraints.to_dict()
     assert KEY not in first.result.summary and len(first.result.history) == iterations[0] + 1
+
+
+def test_what_a_geometry_fixes_has_no_uncertainty(end):
+    """Distances and angles of riding atoms, also of those that turn; others have theirs."""
+    refined = update_xray_structure(end.job.xray_structure, end.result.structure)
+    found = bonds_and_angles(refined, end.result)
+    for entry in (*found["bonds"], *found["angles"]):
+        hydrogen = any(label.startswith("H") for label in entry["atoms"])
+        assert (entry["su"] is None) == hydrogen, entry
+    bonds = ["".join(sorted(entry["atoms"])) for entry in found["bonds"]]
+    assert {"C1H1", "C2H4", "C1C2", "C2F1"} <= set(bonds)
 
 
 def test_atoms_that_are_at_their_places_stay(end, caplog):

@@ -473,15 +473,19 @@ def test_atoms_of_one_site_are_not_bonded(shift):
     options = RestraintOptions(rigid_bond=0.01, enhanced_rigid_bond=0.004)
     restraints = restraints_of(structure, options, "model.cif")
     assert all(np.isfinite(found).all() for found in cost(restraints, structure))
-    table = bonds_and_angles(
-        structure, SimpleNamespace(site_covariance=torch.tensor(random_covariance(3)))
-    )
+    table = bonds_and_angles(structure, made_result(torch.tensor(random_covariance(3))))
     assert [set(b["atoms"]) for b in table["bonds"]] == [{"Ca1", "O1"}, {"Mg1", "O1"}]
     assert all(b["length"] > 1 for b in table["bonds"])
     assert table["angles"] == []
 
 
 # --- bonds and angles -----------------------------------------------------------------------
+
+
+def made_result(covariance):
+    """Return what of a result the s.u. of bonds come from, without riding atoms."""
+    structure = SimpleNamespace(freedom=None)
+    return SimpleNamespace(site_covariance=covariance, structure=structure)
 
 
 def random_covariance(count, size=1e-3):
@@ -523,7 +527,7 @@ def test_errors_of_bonds_and_angles(request, name, with_cell):
     cell_cov = (tied if name == "quartz" else np.diag([1.0, 1, 1, 0, 20.0**2, 0])) * 0.002**2
     found = bonds_and_angles(
         structure,
-        SimpleNamespace(site_covariance=torch.tensor(covariance)),
+        made_result(torch.tensor(covariance)),
         cell_cov if with_cell else None,
     )
     labels = [sc.label for sc in structure.scatterers()]
@@ -575,7 +579,7 @@ def test_a_bond_that_symmetry_holds_has_no_error():
     symmetry = crystal.symmetry(unit_cell=(4.2, 4.2, 4.2, 90, 90, 90), space_group_symbol="Pm-3m")
     atoms = [xray.scatterer("Na1", (0, 0, 0), u=0.01), xray.scatterer("F1", (0.5, 0, 0), u=0.01)]
     salt = xray.structure(crystal_symmetry=symmetry, scatterers=flex.xray_scatterer(atoms))
-    sure = SimpleNamespace(site_covariance=torch.zeros(2, 3, 2, 3).double())
+    sure = made_result(torch.zeros(2, 3, 2, 3).double())
     assert {b["su"] for b in bonds_and_angles(salt, sure)["bonds"]} == {None}
     su = cell_covariance(salt, (0.002, 0.002, 0.002, 0, 0, 0))
     found = bonds_and_angles(salt, sure, su)
@@ -586,7 +590,7 @@ def test_a_bond_that_symmetry_holds_has_no_error():
 def test_loops_of_the_cif(quartz):
     options = RestraintOptions(distance=("Si1 O1 1.61 0.02",), angle=("O1 Si1 O1 109.5 1",))
     found = restraints_of(quartz, options, "quartz.cif")
-    result = SimpleNamespace(site_covariance=torch.tensor(random_covariance(2, 3e-4)))
+    result = made_result(torch.tensor(random_covariance(2, 3e-4)))
     contract = bonds_and_angles(quartz, result)
     block = iotbx.cif.model.block()
     add_restraints(block, quartz, found, summary(found, to_structure(quartz)))
