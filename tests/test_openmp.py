@@ -4,7 +4,7 @@ cctbx brings stand-ins for OpenMP by which there is one thread, number 0; import
 they answer torch. What runs in threads all the same then does everything in each of them:
 `index_add` of matrices corrupts sums or memory, a sort of 200 000 integers crashes, and after
 `torch.set_num_threads(2)` baddbmm(c, a, b) is c + 2 a b. Products of batches are then wrong in some
-runs on some machines, so that no results are promised to who asks for threads in spite of the warning.
+runs on some machines: who asks for threads in spite of the warning is promised nothing.
 """
 
 import os
