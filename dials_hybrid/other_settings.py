@@ -1,8 +1,8 @@
 """The other hand and the other indexing settings, from where the first refinement ended.
 
 Thickness, orientations and scale start as they were found, the structure as refined and moved. The
-mirror image is refined until it has converged, as the first one was. Other indexing settings are
-compared as they stand, or refined as well where that is asked for.
+mirror image is refined until it has converged, by a looser tolerance than the first one. Other
+indexing settings are compared as they stand, or refined as well where that is asked for.
 """
 
 from __future__ import annotations

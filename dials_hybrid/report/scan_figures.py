@@ -156,6 +156,7 @@ def draw_orientation(figure: Figure, data: Arrays) -> None:
 
 
 def draw_scale(figure: Figure, data: Arrays) -> None:
+    """Scale of each block, relative to the mean, over the rotation."""
     columns = _scan_axes(figure, data)
     relative = data.scale / data.scale.mean()
     for blocks, (axes,) in columns:
