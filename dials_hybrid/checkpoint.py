@@ -36,6 +36,7 @@ class State:
     stage_began: int = 0  # iteration
     proximity: float = 10.0
     error_model: losses.ErrorModel = losses.ErrorModel(3.0, 0.2)
+    orientation_width: float = 1.0  # of the prior of orientations, in units of their sigma
     parameters: dict = field(default_factory=dict)
     structure_step: list = field(default_factory=list)  # of its parameters, when last they moved
     start: dict = field(default_factory=dict)  # intensities before the atoms moved

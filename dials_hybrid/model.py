@@ -20,7 +20,7 @@ from .fidelity import Fidelity, thinned
 from .kinematic import powers
 from .losses import SmoothScale
 from .nuisance import About
-from .orientation import OrientationCurve
+from .orientation import SIGMA, OrientationCurve
 from .parallel import ALONE, Alone, Team, in_threads
 from .propagation import DepthGrid, Moves, Propagator, Size, Splitting
 from .relevance import Relevance
@@ -57,7 +57,7 @@ class ModelSettings:
     scale_spacing: float = math.radians(10)
     scale_stiffness: float = 1.0
     orientation_spacing: float = math.radians(1)
-    orientation_sigma: float = math.radians(0.05)
+    orientation_sigma: float | None = SIGMA  # None: as the data say
     orientation_stiffness: float = 0.1
     nuisance: tuple[Term, ...] = ()
     memory: float = 2e9
@@ -159,7 +159,7 @@ class HybridModel(nn.Module):
         self.orientation = OrientationCurve(
             scan,
             settings.orientation_spacing,
-            settings.orientation_sigma,
+            settings.orientation_sigma or SIGMA,
             settings.orientation_stiffness,
         )
         depth = settings.depth.depths(dtype=torch.float64)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from .curves import CurveBasis
 from .data import Scan
+
+SIGMA = math.radians(0.05)
+NARROWEST, WIDEST = 0.02, 20.0  # widths of the prior that data may choose, in units of sigma
 
 
 class OrientationCurve(nn.Module):
@@ -24,8 +29,9 @@ class OrientationCurve(nn.Module):
         self.register_buffer("matrix", self.basis.matrix(scan.block_angle, scan.sweep))
         self.register_buffer("roughness", self.basis.roughness())
         self.register_buffer("directions", across_beam(scan.axis, scan.s0))
-        # in units of the prior's sigma
+        # in units of sigma, which stays as it is; the prior's own s.d. is `width` times that
         self.offset = nn.Parameter(torch.zeros(self.basis.size, 2, dtype=torch.float64))
+        self.width = 1.0
 
     def forward(self) -> Tensor:
         """Return the rotation vector of every block, (F, 3) rad."""
@@ -35,7 +41,21 @@ class OrientationCurve(nn.Module):
         """Return the matrix that takes the flat offsets to prior residuals: size, curvature."""
         identity = torch.eye(self.basis.size, dtype=torch.float64, device=self.offset.device)
         per_component = torch.cat([identity, self.stiffness**0.5 * self.roughness])
-        return torch.kron(per_component, torch.eye(2).to(per_component))
+        return torch.kron(per_component, torch.eye(2).to(per_component)) / self.width
+
+    def likely_width(self, offset: Tensor, covariance: Tensor) -> float:
+        """Return the width of the prior that the data make most likely, to first order.
+
+        The squared sum of prior residuals at the best offsets (n,) then equals the number of
+        offsets that the data determine, which their covariance (n, n) tells (D. J. C. MacKay 1992,
+        doi:10.1162/neco.1992.4.3.415). One call changes the width by a factor of two at most: away
+        from the best offsets the number says little.
+        """
+        operator = self.prior_operator()
+        determined = len(offset) - float((operator @ covariance @ operator.T).trace())
+        ratio = float((operator @ offset).square().sum()) / max(determined, 1e-3)
+        factor = min(max(ratio**0.5, 0.5), 2.0)
+        return min(max(factor * self.width, NARROWEST), WIDEST)
 
 
 def across_beam(axis: Tensor, s0: Tensor) -> Tensor:

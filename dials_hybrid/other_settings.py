@@ -219,7 +219,12 @@ def started(first: Refined, problem: Problem, mirror: bool, progress: Progress) 
             keep = -1.0 if mirror and what == "dipole_shift" else 0.0
             parameters[name] = (keep * torch.tensor(value, dtype=torch.float64)).tolist()
     old = first.refinement.state
-    state = State(proximity=old.proximity, error_model=old.error_model, parameters=parameters)
+    state = State(
+        proximity=old.proximity,
+        error_model=old.error_model,
+        orientation_width=old.orientation_width,
+        parameters=parameters,
+    )
     given = first.refinement.settings
     settings = dataclasses.replace(given, cost_tolerance=LOOSE * given.cost_tolerance)
     return Refinement(problem, first.job.options.model, settings, progress, state)

@@ -106,6 +106,7 @@ def _correlations(cheap: CheapModel, curvature: Curvature) -> dict:
 
 
 def _of_the_run(end: End, errors: uncertainty.Uncertainties) -> dict:
+    curve = end.cheap.model.orientation
     return {
         "n_parameters": round(errors.effective_parameters),
         "n_parameters_structure": errors.structure_parameters,
@@ -115,6 +116,7 @@ def _of_the_run(end: End, errors: uncertainty.Uncertainties) -> dict:
         "iterations": end.state.iteration,
         "stages": [dataclasses.asdict(stage) for stage in end.plan],
         "error_model": dataclasses.asdict(end.state.error_model),
+        "orientation": {"sigma": math.degrees(curve.width * curve.sigma)},
     }
 
 

@@ -119,6 +119,7 @@ class Refinement:
         self.plan = make_plan(self.model, settings.large, settings.error_model_updates)
         if self.state.parameters:
             self._restore()
+        self.model.orientation.width = self.state.orientation_width
         self.state.stage = min(self.state.stage, len(self.plan) - 1)
         self.context: dict = {}  # written with every checkpoint, for the one who continues
         self.curvature: uncertainty.Curvature | None = None  # known once `run` has ended
@@ -336,6 +337,7 @@ class Refinement:
         """One outer iteration: return the new linearisation, and the step that led there."""
         state, x = self.state, cheap.start()
         if state.iteration - state.stage_began < self.stage.updates:
+            self._update_orientation_prior(cheap)
             x = self._update_error_model(cheap)
         sigma_w = self.sigma_w(self.intensities(cheap))
         before = LeastSquares(cheap, sigma_w, 0).cost(cheap.start())
@@ -385,6 +387,19 @@ class Refinement:
             x = solve(problem, x, SHORT)
             calculated = cheap.evaluate(x, jacobian=False)[0]
         return x
+
+    def _update_orientation_prior(self, cheap: CheapModel) -> None:
+        """Take the width of the prior of orientations that the data make most likely.
+
+        One that is wider than the orientations are lets them fit noise.
+        """
+        curve = self.model.orientation
+        if self.model.settings.orientation_sigma is not None or not bool(curve.offset.any()):
+            return
+        part = cheap.parts.orientation
+        posterior = uncertainty.curvature_of(cheap, self.state.error_model).posterior[part, part]
+        curve.width = curve.likely_width(curve.offset.detach().flatten(), posterior)
+        self.state.orientation_width = curve.width
 
     def _at_end(self, promise: float) -> bool:
         """Whether a promise that was not kept is no more than a settled end may make."""

@@ -61,7 +61,7 @@ class Curvature:
     @functools.cached_property
     def effective_parameters(self) -> float:
         """Parameters that the data determine: trace of data information over all."""
-        return self.slope * float((self._inverse @ self._data()).trace())
+        return self.slope * float((self.posterior @ self._data()).trace())
 
     @functools.cached_property
     def covariance(self) -> Tensor:
@@ -77,7 +77,7 @@ class Curvature:
         count = float(self._used.sum())
         spread = float(pull.square().sum()) / max(1.0, count - self.effective_parameters)
         gradient = spread * self._data() + self.prior_jacobian.T @ self.prior_jacobian
-        return self._inverse @ gradient @ self._inverse
+        return self.posterior @ gradient @ self.posterior
 
     @functools.cached_property
     def leverage(self) -> Tensor:
@@ -85,7 +85,7 @@ class Curvature:
 
         The residual of a reflection has the variance sigma_w^2 (1 - leverage).
         """
-        return self.slope * ((self.jacobian @ self._inverse) * self.jacobian).sum(1)
+        return self.slope * ((self.jacobian @ self.posterior) * self.jacobian).sum(1)
 
     def with_parameter(self, derivative: Tensor) -> Curvature:
         """Return the same with one more parameter at the end; derivative (R,) is dI_calc."""
@@ -103,7 +103,7 @@ class Curvature:
             pull, _ = self.error_model.influence(self.residual - self.jacobian @ x)
             downhill = self.jacobian.T @ pull
             downhill -= self.prior_jacobian.T @ (self.prior_residual + self.prior_jacobian @ x)
-            x = x + self._inverse @ downhill
+            x = x + self.posterior @ downhill
         return x
 
     @functools.cached_property
@@ -129,7 +129,8 @@ class Curvature:
         return vectors[:, ~self._seen(values)]
 
     @functools.cached_property
-    def _inverse(self) -> Tensor:
+    def posterior(self) -> Tensor:
+        """(n, n) inverse of the information: what data and priors leave open."""
         # directions that nothing sees (spare network weights, a floating origin) stay as they are
         values, vectors = self._spectrum
         seen = self._seen(values)

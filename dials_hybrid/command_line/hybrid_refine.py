@@ -309,7 +309,7 @@ def _given(value, otherwise):
 
 
 def _model_settings(params) -> ModelSettings:
-    prior = params.thickness.prior
+    prior, sigma = params.thickness.prior, params.orientation.sigma
     return ModelSettings(
         g_max=_given(params.beams.g_max, DEFAULTS.model.g_max),
         s_max=_given(params.beams.s_max, DEFAULTS.model.s_max),
@@ -338,7 +338,7 @@ def _model_settings(params) -> ModelSettings:
         scale_spacing=math.radians(params.scale.spacing),
         scale_stiffness=params.scale.stiffness,
         orientation_spacing=math.radians(params.orientation.spacing),
-        orientation_sigma=math.radians(params.orientation.sigma),
+        orientation_sigma=None if sigma is Auto else math.radians(sigma),
         orientation_stiffness=params.orientation.stiffness,
         nuisance=_nuisance(params.nuisance),
         memory=1e9 * params.compute.memory,

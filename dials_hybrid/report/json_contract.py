@@ -38,6 +38,7 @@ _KEYS = {
         ("scheme", "step", "substeps", "error_measured", "error_target", "beams")
     ),
     **dict.fromkeys(("space_group", "absolute_structure", "indexing", "error_model", "valence")),
+    "orientation": {"sigma": None},  # degrees, of the prior
     "nuisance": [],
     "restraints": {},
     "bonds": [],

@@ -34,6 +34,7 @@ def agreement(contract: dict) -> list[tuple]:
 def conditions(contract: dict, data: Arrays) -> list[tuple]:
     """Return (name, value) rows on the crystal, the data and the run, of what is known."""
     crystal, radiation = contract["crystal"], contract["radiation"]
+    size = contract["orientation"]["sigma"]
     names = {
         "Formula": crystal["formula"],
         "Space group, Z": f"{scalar(contract['space_group'])}, {crystal['formula_units']}",
@@ -45,6 +46,7 @@ def conditions(contract: dict, data: Arrays) -> list[tuple]:
         "Sweeps, blocks": f"{len(data.sweeps)}, {len(data.block_angle)}",
         "Reflections": f"{scalar(contract['n_all'])}, of them {scalar(contract['n_obs'])} with "
         f"I > 3σ; {contract['free']['n'] or 0} held out",
+        "Prior of orientations": size and f"{size:.3f}°",
         "Parameters": contract["n_parameters"],
         "Stop reason": contract["stop_reason"],
         "Wall time": duration(contract["wall_time_s"]),
