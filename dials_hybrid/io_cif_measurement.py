@@ -16,6 +16,7 @@ from .data import Problem
 
 FULL_RESOLUTION = 0.6  # A^-1, sin(theta) / lambda to which IUCr journals want data to be complete
 _METHOD = "continuous-rotation 3D electron diffraction"
+_PRECESSION = "precession-assisted 3D electron diffraction"
 _MICROSCOPE = "transmission electron microscope"
 
 
@@ -112,6 +113,8 @@ def _rotation_items(measured: dict) -> dict:
             for f in frames
         )
         details = f"Virtual frames of a rotation, {'; '.join(scans)}."
+    elif frames and all(f.get("precession") for f in frames):
+        return _precession_items(frames)
     else:
         return {}
     return {
@@ -120,6 +123,22 @@ def _rotation_items(measured: dict) -> dict:
         "_diffrn_measurement_details": details,
         "_diffrn_measurement.rotation_mode": "rotation",
         "_diffrn_measurement.method_precession": "no",
+    }
+
+
+def _precession_items(frames: list[dict]) -> dict:
+    """What the files say of frames of precession."""
+    scans = (
+        f"{f['number']} of {f['precession']:.2f} degree, tilts from "
+        f"{f['start'] + f['precession']:.2f} to {f['end'] - f['precession']:.2f}"
+        for f in frames
+    )
+    return {
+        "_diffrn_measurement_device": _MICROSCOPE,
+        "_diffrn_measurement_method": _PRECESSION,
+        "_diffrn_measurement_details": f"Frames of precession, {'; '.join(scans)}.",
+        "_diffrn_measurement.method_precession": "yes",
+        "_diffrn.precession_semi_angle": f"{frames[0]['precession']:.3f}",
     }
 
 

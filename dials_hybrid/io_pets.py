@@ -1,4 +1,4 @@
-"""PETS2 files (.cif_pets): virtual frames of continuous rotation, read as blocks of a scan.
+"""PETS2 files (.cif_pets): frames of rotation or precession, read as blocks of a scan.
 
 The laboratory frame is that of PETS: the beam along -z, the rocking axis across it, turned from x
 by the rotation axis position. R = Rz(omega) Rx(alpha) Ry(beta) takes UB hkl, and the zone axis of
@@ -26,6 +26,7 @@ from .io_dials import MAX_WAVELENGTH, check_agreement, origin
 from .io_geometry import Sampling
 from .io_pets_frames import (
     CONTINUOUS,
+    PRECESSION,
     Frames,
     Window,
     X,
@@ -37,6 +38,7 @@ from .io_pets_frames import (
     has_whole_curves,
     measurement_of,
     most_central,
+    must_be_precession,
     rotations,
     vectors,
 )
@@ -96,9 +98,10 @@ def is_pets(path) -> bool:
     return Path(path).suffix.lower() == SUFFIX
 
 
-def load(paths) -> Loaded:
+def load(paths, geometry: str = "auto") -> Loaded:
     """Read any number of .cif_pets files of the same crystal structure.
 
+    `geometry` is rotation or precession, or auto: as the files say, unless that cannot be.
     Raises InputError with one sentence that names the file, what was found and what to do.
     """
     names = [str(path) for path in paths]
@@ -107,14 +110,16 @@ def load(paths) -> Loaded:
             raise InputError(f"{name}: no such file; give the {SUFFIX} file of PETS2")
         if Path(name).resolve() in {Path(other).resolve() for other in names[:i]}:
             raise InputError(f"{name}: given twice; give each file once")
-    parts = tuple(_read(name) for name in names)
+    parts = tuple(_believed(_read(name)) if geometry == "auto" else _read(name) for name in names)
+    parts = tuple(part.taken_as(geometry) for part in parts)
     check_agreement([p.wavelength for p in parts], [p.cell for p in parts], names)
     for part in parts:
         logger.info(
-            "%s: %d frames of %g degrees, %g to %g degrees, mosaicity %g degrees, %d rows",
+            "%s: %d frames of %g degrees%s, %g to %g degrees, mosaicity %g degrees, %d rows",
             part.file,
             len(part.alpha),
-            2 * part.half_width.max(),
+            (1 if part.precession else 2) * part.half_width.max(),
+            " of precession" if part.precession else "",
             part.alpha.min(),
             part.alpha.max(),
             part.mosaicity,
@@ -135,7 +140,7 @@ def _read(name: str) -> Frames:
         _numbers(name, key, zones[key]) for key in ("alpha", "beta", "omega", "precession_angle")
     )
     details = str(block.get("_diffrn_measurement_details", ""))
-    _require_rotation(name, details, half)
+    _require_movement(name, details, half)
     turn = rotations(Z, omega) @ rotations(X, alpha) @ rotations(Y, beta)
     hkl = np.stack([_numbers(name, key, rows[key]) for key in _REFLN[:3]], axis=1)
     if not np.array_equal(hkl, np.rint(hkl)):
@@ -156,7 +161,25 @@ def _read(name: str) -> Frames:
         intensity=_numbers(name, "intensity_meas", rows["intensity_meas"], finite=False),
         sigma=_numbers(name, "intensity_sigma", rows["intensity_sigma"], finite=False),
         details=details,
+        precession=PRECESSION in (geometry_of(details) or ""),
     )
+
+
+def _believed(part: Frames) -> Frames:
+    """Return the frames as of what they must be, with a warning where the file says otherwise."""
+    if part.precession or not must_be_precession(part):
+        return part
+    logger.warning(
+        "%s: says %s, but single frames %.1f degrees apart reach %.1f degrees, and reflections are "
+        "there that only precession excites: taken as precession of %.1f degrees; "
+        "selection.geometry=rotation takes it at its word",
+        part.file,
+        CONTINUOUS,
+        np.median(np.diff(np.sort(part.alpha))),
+        2 * part.half_width.max(),
+        part.half_width.max(),
+    )
+    return part.taken_as(PRECESSION)
 
 
 def _data_block(name: str):
@@ -244,12 +267,14 @@ def _stated(name: str, details: str, what: str) -> float | None:
     return None if found is None else float(_numbers(name, what, [found.group(1)])[0])
 
 
-def _require_rotation(name: str, details: str, half_width: np.ndarray) -> None:
+def _require_movement(name: str, details: str, half_width: np.ndarray) -> None:
     geometry = geometry_of(details) or CONTINUOUS
-    if geometry != CONTINUOUS or not (half_width > 0).all():
-        what = geometry if geometry != CONTINUOUS else "frames without width"
+    known = geometry == CONTINUOUS or PRECESSION in geometry
+    if not known or not (half_width > 0).all():
+        what = "frames without width" if known else geometry
         raise InputError(
-            f"{name}: {what}, which cannot be refined; give data of continuous rotation"
+            f"{name}: {what}, which cannot be refined; give data of continuous rotation or "
+            "precession"
         )
 
 
@@ -349,7 +374,11 @@ def scan_and_observations(
     """
     windows = [Window.of(p, rocking_curve) for p in loaded.parts]
     reach = [window.reach for window in windows]
-    samples = max(1, round(2 * max(r.max() for r in reach) / sampling.step))
+    path = max(
+        (2 * np.pi if p.precession else 2) * r.max()
+        for p, r in zip(loaded.parts, reach, strict=True)
+    )
+    samples = max(1, round(path / sampling.step))
     first = np.cumsum([0, *(len(p.alpha) for p in loaded.parts)])
     sweep = _file_of_rows(loaded)
     frame = (first[sweep] + np.concatenate([p.frame for p in loaded.parts]))[rows]

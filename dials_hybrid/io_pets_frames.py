@@ -1,10 +1,13 @@
 """Virtual frames of PETS2: their geometry, and what of the rotation a row's intensity holds.
 
-The laboratory frame is that of PETS: the beam along -z, the rocking axis across it.
+The laboratory frame is that of PETS: the beam along -z, the rocking axis across it. In frames of
+precession the beam goes round a cone about it, whose half opening the file has as half width
+(R. Vincent & P. A. Midgley 1994, doi:10.1016/0304-3991(94)90039-6).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 
@@ -17,7 +20,14 @@ MOSAIC_REACH = 3.0  # standard deviations of the mosaic spread that a frame look
 TAILS = 0.25  # part of the half width that a frame looks beyond its ends for whole rocking curves
 REPEATED = 0.9  # share of equal neighbours in files of whole rocking curves
 ENOUGH = 10  # neighbours that tell
-CONTINUOUS = "continuous rotation"  # as the files say it
+# as the files say it
+CONTINUOUS = "continuous rotation"
+PRECESSION = "precession"
+GEOMETRY = "data collection geometry:"
+# part of their width by which middles of single frames are apart where nothing else is wrong
+APART = 0.75
+RIM, BEYOND = 0.9, 1.3  # in and out of the reach of precession, in units of it
+FEW = 20  # rows that say nothing
 X, Y, Z = np.eye(3)  # of the laboratory
 
 
@@ -38,20 +48,55 @@ class Frames:
     intensity: np.ndarray  # (R,)
     sigma: np.ndarray  # (R,)
     details: str  # of the measurement, as the file words them
+    precession: bool = False  # and not rotation
+
+    def taken_as(self, geometry: str) -> Frames:
+        """Return the same as of precession or rotation; "auto" leaves what the file says."""
+        if geometry == "auto" or (geometry == PRECESSION) == self.precession:
+            return self
+        precession = geometry == PRECESSION
+        said = PRECESSION if precession else CONTINUOUS
+        details = re.sub(f"{GEOMETRY}.*", f"{GEOMETRY} {said}", self.details)
+        return dataclasses.replace(self, precession=precession, details=details)
 
 
 def geometry_of(details: str) -> str | None:
     """Return how the data were collected, None where the measurement's details do not say it."""
-    found = re.search(r"data collection geometry:[ \t]*(.*)", details)
+    found = re.search(rf"{GEOMETRY}[ \t]*(.*)", details)
     return None if found is None else found.group(1).strip()
+
+
+def must_be_precession(part: Frames) -> bool:
+    """Tell whether frames that are said to be of rotation cannot be.
+
+    Neighbours in a continuous rotation overlap only where several frames were merged. Frames that
+    are single and overlap all the same are of precession, if reflections whose excitation errors
+    the beam reaches on its cone, but not the rotation, are there more often than those that
+    neither reaches.
+    """
+    merged = re.search(r"number of merged frames:[ \t]*(\d+)", part.details)
+    if merged is None or int(merged.group(1)) != 1 or len(part.alpha) < 2:
+        return False
+    apart = float(np.median(np.diff(np.sort(part.alpha))))
+    if apart > APART * 2 * float(np.median(part.half_width)):
+        return False
+    s, rotated = excitation(part)
+    reach = excitation(part.taken_as(PRECESSION))[1]
+    s, seen = np.abs(s), part.intensity > 3 * part.sigma
+    within = (s > rotated + (BEYOND - 1) * reach) & (s < RIM * reach)
+    beyond = s > BEYOND * reach
+    if within.sum() < FEW or beyond.sum() < FEW:
+        return True
+    return bool(seen[within].mean() > 2 * seen[beyond].mean())
 
 
 def measurement_of(parts) -> dict:
     """Return what files say of the measurement, as JSON values.
 
     `mosaicity` (degree, None without) and `mosaic_method`, and for each file, in `frames`, their
-    `number`, the `width` of one, `start` and `end` (degree) and whether the file states that they
-    are of a continuous `rotation`.
+    `number`, the `width` of one, `start` and `end` (degree), whether the file states that they
+    are of a continuous `rotation`, and the half opening of the cone of `precession` (degree, None
+    without).
     """
     spreads = [part.mosaicity for part in parts if part.mosaicity > 0]
     return {
@@ -63,7 +108,8 @@ def measurement_of(parts) -> dict:
                 "width": 2 * float(part.half_width.mean()),
                 "start": float((part.alpha - part.half_width).min()),
                 "end": float((part.alpha + part.half_width).max()),
-                "rotation": geometry_of(part.details) == CONTINUOUS,
+                "rotation": geometry_of(part.details) == CONTINUOUS and not part.precession,
+                "precession": float(part.half_width.mean()) if part.precession else None,
             }
             for part in parts
         ],
@@ -84,12 +130,12 @@ def excitation(part: Frames) -> tuple[np.ndarray, np.ndarray]:
     """Return S at the middle of the frame and dS, both (R,) in A^-1, of every row.
 
     S = (k^2 - |k + g|^2) / 2k with the beam along -z; dS = |dS/dphi| times the half width is how
-    far S goes from the middle to the end of the frame (L. Palatinus et al. 2015,
-    doi:10.1107/S2053273315001266).
+    far S goes from the middle to the end of the frame, or to the rim of the cone (L. Palatinus
+    et al. 2015, doi:10.1107/S2053273315001266).
     """
     g = vectors(part)
     s = g[:, 2] - part.wavelength * (g * g).sum(1) / 2
-    rate = np.abs(np.cross(part.axis, g)[:, 2])
+    rate = np.hypot(g[:, 0], g[:, 1]) if part.precession else np.abs(np.cross(part.axis, g)[:, 2])
     return s, rate * np.radians(part.half_width[part.frame])
 
 
@@ -115,6 +161,8 @@ def has_whole_curves(part: Frames, rocking_curve: str = "auto") -> bool:
     `rocking_curve` says so (whole, frame), or lets the data tell (auto): the number that stands
     in one frame then stands in the next as well.
     """
+    if part.precession:
+        return False
     if rocking_curve != "auto":
         return rocking_curve == "whole"
     first, second = _neighbours(part)
@@ -150,6 +198,8 @@ class Window:
     @classmethod
     def of(cls, part: Frames, rocking_curve: str) -> Window:
         """Mosaic blocks, each of which scatters by itself, do not change a whole curve's area."""
+        if part.precession:
+            return cls(part.half_width, part.half_width, 0.0)
         if has_whole_curves(part, rocking_curve):
             wider = (1 + TAILS) * part.half_width
             return cls(wider, wider, 0.0)
@@ -172,12 +222,8 @@ class Window:
 
 def blocks_of(part: Frames, index: int, window: Window, samples: int) -> dict:
     """Return the fields of `Scan` of one file's frames."""
-    frames, reach = len(part.alpha), window.reach
-    even = (np.arange(samples) + 0.5) / samples * 2 - 1
-    offset = reach[:, None] * even
-    rock = rotations(part.axis, offset.ravel()).reshape(frames, samples, 3, 3)
-    step = np.radians(2 * reach / samples)
-    weight = step[:, None] * window.share(offset)
+    frames = len(part.alpha)
+    rock, offset, weight = (_round if part.precession else _along)(part, window, samples)
     s0 = np.tile([0.0, 0.0, -1 / part.wavelength], (frames, 1))
     return {
         "setting": torch.from_numpy(rock @ part.setting[:, None]),
@@ -188,3 +234,28 @@ def blocks_of(part: Frames, index: int, window: Window, samples: int) -> dict:
         "sweep": torch.full((frames,), index),
         "axis": torch.from_numpy(np.tile(part.axis, (frames, 1))),
     }
+
+
+def _along(part: Frames, window: Window, samples: int):
+    """Return turns (F, T, 3, 3) along the rotation, angles and widths (F, T) in degree and rad."""
+    even = (np.arange(samples) + 0.5) / samples * 2 - 1
+    offset = window.reach[:, None] * even
+    rock = rotations(part.axis, offset.ravel()).reshape(*offset.shape, 3, 3)
+    step = np.radians(2 * window.reach / samples)
+    return rock, offset, step[:, None] * window.share(offset)
+
+
+def _round(part: Frames, window: Window, samples: int):
+    """Return the same round the cone of precession, the angles about the rocking axis.
+
+    Instead of the beam the crystal is turned, which differs by a turn about the beam only. Mosaic
+    blocks see cones about other directions, which matters at the rim alone and is left out.
+    """
+    azimuth = 2 * np.pi * (np.arange(samples) + 0.5) / samples
+    across = np.cross(Z, part.axis)
+    directions = np.cos(azimuth)[:, None] * part.axis + np.sin(azimuth)[:, None] * across
+    opening = np.radians(window.half_width)
+    rock = rotation_matrices((opening[:, None, None] * directions).reshape(-1, 3))
+    offset = window.half_width[:, None] * np.cos(azimuth)
+    weight = np.tile(2 * np.pi * opening[:, None] / samples, (1, samples))
+    return rock.reshape(len(opening), samples, 3, 3), offset, weight

@@ -27,7 +27,8 @@ class Selection:
     Rows of PETS frames have, instead of these three and of overloads, the largest ratio
     R_Sg = |S| / dS and the smallest difference D_Sg = dS - |S| (A^-1) of their excitation error
     at the frame's middle and its change to the frame's end; None keeps all. `rocking_curve` is
-    whole, frame or auto: see `io_pets.has_whole_curves`.
+    whole, frame or auto: see `io_pets.has_whole_curves`; `geometry` is rotation, precession or
+    auto, as the file says.
     """
 
     intensity: str = "sum"
@@ -40,6 +41,7 @@ class Selection:
     rsg_max: float | None = 0.9
     dsg_min: float | None = 0.0015
     rocking_curve: str = "auto"
+    geometry: str = "auto"
 
 
 def select_reflections(reflections, selection: Selection):

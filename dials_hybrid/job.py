@@ -174,8 +174,8 @@ def collected_warnings():
         own.removeHandler(handler)
 
 
-def read(files) -> io_dials.Loaded | io_pets.Loaded:
-    """Read .expt and .refl files, or .cif_pets files.
+def read(files, geometry: str = "auto") -> io_dials.Loaded | io_pets.Loaded:
+    """Read .expt and .refl files, or .cif_pets files, whose frames are of a `geometry`.
 
     Raises InputError, with one sentence for the user, when something cannot be used.
     """
@@ -186,7 +186,7 @@ def read(files) -> io_dials.Loaded | io_pets.Loaded:
             f"{pets[0]} is of PETS2 and {others[0]} is not; give {io_pets.SUFFIX} files or .expt "
             "and .refl files"
         )
-    return io_pets.load(files) if pets else io_dials.load(files)
+    return io_pets.load(files, geometry) if pets else io_dials.load(files)
 
 
 @remembering_warnings
@@ -198,7 +198,7 @@ def load(files, structure, options: Options = Options()) -> Job:
     xray_structure = read_structure(structure, options.block)
     shelx = io_shelx.read_instructions(structure) if io_shelx.is_shelx(structure) else None
     parts = parts_of(structure, xray_structure.scatterers().size(), options.block)
-    loaded = read(files)
+    loaded = read(files, options.selection.geometry)
     xray_structure = loaded.reconcile(xray_structure, structure)
     rows, table = loaded.select(options.selection)
     logger.info("Selection of reflections:\n%s\n", format_table(table))

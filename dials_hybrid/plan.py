@@ -110,7 +110,7 @@ def ladder(model: HybridModel) -> list[Fidelity]:
     settings, o = model.settings, model.problem.observations
     scan, cell = model.problem.scan, model.problem.structure.cell
     reach = float(reciprocal_length_sq(cell, o.hkl).max().sqrt())
-    spacing = float(torch.diff(scan.angle, dim=1).abs().median()) if scan.angle.shape[1] > 1 else 1
+    spacing = float(scan.sample_width.max()) if scan.angle.shape[1] > 1 else 1
     fine, coarse = (max(1, int(c / (reach * settings.thickness_start * spacing))) for c in SPACINGS)
     more = [max(share, settings.left_out or 0) for share in LEFT_OUT]
     rungs = [(settings.left_out, fine), *((share, fine) for share in more), (more[-1], coarse)]

@@ -42,6 +42,8 @@ class PetsFile:
     cell: tuple = CELL
     u: torch.Tensor = field(default_factory=lambda: turn(30, -50, 70))
     ub_scale: float = 1.0
+    geometry: str = "continuous rotation"
+    merged: int | None = None
 
     def zone_setting(self, zone: int) -> torch.Tensor:
         """Return the matrix (3, 3) that takes hkl to the laboratory in a frame's middle."""
@@ -61,10 +63,12 @@ class PetsFile:
         ]
         lines += [
             "_diffrn_measurement_details\n;",
-            "data collection geometry: continuous rotation",
+            f"data collection geometry: {self.geometry}",
             "dstarmax:  1.600",
             f"mosaicity:  {self.mosaicity:.3f}",
-            f"rotation axis position:   {self.position:.3f}\n;",
+            f"rotation axis position:   {self.position:.3f}",
+            *([] if self.merged is None else [f"number of merged frames:  {self.merged}"]),
+            ";",
             "# D:\\\u00fcbung\\data.cif_pets",
             "loop_",
         ]

@@ -429,7 +429,7 @@ refused = functools.partial(commands.refused, io_pets.load)
         ("wavelength 0.0251", "wavelength short", "not a number"),
         ("_cell_length_a 4.916", "_cell_length_a 6.916", "does not belong to the cell"),
         ("_cell_angle_gamma 120", "_cell_angle_gamma 200", "cell"),
-        ("continuous rotation", "precession", "precession, which cannot be refined"),
+        ("continuous rotation", "static", "static, which cannot be refined"),
         (" 1.0 0.5 ", " 0.0 0.5 ", "frames without width"),
         (" 1.0 0.5 ", " 1.0 nan ", "alpha holds NaN"),
         ("\n5 ", "\n4 ", "same id"),

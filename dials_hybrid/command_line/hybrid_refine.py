@@ -224,6 +224,7 @@ def refine_options(params) -> api.Options:
             i_over_sigma=selection.i_over_sigma,
             rsg_max=selection.rsg_max,
             rocking_curve=selection.rocking_curve,
+            geometry=selection.geometry,
             dsg_min=selection.dsg_min,
         ),
         sampling=Sampling(
