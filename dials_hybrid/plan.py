@@ -15,8 +15,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import torch
-
 from .crystal import reciprocal_length_sq
 from .fidelity import Fidelity
 from .fourier import PROBES
