@@ -36,6 +36,7 @@ def refine(files: list, folder: Path, first: Path) -> dict:
         "R1 start": found["start"]["r1_obs"],
         "R1": found["final"]["r1_obs"],
         "R1 free": found["free"]["r1_obs"],
+        "R1 each left out": found["cross_validated"]["r1_obs"],
         "observed": found["n_obs"],
         **{f"{label} to X-ray / A": d for label, d in distance.items()},
         "mean to X-ray / A": sum(distance.values()) / len(distance),
@@ -68,7 +69,8 @@ def main() -> None:
         for seed in map(int, sys.argv[1:] or (1, 2, 3)):
             path = folder / f"displaced_{seed}.cif"
             runs[f"displaced 0.05 A, {seed}"] = [common.displaced(common.MODEL, path, 0.05, seed)]
-        runs["X-ray, valence.model=none"] = [common.MODEL, "valence.model=none"]
+        for choice in ("valence.model=none", "orientation.sigma=Auto"):
+            runs[f"X-ray, {choice}"] = [common.MODEL, choice]
         rows = [
             {"start": start, **refine([*files, *given], folder / f"run_{i}", folder / "run_0")}
             for i, (start, given) in enumerate(runs.items())
