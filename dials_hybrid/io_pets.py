@@ -25,6 +25,7 @@ from .io_cctbx import CELL_ERROR, format_cell, in_measured_cell
 from .io_dials import MAX_WAVELENGTH, check_agreement, origin
 from .io_geometry import Sampling
 from .io_pets_frames import (
+    CONES,
     CONTINUOUS,
     PRECESSION,
     Frames,
@@ -379,6 +380,8 @@ def scan_and_observations(
         for p, r in zip(loaded.parts, reach, strict=True)
     )
     samples = max(1, round(path / sampling.step))
+    if any(p.precession for p in loaded.parts):
+        samples += -samples % CONES
     first = np.cumsum([0, *(len(p.alpha) for p in loaded.parts)])
     sweep = _file_of_rows(loaded)
     frame = (first[sweep] + np.concatenate([p.frame for p in loaded.parts]))[rows]

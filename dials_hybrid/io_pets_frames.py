@@ -28,6 +28,7 @@ GEOMETRY = "data collection geometry:"
 APART = 0.75
 RIM, BEYOND = 0.9, 1.3  # in and out of the reach of precession, in units of it
 FEW = 20  # rows that say nothing
+CONES = 3  # that stand for those of all mosaic blocks
 X, Y, Z = np.eye(3)  # of the laboratory
 
 
@@ -199,7 +200,7 @@ class Window:
     def of(cls, part: Frames, rocking_curve: str) -> Window:
         """Mosaic blocks, each of which scatters by itself, do not change a whole curve's area."""
         if part.precession:
-            return cls(part.half_width, part.half_width, 0.0)
+            return cls(part.half_width, part.half_width, part.mosaicity)
         if has_whole_curves(part, rocking_curve):
             wider = (1 + TAILS) * part.half_width
             return cls(wider, wider, 0.0)
@@ -246,16 +247,19 @@ def _along(part: Frames, window: Window, samples: int):
 
 
 def _round(part: Frames, window: Window, samples: int):
-    """Return the same round the cone of precession, the angles about the rocking axis.
+    """Return the same round the cone of precession, of which `samples` is a multiple of CONES.
 
     Instead of the beam the crystal is turned, which differs by a turn about the beam only. Mosaic
-    blocks see cones about other directions, which matters at the rim alone and is left out.
+    blocks see wider and narrower cones: three of them, one after the other, have the mean and the
+    standard deviation of their Gaussian.
     """
-    azimuth = 2 * np.pi * (np.arange(samples) + 0.5) / samples
+    each = samples // CONES
+    cone, place = np.divmod(np.arange(samples), each)
+    azimuth = 2 * np.pi * (place + (cone + 0.5) / CONES) / each
     across = np.cross(Z, part.axis)
     directions = np.cos(azimuth)[:, None] * part.axis + np.sin(azimuth)[:, None] * across
-    opening = np.radians(window.half_width)
-    rock = rotation_matrices((opening[:, None, None] * directions).reshape(-1, 3))
-    offset = window.half_width[:, None] * np.cos(azimuth)
-    weight = np.tile(2 * np.pi * opening[:, None] / samples, (1, samples))
-    return rock.reshape(len(opening), samples, 3, 3), offset, weight
+    opening = window.half_width[:, None] + window.blur * 1.5**0.5 * (cone - 1)
+    turn = np.radians(opening)[..., None] * directions
+    rock = rotation_matrices(turn.reshape(-1, 3)).reshape(*opening.shape, 3, 3)
+    weight = np.tile(2 * np.pi * np.radians(window.half_width[:, None]) / samples, samples)
+    return rock, opening * np.cos(azimuth), weight

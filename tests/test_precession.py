@@ -54,7 +54,7 @@ def test_the_beam_goes_once_round_the_cone(precessed):
     """Of the crystal as it stands and a beam on the cone, the excitation errors are the same."""
     scan, o = observed(precessed)
     samples = scan.angle.shape[1]
-    assert samples == pytest.approx(2 * np.pi * OPENING / 0.05, abs=1)
+    assert samples == pytest.approx(2 * np.pi * OPENING / 0.05, abs=3) and samples % 3 == 0
     k = 1 / scan.wavelength
     opening, azimuth = np.radians(OPENING), 2 * np.pi * (np.arange(samples) + 0.5) / samples
     tilted = np.stack(
@@ -106,6 +106,21 @@ def test_the_weights_give_the_lorentz_factor_of_precession(precessed):
     inside = (ratio < 0.8) & (rim > 0.01)
     assert inside.sum() > 100
     np.testing.assert_allclose(exposure[inside], expected[inside], rtol=0.1)
+
+
+def test_mosaic_blocks_widen_the_rim(precessed, tmp_path):
+    """Cones have the mean and the spread of those of all blocks, and equal shares of the time."""
+    file = with_rows(dataclasses.replace(FRAMES, mosaicity=0.2), tmp_path)
+    loaded = io_pets.load([file.write(tmp_path / "m.cif_pets")])
+    scan, _ = observed(loaded)
+    sharp, _ = observed(precessed)
+    beam = torch.tensor([0.0, 0.0, 1.0]).double()
+    middle = torch.from_numpy(loaded.parts[0].setting)
+    turn = scan.setting @ torch.linalg.inv(middle)[:, None]
+    opening = torch.rad2deg(torch.acos((turn @ beam)[..., 2]))
+    assert opening.mean(1).tolist() == pytest.approx([OPENING] * 4, abs=1e-6)
+    assert opening.std(1, unbiased=False).tolist() == pytest.approx([0.2] * 4, abs=1e-6)
+    torch.testing.assert_close(scan.sample_width, sharp.sample_width)
 
 
 @pytest.mark.parametrize(
