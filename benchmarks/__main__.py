@@ -7,7 +7,16 @@ import importlib
 import sys
 
 DEFAULT = ("propagation", "integrators", "quartz", "pets", "simulated")
-OTHERS = ("beams", "jana", "missing_atoms", "nuisance", "optimisers", "thickness", "uncertainties")
+OTHERS = (
+    "beams",
+    "jana",
+    "missing_atoms",
+    "nuisance",
+    "optimisers",
+    "precession",
+    "thickness",
+    "uncertainties",
+)
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or DEFAULT

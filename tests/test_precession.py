@@ -177,3 +177,19 @@ def test_refined_orientations_of_precession_are_written_as_such(precessed, tmp_p
     result = synthetic.make_result(found.problem)
     (again,) = io_pets_write.refined_frames(precessed, found.problem, result)
     assert again.precession and PRECESSION in again.details
+
+
+def test_real_files_are_of_what_they_are(data_folder):
+    """Paracetamol was measured with precession, whatever its file says; the others turned."""
+    files = {
+        "paracetamol_pets/APAP_dyn_reference.cif_pets": True,
+        "quartz_pets/quartz.cif_pets": False,
+        "albite_jana/pets2_albite.cif_pets": False,
+        "cspbbr3_pets/CsPbBr_P67-crot-050_dyn.cif_pets": False,
+        "quartz_dials/dials_dyn.cif_pets": False,
+    }
+    missing = [name for name in files if not (data_folder / name).is_file()]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} in {data_folder}")
+    found = {name: io_pets.load([data_folder / name]).parts[0].precession for name in files}
+    assert found == files
