@@ -70,7 +70,7 @@ def test_directions_that_nothing_sees_are_known_and_have_no_variance():
     assert torch.allclose(curvature.unseen.abs(), direction.abs()[:, None], atol=1e-9)
     assert float((direction @ curvature.covariance @ direction).abs()) < 1e-12
     assert torch.allclose(
-        curvature._inverse, torch.linalg.pinv(curvature.information, rtol=1e-9, hermitian=True)
+        curvature.posterior, torch.linalg.pinv(curvature.information, rtol=1e-9, hermitian=True)
     )
 
 
