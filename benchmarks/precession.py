@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dials_hybrid import api, io_pets, validation
-from dials_hybrid.io_pets_frames import PRECESSION, excitation
+from dials_hybrid.io_pets_frames import PRECESSION, excitation, vectors
 from dials_hybrid.io_reflections import Selection
 from dials_hybrid.propagation import DepthGrid
 
@@ -32,7 +32,7 @@ def measured(part) -> list[dict]:
     """Return the brightness over |S| / dS in shells of resolution."""
     s, reach = excitation(part)
     ratio = np.abs(s) / reach
-    size = np.linalg.norm(np.einsum("rij,rj->ri", part.setting[part.frame], part.hkl), axis=1)
+    size = np.linalg.norm(vectors(part), axis=1)
     _, same = np.unique(np.abs(part.hkl), axis=0, return_inverse=True)
     same, inside = same.ravel(), ratio < INNER
     count = np.bincount(same, inside)

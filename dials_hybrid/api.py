@@ -378,8 +378,7 @@ def _reload(problem: Problem, path) -> io_dials.Loaded | io_pets.Loaded | None:
     gone = [n for n in names if not os.path.isfile(n)]
     changed = [p["file"] for p in prints if p["file"] not in gone and _differs(p)]
     if names and not gone and not changed:
-        frames = provenance.get("measurement", {}).get("frames", [])
-        return read(names, "precession" if any(f.get("precession") for f in frames) else "auto")
+        return read(names, io_pets.geometry_taken(provenance.get("measurement", {})))
     if not any(map(io_pets.is_pets, names)):  # nothing is written back to those of PETS2
         what = f"{', '.join(changed)} changed since"
         if gone or not names:

@@ -129,6 +129,19 @@ def load(paths, geometry: str = "auto") -> Loaded:
     return Loaded(parts)
 
 
+def geometry_taken(measurement: dict) -> str:
+    """Return the geometry with which `load` reads files again as they were read before.
+
+    `measurement` is that of `Loaded.provenance`. Files of both kinds can only have been read as
+    they say.
+    """
+    kinds = {
+        PRECESSION if frames.get("precession") else "rotation"
+        for frames in measurement.get("frames", [])
+    }
+    return kinds.pop() if len(kinds) == 1 else "auto"
+
+
 # --- reading --------------------------------------------------------------------------------
 
 

@@ -109,7 +109,7 @@ def measurement_of(parts) -> dict:
                 "width": 2 * float(part.half_width.mean()),
                 "start": float((part.alpha - part.half_width).min()),
                 "end": float((part.alpha + part.half_width).max()),
-                "rotation": geometry_of(part.details) == CONTINUOUS and not part.precession,
+                "rotation": geometry_of(part.details) == CONTINUOUS,
                 "precession": float(part.half_width.mean()) if part.precession else None,
             }
             for part in parts

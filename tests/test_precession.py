@@ -164,6 +164,15 @@ def test_the_user_has_the_last_word(precessed, tmp_path):
     assert io_pets.load([path], PRECESSION).parts[0].precession
 
 
+def test_files_are_read_again_as_they_were_read(precessed, tmp_path):
+    turned = io_pets.load(precessed.files, "rotation")
+    both = io_pets.Loaded((*turned.parts, *precessed.parts))
+    for loaded, geometry in ((turned, "rotation"), (precessed, PRECESSION), (both, "auto")):
+        measurement = loaded.provenance(precessed.files[0])["measurement"]
+        assert io_pets.geometry_taken(measurement) == geometry
+    assert io_pets.geometry_taken({}) == "auto"
+
+
 def test_refined_orientations_of_precession_are_written_as_such(precessed, tmp_path):
     cif = tmp_path / "quartz.cif"
     cif.write_text(synthetic.QUARTZ_CIF)
