@@ -241,17 +241,18 @@ def few_blocks(problem: Problem) -> Tensor:
 
     Only reflections that lie within the stretches count.
     """
-    total = len(problem.scan.sweep)
+    frame = problem.scan.frame
+    total = int(frame[-1]) + 1
     chosen = torch.ones(total, dtype=torch.bool)
     for length in range(1, min(LONGEST_RUN, (total - 1) // RUNS) + 1):
         starts = torch.linspace(0, total - length, RUNS).round().long()
         chosen = torch.zeros(total, dtype=torch.bool)
         chosen[starts[:, None] + torch.arange(length)] = True
-        part = validation.keep_blocks(problem, chosen)
-        complete = len(part.scan.sweep) < total
+        part = validation.keep_blocks(problem, chosen[frame])
+        complete = len(part.scan.sweep) < len(frame)
         if complete and int(part.observations.observed.sum()) >= ENOUGH:
             break
-    return chosen
+    return chosen[frame]
 
 
 @torch.no_grad()

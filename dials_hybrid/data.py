@@ -213,6 +213,22 @@ class Scan(Record):
         return self.angle.mean(dim=1)
 
     @property
+    def frame(self) -> Tensor:
+        """(F,) number of the frame of each block, from 0.
+
+        A frame of PETS2 is cut into blocks, which follow each other and have its angle; in a sweep
+        of DIALS each block is its own.
+        """
+        place = torch.stack([self.sweep.to(self.angle), self.block_angle], 1)
+        return torch.unique_consecutive(place, dim=0, return_inverse=True)[1]
+
+    @property
+    def frame_start(self) -> Tensor:
+        """(G,) the first block of each frame."""
+        frame = self.frame
+        return torch.searchsorted(frame, torch.arange(int(frame[-1]) + 1, device=frame.device))
+
+    @property
     def wavelength(self) -> float:
         """Wavelength in A; all sweeps share it."""
         return float(1 / self.s0[0].norm())

@@ -1,6 +1,6 @@
 """The reflections of a refinement in its CIF, and the classes that tell where each was measured.
 
-A class is a block of the rotation. Rows are told apart by _refln.id, since the indices of a row
+A class is a block of the rotation, or a frame of PETS2. Rows are told apart by _refln.id, since the indices of a row
 stand once for every time that a reflection was measured.
 """
 
@@ -10,6 +10,7 @@ import math
 
 import iotbx.cif.model
 import numpy as np
+import torch
 
 from .data import Problem, Result, block_of
 
@@ -26,7 +27,8 @@ _EDGE = 1e-6  # part of an image that rounding may add
 def reflection_loops(problem: Problem, result: Result) -> list:
     """Return the loops of classes, scales and reflections; intensities are on the data's scale."""
     o = problem.observations
-    block = block_of(o, problem.scan).cpu().numpy()
+    first = problem.scan.frame_start
+    block = problem.scan.frame[block_of(o, problem.scan)].cpu().numpy()
     codes = _codes(problem)
     used = np.unique(block)
     numbers = {"meas": o.intensity, "calc": result.calculated, "sigma": o.sigma}
@@ -39,7 +41,7 @@ def reflection_loops(problem: Problem, result: Result) -> list:
     reflections["_refln.id"] = range(1, len(block) + 1)
     scales = {
         "_reflns_scale_group_code": [codes[b] for b in used.tolist()],
-        "_reflns_scale_meas_intensity": [f"{x:.6g}" for x in result.block_scale[used].tolist()],
+        "_reflns_scale_meas_intensity": [f"{x:.6g}" for x in result.block_scale[first][used].tolist()],
     }
     return [
         iotbx.cif.model.loop(data={k: [str(x) for x in v] for k, v in data.items()})
@@ -48,8 +50,9 @@ def reflection_loops(problem: Problem, result: Result) -> list:
 
 
 def _codes(problem: Problem) -> list[str]:
-    """Return for every block its sweep and its number there by the angle, both from 1."""
-    sweep, angle = (x.cpu().numpy() for x in (problem.scan.sweep, problem.scan.block_angle))
+    """Return for every frame its sweep and its number there by the angle, both from 1."""
+    scan, first = problem.scan, problem.scan.frame_start
+    sweep, angle = (x[first].cpu().numpy() for x in (scan.sweep, scan.block_angle))
     codes = [""] * len(sweep)
     for number, which in enumerate(np.unique(sweep).tolist(), 1):
         members = np.flatnonzero(sweep == which)
@@ -86,15 +89,19 @@ def _classes(problem: Problem, result: Result, block: np.ndarray, codes: list[st
 
 
 def _description(problem: Problem, b: int, code: str) -> str:
-    """Return the rotation, and the images where they are known, of a block."""
+    """Return the rotation, and the images where they are known, of a frame."""
     scan = problem.scan
-    angle, width = (
-        np.degrees(x[b].double().cpu().numpy()) for x in (scan.angle, scan.sample_width)
-    )
-    ends = float((angle - width / 2).min()), float((angle + width / 2).max())
-    text = f"sweep {code.split(':')[0]}, rotation {ends[0]:.2f} to {ends[1]:.2f} degree"
-    sweeps = (problem.provenance.get("measurement") or {}).get("sweeps") or []
-    measured = sweeps[int(scan.sweep[b])] if int(scan.sweep[b]) < len(sweeps) else {}
+    blocks = torch.nonzero(scan.frame == b).flatten()
+    sweep, angle = int(scan.sweep[blocks[0]]), math.degrees(scan.block_angle[blocks[0]])
+    stated = problem.provenance.get("measurement") or {}
+    sweeps, frames = stated.get("sweeps") or [], stated.get("frames") or []
+    text = f"sweep {code.split(':')[0]}"
+    if sweep < len(frames) and frames[sweep].get("precession"):
+        return f"{text}, at {angle:.2f} degree, precession of {frames[sweep]['precession']:.2f}"
+    half = math.degrees(scan.sample_width[blocks].sum()) / 2
+    ends = angle - half, angle + half
+    text = f"{text}, rotation {ends[0]:.2f} to {ends[1]:.2f} degree"
+    measured = sweeps[sweep] if sweep < len(sweeps) else {}
     if "images" not in measured:  # PETS2, or a problem of an earlier version
         return text
     first, last = measured["images"]

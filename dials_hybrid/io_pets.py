@@ -40,6 +40,9 @@ from .io_pets_frames import (
     measurement_of,
     most_central,
     must_be_precession,
+    path_of,
+    pieces_of,
+    pieces_passed,
     rotations,
     vectors,
 )
@@ -48,6 +51,7 @@ from .io_reflections import USABLE, Selection, apply_filters, limits
 logger = logging.getLogger("dials.hybrid.io_pets")
 
 SUFFIX = ".cif_pets"
+TAIL = 0.02  # A^-1, beyond which a rocking curve is cut off
 AXIS_TOLERANCE = 5.0  # degree, between the rotation axis position and the frames' omega
 
 _ADVICE = "export it again from PETS2 for dynamical refinement"
@@ -382,42 +386,64 @@ def scan_and_observations(
 ):
     """Return the `Scan` and the `Observations` of the chosen rows.
 
-    Every frame that has some is one block, sampled evenly at about the step of `sampling`, all
-    with the same number of samples; each row is linked to its whole frame, and to some more
-    beyond its ends where its intensity is that of the whole rocking curve.
+    Every frame that has some is cut into blocks of about the width in `sampling`, since fewer
+    beams are excited in each of them. All have the same number of samples, evenly at about its
+    step. A row is linked to those blocks of its frame in which it comes within TAIL of the sphere;
+    frames reach beyond their ends where intensities are those of whole rocking curves.
     """
-    windows = [Window.of(p, rocking_curve) for p in loaded.parts]
-    reach = [window.reach for window in windows]
-    path = max(
-        (2 * np.pi if p.precession else 2) * r.max()
-        for p, r in zip(loaded.parts, reach, strict=True)
-    )
-    samples = max(1, round(path / sampling.step))
-    if any(p.precession for p in loaded.parts):
-        samples += -samples % CONES
-    first = np.cumsum([0, *(len(p.alpha) for p in loaded.parts)])
-    sweep = _file_of_rows(loaded)
-    frame = (first[sweep] + np.concatenate([p.frame for p in loaded.parts]))[rows]
-    used, block = np.unique(frame, return_inverse=True)
-    blocks = [
-        blocks_of(p, i, window, samples)
-        for i, (p, window) in enumerate(zip(loaded.parts, windows, strict=True))
+    parts = loaded.parts
+    windows = [Window.of(p, rocking_curve) for p in parts]
+    pieces = [
+        pieces_of(p, window, sampling.block_width)
+        for p, window in zip(parts, windows, strict=True)
     ]
-    scan = Scan(**{k: torch.cat([b[k] for b in blocks])[used] for k in blocks[0]})
-    alpha = np.radians(np.concatenate([p.alpha for p in loaded.parts]))
+    paths = (path_of(p, window) / n for p, window, n in zip(parts, windows, pieces, strict=True))
+    samples = max(1, round(max(paths) / sampling.step))
+    if any(p.precession for p in parts):
+        samples += -samples % CONES
+    blocks = [
+        blocks_of(p, i, window, n, samples)
+        for i, (p, window, n) in enumerate(zip(parts, windows, pieces, strict=True))
+    ]
+    row, block, frame = _links(parts, rows, blocks, pieces)
+    kept = np.isin(frame, frame[block])  # frames of which there are rows
+    scan = Scan(**{k: torch.cat([b[k] for b in blocks])[kept] for k in blocks[0]})
     chosen = {
-        name: torch.from_numpy(np.concatenate([getattr(p, name) for p in loaded.parts])[rows])
+        name: torch.from_numpy(np.concatenate([getattr(p, name) for p in parts])[rows])
         for name in ("hkl", "intensity", "sigma")
     }
+    alpha = np.concatenate([p.alpha[p.frame] for p in parts])
     observations = Observations(
         **chosen,
         row=torch.from_numpy(rows),
         free=torch.zeros(len(rows), dtype=torch.bool),
-        sweep=torch.from_numpy(sweep[rows]),
-        angle=torch.from_numpy(alpha[frame]),
-        link_observation=torch.arange(len(rows)),
-        link_block=torch.from_numpy(block.reshape(-1)),
-        link_first=torch.zeros(len(rows), dtype=torch.int64),
-        link_last=torch.full((len(rows),), samples - 1),
+        sweep=torch.from_numpy(_file_of_rows(loaded)[rows]),
+        angle=torch.from_numpy(np.radians(alpha[rows])),
+        link_observation=torch.from_numpy(row),
+        link_block=torch.from_numpy((np.cumsum(kept) - 1)[block]),
+        link_first=torch.zeros(len(row), dtype=torch.int64),
+        link_last=torch.full((len(row),), samples - 1),
     )
     return scan, observations
+
+
+def _links(parts, rows: np.ndarray, blocks, pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return which of the chosen rows (L,) is linked to which block (L,), over all files.
+
+    Beside them comes the frame of each block (F,).
+    """
+    found, frames, first = [], [], 0
+    for part, fields, count in zip(parts, blocks, pieces, strict=True):
+        passed = pieces_passed(part, fields["setting"].numpy(), count, TAIL)
+        of_row, piece = np.nonzero(passed)
+        before = sum(map(len, frames))
+        found.append((of_row, before + part.frame[of_row] * count + piece))
+        frames.append(first + np.repeat(np.arange(len(part.alpha)), count))
+        first += len(part.alpha)
+    starts = np.cumsum([0, *(len(part.hkl) for part in parts)])
+    row = np.concatenate([start + r for start, (r, _) in zip(starts, found, strict=False)])
+    block = np.concatenate([b for _, b in found])
+    place = np.full(starts[-1], -1)
+    place[rows] = np.arange(len(rows))
+    kept = place[row] >= 0
+    return place[row][kept], block[kept], np.concatenate(frames)

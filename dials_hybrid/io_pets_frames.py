@@ -221,45 +221,73 @@ class Window:
         return upper - lower
 
 
-def blocks_of(part: Frames, index: int, window: Window, samples: int) -> dict:
-    """Return the fields of `Scan` of one file's frames."""
-    frames = len(part.alpha)
-    rock, offset, weight = (_round if part.precession else _along)(part, window, samples)
-    s0 = np.tile([0.0, 0.0, -1 / part.wavelength], (frames, 1))
+def pieces_of(part: Frames, window: Window, width: float) -> int:
+    """Return the number of blocks, of about `width` degree, that each frame is cut into."""
+    return max(1, round(path_of(part, window) / width))
+
+
+def path_of(part: Frames, window: Window) -> float:
+    """Return the way of the beam through the crystal's orientations in a frame, in degree."""
+    return (2 * np.pi if part.precession else 2) * float(window.reach.max())
+
+
+def blocks_of(part: Frames, index: int, window: Window, pieces: int, samples: int) -> dict:
+    """Return the fields of `Scan` of one file's frames, each cut into blocks of some samples.
+
+    All of a frame have the angle of its middle: its setting was found for the frame, and what is
+    wrong with it goes with the frame.
+    """
+    rock, weight = (_round if part.precession else _along)(part, window, pieces * samples)
+    blocks = len(part.alpha) * pieces
+    angle = np.radians(part.alpha).repeat(pieces * samples)
+    s0 = np.tile([0.0, 0.0, -1 / part.wavelength], (blocks, 1))
     return {
-        "setting": torch.from_numpy(rock @ part.setting[:, None]),
-        "angle": torch.from_numpy(np.radians(part.alpha[:, None] + offset)),
-        "sample_width": torch.from_numpy(weight),
+        "setting": torch.from_numpy((rock @ part.setting[:, None]).reshape(blocks, samples, 3, 3)),
+        "angle": torch.from_numpy(angle.reshape(blocks, samples)),
+        "sample_width": torch.from_numpy(weight.reshape(blocks, samples)),
         "s0": torch.from_numpy(s0),
         "normal": torch.from_numpy(s0 * part.wavelength),
-        "sweep": torch.full((frames,), index),
-        "axis": torch.from_numpy(np.tile(part.axis, (frames, 1))),
+        "sweep": torch.full((blocks,), index),
+        "axis": torch.from_numpy(np.tile(part.axis, (blocks, 1))),
     }
 
 
+def pieces_passed(part: Frames, setting: np.ndarray, pieces: int, tail: float) -> np.ndarray:
+    """Tell (R, pieces) in which blocks of its frame each row comes within `tail` of the sphere.
+
+    `setting` (F pieces, T, 3, 3) is that of `blocks_of`, `tail` is in A^-1. The piece in which a
+    row comes nearest is always among them.
+    """
+    along = setting[:, :, 2].reshape(len(part.alpha), pieces, -1, 3)[part.frame]
+    g_sq = (vectors(part) ** 2).sum(1)
+    s = np.einsum("rpti,ri->rpt", along, part.hkl) - part.wavelength * g_sq[:, None, None] / 2
+    crossed = (s.min(2) < 0) & (s.max(2) > 0)
+    nearest = np.where(crossed, 0.0, np.abs(s).min(2))
+    return nearest <= np.maximum(tail, nearest.min(1, keepdims=True))
+
+
 def _along(part: Frames, window: Window, samples: int):
-    """Return turns (F, T, 3, 3) along the rotation, angles and widths (F, T) in degree and rad."""
+    """Return turns (F, T, 3, 3) along the rotation, and the widths of samples (F, T) in rad."""
     even = (np.arange(samples) + 0.5) / samples * 2 - 1
     offset = window.reach[:, None] * even
     rock = rotations(part.axis, offset.ravel()).reshape(*offset.shape, 3, 3)
     step = np.radians(2 * window.reach / samples)
-    return rock, offset, step[:, None] * window.share(offset)
+    return rock, step[:, None] * window.share(offset)
 
 
 def _round(part: Frames, window: Window, samples: int):
     """Return the same round the cone of precession, of which `samples` is a multiple of CONES.
 
     Instead of the beam the crystal is turned, which differs by a turn about the beam only. Mosaic
-    blocks see wider and narrower cones: three of them, one after the other, have the mean and the
-    standard deviation of their Gaussian.
+    blocks see wider and narrower cones: three of them, from which samples come by turns, have the
+    mean and the standard deviation of their Gaussian.
     """
-    each = samples // CONES
-    cone, place = np.divmod(np.arange(samples), each)
-    azimuth = 2 * np.pi * (place + (cone + 0.5) / CONES) / each
+    count = np.arange(samples)
+    azimuth = 2 * np.pi * (count + 0.5) / samples
     across = np.cross(Z, part.axis)
     directions = np.cos(azimuth)[:, None] * part.axis + np.sin(azimuth)[:, None] * across
-    opening = window.half_width[:, None] + window.blur * 1.5**0.5 * (cone - 1)
+    opening = window.half_width[:, None] + window.blur * 1.5**0.5 * (count % CONES - 1)
     turn = np.radians(opening)[..., None] * directions
     rock = rotation_matrices(turn.reshape(-1, 3)).reshape(*opening.shape, 3, 3)
     weight = np.tile(2 * np.pi * np.radians(window.half_width[:, None]) / samples, samples)
-    return rock, opening * np.cos(azimuth), weight
+    return rock, weight

@@ -32,7 +32,7 @@ SPREAD = 0.35  # of the thickness, standard deviation over mean, for kinematic i
 class About(Record):
     """What a term may know of the R observations, beside their calculated intensities."""
 
-    block: Tensor  # (R,) index of the block (of a PETS2 frame), or the nearest one of several
+    block: Tensor  # (R,) number of the block nearest to the centroid (of PETS2 data, of the frame)
     sweep: Tensor  # (R,) index of the sweep
     angle: Tensor  # (R,) rad, rotation angle
     s_sq: Tensor  # (R,) (sin theta / lambda)^2 in A^-2
@@ -61,7 +61,7 @@ class About(Record):
         # a window of even weight reaches sqrt(3) standard deviations from its middle
         reach = (3 * (total(weight * s * s) / norm - mean.square()).clamp(min=0)).sqrt()
         return cls(
-            block=block_of(o, scan),
+            block=torch.unique(block_of(o, scan), return_inverse=True)[1],
             sweep=o.sweep,
             angle=o.angle,
             s_sq=reciprocal_length_sq(problem.structure.cell, o.hkl) / 4,

@@ -68,21 +68,22 @@ def smooth_scales(model: HybridModel, raw: Tensor) -> Tensor:
     return (weight @ ratio).square()
 
 
-def part_of(problem: Problem, blocks: int) -> Problem:
-    """Return the problem reduced to about `blocks` blocks in a few runs over the rotation.
+def part_of(problem: Problem, number: int) -> Problem:
+    """Return the problem reduced to about `number` of its frames, in a few runs over the scan.
 
-    Observations that need other blocks are left out; all are kept if there are fewer blocks.
+    Observations that need other frames are left out; all are kept if there are fewer.
     """
-    total = len(problem.scan.sweep)
-    if total <= blocks:
+    frame = problem.scan.frame
+    total = int(frame[-1]) + 1
+    if total <= number:
         return problem
-    runs = max(1, blocks // 8)
-    length = blocks // runs
+    runs = max(1, number // 8)
+    length = number // runs
     starts = torch.linspace(0, total - length, runs).round().to(torch.int64)
     chosen = torch.zeros(total, dtype=torch.bool)
     for start in starts.tolist():
         chosen[start : start + length] = True
-    return keep_blocks(problem, chosen)
+    return keep_blocks(problem, chosen[frame])
 
 
 def keep_blocks(problem: Problem, chosen: Tensor) -> Problem:

@@ -23,6 +23,7 @@ from dials_hybrid.io_reflections import Selection
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import DepthGrid
 
+WHOLE = 1000.0  # degree, wider than any frame
 ALL = Selection(rsg_max=None, dsg_min=None, rocking_curve="frame")
 UNIT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 QUICK = ModelSettings(
@@ -72,7 +73,7 @@ def written(path, problem, result, experiments, cutting):
 
 def read_problem(loaded, problem, step):
     rows, _ = loaded.select(ALL)
-    scan, observations = loaded.observed(rows, Sampling(1.0, step), ALL)
+    scan, observations = loaded.observed(rows, Sampling(WHOLE, step), ALL)
     return problem.replace(scan=scan, observations=observations)
 
 
@@ -318,7 +319,7 @@ def pets_job(tmp_path):
     rows, _ = loaded.select(ALL)
     third = [r for r in rows if file.rows[r][5] == 3][2:]
     used = np.array([r for r in rows if file.rows[r][5] != 5 and r not in third])
-    scan, observations = loaded.observed(used, Sampling(1.0, 0.2), ALL)
+    scan, observations = loaded.observed(used, Sampling(WHOLE, 0.2), ALL)
     problem = tiny.problem().replace(scan=scan, observations=observations)
     return loaded, problem
 

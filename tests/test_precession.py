@@ -16,6 +16,7 @@ from dials_hybrid.io_pets_frames import PRECESSION, excitation
 from dials_hybrid.io_reflections import Selection
 
 OPENING = 1.4  # degree
+WHOLE = 1000.0  # degree, wider than any frame
 ALL = Selection(rsg_max=None, dsg_min=None)
 FRAMES = pets.PetsFile(
     half_width=OPENING, geometry=PRECESSION, merged=1, alpha=(-4.0, -2.5, -1.0, 0.5)
@@ -42,7 +43,7 @@ def with_rows(file, tmp_path, reach=2.0):
 
 def observed(loaded, selection=ALL, step=0.05):
     rows, _ = loaded.select(selection)
-    return loaded.observed(rows, Sampling(1.0, step), selection)
+    return loaded.observed(rows, Sampling(WHOLE, step), selection)
 
 
 @pytest.fixture

@@ -95,8 +95,8 @@ def test_the_step_can_be_chosen_by_the_data(frames, here, monkeypatch):
     monkeypatch.setattr(accuracy, "SAMPLING_STEPS", (0.1, 0.115))
     automatic = ("sampling.step=Auto", "beams.r_change=0.1", "output.problem_only=True")
     hybrid_refine.run([str(frames.path), str(frames.model), *QUICK, *ONCE, *automatic])
-    # the frame of 2 degrees and three standard deviations of 0.05 degrees on either side
-    assert api.resume("hybrid_refined.h5").problem.scan.angle.shape == (10, 20)
+    # half of the frame of 2 degrees and three standard deviations of 0.05 degrees on either side
+    assert api.resume("hybrid_refined.h5").problem.scan.angle.shape == (20, 10)
 
 
 def test_limits_are_parameters(frames, here):

@@ -19,7 +19,7 @@ class Arrays:
     d: np.ndarray  # (R,) A
     angle: np.ndarray  # (R,) degree
     sweep: np.ndarray  # (R,) number of the sweep, from 1
-    block: np.ndarray  # (R,) block whose middle angle is the nearest
+    block: np.ndarray  # (R,) block, here and below a whole frame of PETS2, of the nearest angle
     observed: np.ndarray  # (R,) bool, I > 3 sigma
     free: np.ndarray  # (R,) bool
     i_obs: np.ndarray  # (R,)
@@ -54,28 +54,29 @@ def arrays(problem: Problem, result: Result) -> Arrays:
     """Collect the arrays that the figures and tables draw from."""
     scan, observations = problem.scan, problem.observations
     hkl = observations.hkl.cpu().numpy()
-    block_sweep = scan.sweep.cpu().numpy()
+    frame, first = (x.cpu().numpy() for x in (scan.frame, scan.frame_start))
+    block_sweep = scan.sweep.cpu().numpy()[first]
     return Arrays(
         hkl=hkl,
         d=spacing(result.structure.cell, hkl),
         angle=np.degrees(as_numpy(observations.angle)),
         sweep=np.searchsorted(np.unique(block_sweep), observations.sweep.cpu().numpy()) + 1,
-        block=block_of(observations, scan).cpu().numpy(),
+        block=frame[block_of(observations, scan).cpu().numpy()],
         observed=observations.observed.cpu().numpy(),
         free=observations.free.cpu().numpy(),
         i_obs=as_numpy(observations.intensity),
         i_dynamical=as_numpy(result.calculated),
         i_kinematic=as_numpy(result.kinematic),
         sigma=as_numpy(result.sigma_weight),
-        block_angle=np.degrees(as_numpy(scan.block_angle)),
+        block_angle=np.degrees(as_numpy(scan.block_angle))[first],
         block_sweep=block_sweep,
-        block_width=np.degrees(as_numpy(scan.sample_width).sum(1)),
+        block_width=np.bincount(frame, np.degrees(as_numpy(scan.sample_width).sum(1))),
         depth=as_numpy(result.depth),
-        thickness=as_numpy(result.thickness),
-        thickness_mean_su=_if_known(result.thickness_mean_su),
+        thickness=as_numpy(result.thickness)[first],
+        thickness_mean_su=_if_known(result.thickness_mean_su, first),
         thickness_average_su=_if_known(result.thickness_average_su),
-        tilt=np.degrees(_tilt_components(scan, result.orientation)),
-        scale=as_numpy(result.block_scale),
+        tilt=np.degrees(_tilt_components(scan, result.orientation))[first],
+        scale=as_numpy(result.block_scale)[first],
         history=result.history,
         structure=result.structure,
     )
@@ -85,8 +86,8 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
 
 
-def _if_known(tensor: torch.Tensor | None) -> np.ndarray | None:
-    return None if tensor is None else as_numpy(tensor)
+def _if_known(tensor: torch.Tensor | None, chosen=slice(None)) -> np.ndarray | None:
+    return None if tensor is None else as_numpy(tensor)[chosen]
 
 
 def spacing(cell: torch.Tensor, hkl: np.ndarray) -> np.ndarray:

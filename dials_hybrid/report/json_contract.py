@@ -62,6 +62,7 @@ def contract(problem: Problem, result: Result, **extra) -> dict:
 
     `extra` adds or replaces top-level keys: space_group, warnings, dials_version.
     """
+    scan, first = problem.scan, problem.scan.frame_start
     found = {
         "program": PROGRAM,
         "version": __version__,
@@ -70,13 +71,13 @@ def contract(problem: Problem, result: Result, **extra) -> dict:
         "stop_reason": result.stop_reason,
         "thickness": {
             "grid": result.depth,
-            "mean": as_numpy(result.thickness) @ as_numpy(result.depth),
-            "mean_su": result.thickness_mean_su,
-            "distribution": result.thickness,
-            "distribution_su": result.thickness_su,
+            "mean": as_numpy(result.thickness[first]) @ as_numpy(result.depth),
+            "mean_su": _of(result.thickness_mean_su, first),
+            "distribution": result.thickness[first],
+            "distribution_su": _of(result.thickness_su, first),
             "average_su": result.thickness_average_su,
-            "angle": torch.rad2deg(problem.scan.block_angle),
-            "sweep": problem.scan.sweep,
+            "angle": torch.rad2deg(scan.block_angle[first]),
+            "sweep": scan.sweep[first],
         },
         "sites": _sites(result),
         **extra,
@@ -85,6 +86,10 @@ def contract(problem: Problem, result: Result, **extra) -> dict:
     plain = _plain(_filled(_KEYS, found))
     plain["checks"] = checks.find(problem, result, plain)
     return plain
+
+
+def _of(values: torch.Tensor | None, chosen: torch.Tensor) -> torch.Tensor | None:
+    return None if values is None else values[chosen]
 
 
 def crystal(problem: Problem, structure: Structure) -> dict:
