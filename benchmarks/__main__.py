@@ -9,6 +9,7 @@ import sys
 DEFAULT = ("propagation", "integrators", "quartz", "pets", "simulated")
 OTHERS = (
     "beams",
+    "frames",
     "jana",
     "missing_atoms",
     "nuisance",

@@ -44,34 +44,44 @@ class Couplings(Record):
     reach: tuple  # of the box, per axis
 
     @classmethod
-    def of(cls, beam_set: BeamSet) -> Couplings:
-        """Return the couplings of all blocks, g = 0 of the diagonal among them."""
-        spread = beam_set.hkl.amax(1) - beam_set.hkl.amin(1)
+    def of(cls, beam_set: BeamSet, others: tuple[Tensor, Tensor] | None = None) -> Couplings:
+        """Return the couplings of all blocks, g = 0 of the diagonal among them.
+
+        Those with `others`, hkl (F, M, 3) and valid (F, M), are counted in both directions.
+        """
+        every = beam_set.hkl if others is None else torch.cat([beam_set.hkl, others[0]], 1)
+        spread = every.amax(1) - every.amin(1)
         out = cls(torch.zeros(0, 3), torch.zeros(0), tuple(spread.amax(0).tolist()))
         a, b, c = (2 * n + 1 for n in out.reach)
         seen = torch.zeros(a * b * c, dtype=torch.bool)
-        for hkl, valid in zip(beam_set.hkl, beam_set.valid, strict=True):
-            seen[out._keys(hkl[None, valid]).flatten()] = True
+        for block, (hkl, valid) in enumerate(zip(beam_set.hkl, beam_set.valid, strict=True)):
+            mine = hkl[None, valid]
+            seen[out._keys(mine, mine).flatten()] = True
+            if others is not None:
+                far = others[0][block, None, others[1][block]]
+                for pair in ((mine, far), (far, mine)):
+                    seen[out._keys(*pair).flatten()] = True
         found = torch.nonzero(seen).flatten()
         hkl = torch.stack([found // (b * c), found // c % b, found % c], 1)
         lookup = torch.full((len(seen),), len(found), dtype=torch.int32)
         lookup[found] = torch.arange(len(found), dtype=torch.int32)
         return out.replace(hkl=hkl - torch.tensor(out.reach), lookup=lookup)
 
-    def places(self, hkl: Tensor, valid: Tensor) -> Tensor:
-        """Return the place of h - g for row g, column h of beams (f, N, 3): (f, N, N).
+    def places(self, of: tuple[Tensor, Tensor], to: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the place of h - g for row g `of` N beams, column h of M beams `to`, (f, N, M).
 
-        Beams that are not `valid` (f, N) couple to none: their place is M.
+        Both are hkl (f, n, 3) and valid (f, n). Beams that are not valid couple to none: their
+        place is that of the zero at the end of a table.
         """
-        both = valid[:, :, None] & valid[:, None, :]
-        return torch.where(both, self.lookup[self._keys(hkl)], len(self.hkl)).long()
+        both = of[1][:, :, None] & to[1][:, None, :]
+        return torch.where(both, self.lookup[self._keys(of[0], to[0])], len(self.hkl)).long()
 
-    def _keys(self, hkl: Tensor) -> Tensor:
-        """Index of h - g into the flattened box."""
+    def _keys(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Index of column less row into the flattened box."""
         a, b, c = self.reach
-        line = (hkl * hkl.new_tensor([(2 * b + 1) * (2 * c + 1), 2 * c + 1, 1])).sum(-1)
+        step = rows.new_tensor([(2 * b + 1) * (2 * c + 1), 2 * c + 1, 1])
         middle = (a * (2 * b + 1) + b) * (2 * c + 1) + c
-        return line[:, None, :] - line[:, :, None] + middle
+        return (columns * step).sum(-1)[:, None, :] - (rows * step).sum(-1)[:, :, None] + middle
 
 
 def inner_wavenumber(s0: Tensor, mean_potential: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The reflections of a refinement in its CIF, and the classes that tell where each was measured.
 
-A class is a block of the rotation, or a frame of PETS2. Rows are told apart by _refln.id, since the indices of a row
-stand once for every time that a reflection was measured.
+A class is a block of the rotation, or a frame of PETS2. Rows are told apart by _refln.id, since the
+indices of a row stand once for every time that a reflection was measured.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def reflection_loops(problem: Problem, result: Result) -> list:
     reflections["_refln.id"] = range(1, len(block) + 1)
     scales = {
         "_reflns_scale_group_code": [codes[b] for b in used.tolist()],
-        "_reflns_scale_meas_intensity": [f"{x:.6g}" for x in result.block_scale[first][used].tolist()],
+        "_reflns_scale_meas_intensity": [
+            f"{x:.6g}" for x in result.block_scale[first][used].tolist()
+        ],
     }
     return [
         iotbx.cif.model.loop(data={k: [str(x) for x in v] for k, v in data.items()})

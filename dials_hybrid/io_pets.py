@@ -394,8 +394,7 @@ def scan_and_observations(
     parts = loaded.parts
     windows = [Window.of(p, rocking_curve) for p in parts]
     pieces = [
-        pieces_of(p, window, sampling.block_width)
-        for p, window in zip(parts, windows, strict=True)
+        pieces_of(p, window, sampling.block_width) for p, window in zip(parts, windows, strict=True)
     ]
     paths = (path_of(p, window) / n for p, window, n in zip(parts, windows, pieces, strict=True))
     samples = max(1, round(max(paths) / sampling.step))

@@ -22,6 +22,7 @@ from .losses import SmoothScale
 from .nuisance import About
 from .orientation import SIGMA, OrientationCurve
 from .parallel import ALONE, Alone, Team, in_threads
+from .perturbation import WeakBeams, second_order
 from .propagation import DepthGrid, Moves, Propagator, Size, Splitting
 from .relevance import Relevance
 from .restraints import RestrainedCrystal, Restrainer
@@ -37,13 +38,15 @@ class ModelSettings:
     """Choices of the model. Lengths in A, reciprocal lengths in A^-1, angles in rad.
 
     `left_out` is the share of the current that may pass through beams that are left out, None
-    keeps all within g_max and s_max. `precision` is "single" or "double"; `memory` bounds the
+    keeps all within g_max and s_max. Beams beyond s_max, up to `perturbation`, act to second order;
+    None leaves them out. `precision` is "single" or "double"; `memory` bounds the
     working arrays of a batch, bytes.
     """
 
     g_max: float = 2.0
     s_max: float = 0.03
     left_out: float | None = 1e-4
+    perturbation: float | None = None
     depth: DepthGrid = DepthGrid(40.0, 30)
     propagator: Propagator = Splitting()
     absorption: Absorption = NoAbsorption()
@@ -126,6 +129,10 @@ def relevance_of(
     )
 
 
+def _beams_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    return batch.hkl, batch.valid, batch.obliquity
+
+
 class HybridModel(nn.Module):
     """Predicted intensities of a `Problem`.
 
@@ -190,14 +197,17 @@ class HybridModel(nn.Module):
         self.crystal.structure = self.crystal.structure.to(device)
         self.beams = self.beams.to(device)
         self.couplings, self.wavenumber = self.couplings.to(device), self.wavenumber.to(device)
+        self.weak = None if self.weak is None else self.weak.to(device)
         self.batches = [batch.to(device) for batch in self.batches]
         self.nuisance.move(device)
 
     def _prepare(self, device: str) -> None:
-        self.couplings = beams.Couplings.of(self.beams)
         f_zero = self.crystal(torch.zeros(1, 3, dtype=torch.int64)).real.detach()
         factor = _potential_factor(self.problem)
         self.wavenumber = beams.inner_wavenumber(self.problem.scan.s0, factor * f_zero)
+        self.weak = self._weak_beams()
+        far = None if self.weak is None else (self.weak.hkl, self.weak.valid)
+        self.couplings = beams.Couplings.of(self.beams, far)
         # U / 2K in A^-1 from F in A; the crystallographic sign of F(g) asks for M_gh = U_(h-g)
         self.potential_factor = factor / (2 * float(self.wavenumber.mean()))
         self.workers = self._workers(device)
@@ -208,6 +218,14 @@ class HybridModel(nn.Module):
             make_batch(self.problem, self.beams, blocks, self.wavenumber)
             for blocks in self.share.mine(batches, work)
         ]
+
+    def _weak_beams(self) -> WeakBeams | None:
+        """Choose the beams that act to second order, None without them."""
+        settings, problem = self.settings, self.problem
+        if settings.perturbation is None:
+            return None
+        limits = settings.g_max, settings.perturbation
+        return WeakBeams.of(problem.structure, problem.scan, self.beams, *limits, self.wavenumber)
 
     def coarser(self, fidelity: Fidelity | None) -> HybridModel:
         """Return a model of the same parameters that propagates more coarsely; None: this one.
@@ -287,9 +305,43 @@ class HybridModel(nn.Module):
         return s * batch.obliquity.square()[:, :, None]
 
     def potential(self, batch: Batch, table: Tensor) -> Tensor:
-        """Return (U + iU')_(h-g) m_g m_h / 2K (..., f, N, N) in A^-1 from a table (..., M + 1)."""
-        m, places = batch.obliquity, self.couplings.places(batch.hkl, batch.valid)
-        return (table[..., places] * (m[:, :, None] * m[:, None, :])).to(self.settings.dtype)
+        """Return (U + iU')_(h-g) m_g m_h / 2K (f, N, N) in A^-1 from a table (M + 1,).
+
+        With what the beams of `weak` add.
+        """
+        out = self._coupled(table, _beams_of(batch), _beams_of(batch))
+        if self.weak is None:
+            return out
+        near, far, inverse = self._near_and_far(batch)
+        return out + second_order(
+            self._coupled(table, far, near), self._coupled(table, near, far), inverse
+        )
+
+    def moved_potential(self, batch: Batch, table: Tensor, moved: Tensor) -> Tensor:
+        """Return the changes (P, f, N, N) of `potential` by changes of a table (P, M + 1)."""
+        out = self._coupled(moved, _beams_of(batch), _beams_of(batch))
+        if self.weak is None:
+            return out
+        near, far, inverse = self._near_and_far(batch)
+        into, back = self._coupled(table, far, near), self._coupled(table, near, far)
+        for change, of_table in zip(out, moved, strict=True):  # one at a time: they are large
+            change += second_order(self._coupled(of_table, far, near), back, inverse)
+            change += second_order(into, self._coupled(of_table, near, far), inverse)
+        return out
+
+    def _near_and_far(self, batch: Batch) -> tuple[tuple, tuple, Tensor]:
+        """The batch's beams and those of `weak`, and 1 / S of the latter (f, M) in A."""
+        weak, blocks = self.weak, batch.blocks
+        far = weak.hkl[blocks], weak.valid[blocks], weak.obliquity[blocks]
+        return _beams_of(batch), far, weak.inverse[blocks].to(self.settings.dtype.to_real())
+
+    def _coupled(self, table: Tensor, rows: tuple, columns: tuple) -> Tensor:
+        """Return the couplings (..., f, N, M) in A^-1 of beams in the rows to others.
+
+        Both are hkl, valid and m of beams.
+        """
+        places, (*_, m), (*_, n) = self.couplings.places(rows[:2], columns[:2]), rows, columns
+        return (table[..., places] * (m[:, :, None] * n[:, None, :])).to(self.settings.dtype)
 
     def _vectors(self, batch: Batch, rotation: Tensor) -> Tensor:
         """g in the laboratory frame, (f, N, T, 3) A^-1."""
@@ -428,7 +480,8 @@ class HybridModel(nn.Module):
         groups = moved.split(_DIRECTIONS) if len(moved) else [moved]
         out = []
         for i, group in enumerate(groups):
-            moves = Moves(self.potential(batch, group), turns if i == 0 else turns[:0])
+            change = self.moved_potential(batch, table, group)
+            moves = Moves(change, turns if i == 0 else turns[:0])
             profiles, slopes = self.settings.propagator.tangents(
                 self.potential(batch, table), excitation, moves, batch.probe, self.settings.depth
             )

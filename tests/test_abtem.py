@@ -68,7 +68,8 @@ def ours(method) -> torch.Tensor:
     z = tiny.f64([[0, 0, 1]])
     scan = SimpleNamespace(setting=setting()[None, None], normal=z, s0=k * z)
     m = beams.obliquity(scan, torch.tensor([0]), hkl[None], tiny.f64([k]))
-    potential = u[couplings.places(hkl[None], valid)] * m[:, :, None] * m[:, None, :]
+    own = hkl[None], valid
+    potential = u[couplings.places(own, own)] * m[:, :, None] * m[:, None, :]
     g = (setting() @ hkl.double().T).T
     s = beams.excitation_errors(g[None], k * z, tiny.f64([k])) * m.square()
     one = torch.ones(1, n, 1, dtype=torch.float64)

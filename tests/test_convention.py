@@ -76,7 +76,8 @@ def bloch(potential, hkl):
 def unique_couplings(beam_set):
     """Return unique h - g (M, 3) and the place of every pair of beams (F, N, N)."""
     found = beams.Couplings.of(beam_set)
-    return found.hkl, found.places(beam_set.hkl, beam_set.valid)
+    own = beam_set.hkl, beam_set.valid
+    return found.hkl, found.places(own, own)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,8 @@ def test_the_model_couples_with_the_potential_of_its_structure():
     f_zero = CrystalModel(structure)(torch.zeros(1, 3, dtype=torch.int64)).real.detach()
     k = float(K**2 + factor * f_zero) ** 0.5
     for batch in model.batches:
-        v = table[model.couplings.places(batch.hkl, batch.valid)]
+        own = batch.hkl, batch.valid
+        v = table[model.couplings.places(own, own)]
         assert torch.allclose(v, v.mH, atol=1e-12)
         difference = (batch.hkl[:, None] - batch.hkl[:, :, None])[0]
         f = CrystalModel(structure)(difference.flatten(0, 1)).detach().view(difference.shape[:2])

@@ -64,9 +64,7 @@ def test_blocks_have_the_angle_of_their_frame(made):
 def excitation(problem):
     """|S| of each link (L, T) in A^-1."""
     o, scan = problem.observations, problem.scan
-    g = torch.einsum(
-        "ltij,lj->lti", scan.setting[o.link_block], o.hkl[o.link_observation].double()
-    )
+    g = torch.einsum("ltij,lj->lti", scan.setting[o.link_block], o.hkl[o.link_observation].double())
     k = scan.s0.norm(dim=1)
     return beams.excitation_errors(g, scan.s0[o.link_block], k[o.link_block]).abs()
 
@@ -83,9 +81,8 @@ def test_rows_are_linked_where_they_come_near_to_the_sphere(made, monkeypatch):
     nearest = torch.full((len(rows),), 10.0).double()
     nearest = nearest.scatter_reduce(0, o.link_observation, least, "amin")
     wanted = (least < 0.0038) | (least <= nearest[o.link_observation])
-    places = {
-        (int(r), int(b)) for r, b in zip(o.link_observation[wanted], o.link_block[wanted])
-    }
+    ends = o.link_observation[wanted].tolist(), o.link_block[wanted].tolist()
+    places = set(zip(*ends, strict=True))
     found = near.observations
     linked = set(zip(found.link_observation.tolist(), found.link_block.tolist(), strict=True))
     assert places <= linked and len(linked) < len(o.link_block)

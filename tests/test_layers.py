@@ -25,6 +25,7 @@ LEVELS = {
     "absorption": 2,
     "beams": 2,
     "relevance": 2,
+    "perturbation": 2,
     "batches": 2,
     "orientation": 2,
     "propagation": 2,

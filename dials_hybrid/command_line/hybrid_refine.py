@@ -315,6 +315,7 @@ def _model_settings(params) -> ModelSettings:
         g_max=_given(params.beams.g_max, DEFAULTS.model.g_max),
         s_max=_given(params.beams.s_max, DEFAULTS.model.s_max),
         left_out=params.beams.left_out,
+        perturbation=params.beams.perturbation,
         depth=DepthGrid(params.depth.step, 1),  # the number follows from the data
         propagator=METHODS.get(params.propagation.method, Splitting)(),
         absorption=common.absorption_model(params.absorption),
