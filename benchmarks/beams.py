@@ -78,7 +78,7 @@ def some_frames(name: str):
     folder = common.data_folder()
     options = api.Options(block=block)
     job = api.load([folder / file for file in files], folder / structure, options)
-    chosen = torch.arange(len(job.problem.scan.sweep)) % every == every // 2
+    chosen = job.problem.scan.frame % every == every // 2
     settings = dataclasses.replace(
         options.model, depth=DepthGrid(40.0, 1), thickness_start=thickness
     )

@@ -19,6 +19,7 @@ import torch
 
 from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.command_line import hybrid_refine
+from dials_hybrid.data import block_of
 from dials_hybrid.losses import r1
 from dials_hybrid.refine import Progress, Refinement, format_row
 
@@ -30,6 +31,7 @@ THICKNESS = 336.91  # A, as Jana refined it
 # error; tilts and scales of the frames free of each other; all rows, the frames as sharp as Jana's
 OPTIONS = (
     "parameters.fix=all all",
+    "sampling.block_width=10",  # whole frames: Jana cuts no rocking curve off
     "thickness.model=plate",
     "valence.model=none",
     "depth.step=10",
@@ -90,10 +92,8 @@ def compare(folder: Path, start: float) -> dict:
     progress = Progress(report=lambda row: print(format_row(row), flush=True))
     refinement = Refinement(given.problem, given.model_settings, given.settings, progress)
     result, o = refinement.run(), given.problem.observations
-    frames = [
-        r1(o.intensity, result.calculated, o.link_block == block)
-        for block in torch.unique(o.link_block)
-    ]
+    block = block_of(o, given.problem.scan)
+    frames = [r1(o.intensity, result.calculated, block == b) for b in torch.unique(block)]
     mean = (result.thickness * result.depth).sum(1) / result.thickness.sum(1)
     return {
         "thickness at the start / A": start,

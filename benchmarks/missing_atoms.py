@@ -44,7 +44,8 @@ def run_case(data: str, more: str | None, label: str, every: int) -> dict:
     chosen = flex.bool([atom.label == label for atom in whole.scatterers()])
     partial, missing = whole.select(~chosen), whole.select(chosen)
     problem = job.problem.replace(structure=to_structure(partial))
-    kept = torch.arange(len(problem.scan.sweep)) % every == 0
+    frame = problem.scan.frame
+    kept = frame % every == 0
     problem = validation.keep_blocks(problem, kept)
     job = dataclasses.replace(job, xray_structure=partial, problem=problem, loaded=None)
     outcome = api.refine(api.choose_setting(job))
@@ -55,7 +56,7 @@ def run_case(data: str, more: str | None, label: str, every: int) -> dict:
     return {
         "set": set_name,
         "left out": label,
-        "frames": int(kept.sum()),
+        "frames": len(torch.unique(frame[kept])),
         "R1": outcome.contract["final"]["r1_obs"],
         "off the atom / A": off,
         "height / V": first["height"],

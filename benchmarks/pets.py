@@ -1,7 +1,7 @@
 """Real PETS2 data: the command with its defaults, beside what other programs got.
 
-python -m benchmarks.pets [quartz] [quartz_absorption] [albite] [cspbbr3] [cspbbr3_absorption]
-[paracetamol]: quartz alone by default, since the others take up to some hours on two cores.
+python -m benchmarks.pets [quartz] [quartz_absorption] [quartz_perturbation] [albite] [cspbbr3]
+[cspbbr3_absorption] [paracetamol]: quartz alone by default, since the others take up to some hours on two cores.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from . import common
 SETS = {
     "quartz": ("quartz_pets", 0.0412, 0.0506),
     "quartz_absorption": ("quartz_pets", 0.0400, None),
+    "quartz_perturbation": ("quartz_pets", 0.0412, 0.0506),
     "cspbbr3": ("cspbbr3_pets", 0.0640, 0.0654),
     "cspbbr3_absorption": ("cspbbr3_pets", 0.0526, 0.0537),
     "paracetamol": ("paracetamol_pets", None, None),
@@ -38,6 +39,7 @@ ABSORPTION = ["absorption.model=thermal"]
 OPTIONS = {
     "albite": ["structure.block=albite_kinematical"],
     "quartz_absorption": ABSORPTION,
+    "quartz_perturbation": ["beams.perturbation=0.1"],
     "cspbbr3_absorption": ABSORPTION,
 }
 

@@ -72,12 +72,13 @@ def agreement(geometry: str) -> dict:
     folder = common.data_folder()
     options = api.Options(selection=Selection(geometry=geometry))
     job = api.load([folder / FILE], folder / MODEL, options)
-    chosen = torch.arange(len(job.problem.scan.sweep)) % EVERY == EVERY // 2
+    frame = job.problem.scan.frame
+    chosen = frame % EVERY == EVERY // 2
     problem = validation.keep_blocks(job.problem, chosen)
     r1, thickness = validation.quick_r1(problem, dataclasses.replace(options.model, depth=DEPTH))
     return {
         "taken as": geometry,
-        "frames": int(chosen.sum()),
+        "frames": len(torch.unique(frame[chosen])),
         "observed": int(problem.observations.observed.sum()),
         "R1": r1,
         "thickness / A": thickness,
