@@ -31,8 +31,8 @@ SETS = {
     "paracetamol": ("paracetamol_pets", "paracetamol.cif", None, 25, 450.0),
 }
 WHOLE, STEP = 1000.0, 0.05  # degree
-# width of the blocks in degree, |S| of the beams in A^-1, current through those left out, and |S| of
-# the beams that act to second order
+# width of the blocks in degree, |S| of the beams in A^-1, current through those left out, and |S|
+# up to which beams act to second order
 CHOICES = (
     (WHOLE, 0.03, 1e-4, None),
     (1.0, 0.03, 1e-4, None),

@@ -1,7 +1,8 @@
 """Real PETS2 data: the command with its defaults, beside what other programs got.
 
 python -m benchmarks.pets [quartz] [quartz_absorption] [quartz_perturbation] [albite] [cspbbr3]
-[cspbbr3_absorption] [paracetamol]: quartz alone by default, since the others take up to some hours on two cores.
+[cspbbr3_absorption] [paracetamol]: quartz alone by default, since the others take up to some hours
+on two cores.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 from commands import PETS_OUTPUTS, failure
 
 from dials_hybrid import accuracy, api, io_cctbx, io_pets
+from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.command_line import hybrid_refine
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import DepthGrid
@@ -101,8 +102,10 @@ def test_the_step_can_be_chosen_by_the_data(frames, here, monkeypatch):
 
 def test_limits_are_parameters(frames, here):
     everything = ("selection.rsg_max=None", "selection.dsg_min=None", "output.problem_only=True")
-    hybrid_refine.run([str(frames.path), str(frames.model), *QUICK[:2], *ONCE, *everything])
+    far = "beams.perturbation=0.05"
+    hybrid_refine.run([str(frames.path), str(frames.model), *QUICK[:2], *ONCE, *everything, far])
     assert len(api.resume("hybrid_refined.h5").problem.observations.row) == frames.rows
+    assert Checkpoint.load("hybrid_refined.h5").model_settings.perturbation == 0.05
 
 
 MY_TERMS = """
