@@ -168,25 +168,30 @@ def choose_beams(
     for block in range(len(scan.setting)):
         links = torch.nonzero(observations.link_block == block).flatten()
         linked = observations.hkl[observations.link_observation[links]]
-        near, excitation = _near_sphere(hkl, scan, block, vacuum, s_max)
+        near, excitation = near_sphere(hkl, scan, block, vacuum, s_max)
         if kept is not None:
             near = near[kept(near, excitation)]
         chosen, place = _merge(linked, near)
         link_beam[links] = place
         per_block.append(chosen)
-    n = max(len(h) for h in per_block)
-    padded = torch.zeros(len(per_block), n, 3, dtype=torch.int64)
-    valid = torch.zeros(len(per_block), n, dtype=torch.bool)
-    for block, chosen in enumerate(per_block):
-        padded[block, : len(chosen)] = chosen
-        valid[block, : len(chosen)] = True
-    return BeamSet(padded, valid, link_beam)
+    valid = padded([torch.ones(len(chosen), dtype=torch.bool) for chosen in per_block])
+    return BeamSet(padded(per_block), valid, link_beam)
 
 
-def _near_sphere(hkl, scan, block, vacuum, s_max) -> tuple[Tensor, Tensor]:
-    """Return the hkl (M, 3) near the Ewald sphere at some sample of a block, and their S (T, M)."""
+def padded(parts: list[Tensor]) -> Tensor:
+    """Return parts (n, ...) of F blocks as one tensor (F, N, ...), with zeros at their ends."""
+    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+
+
+def near_sphere(
+    hkl: Tensor, scan: Scan, block: int, wavenumber: Tensor, s_max: float
+) -> tuple[Tensor, Tensor]:
+    """Return the hkl (M, 3) that cross the sphere in a block or have |S| <= s_max (A^-1) there.
+
+    Beside them comes S (T, M) of its samples. `wavenumber` (F,) is in A^-1.
+    """
     vectors = torch.einsum("tij,mj->tmi", scan.setting[block], hkl.to(torch.float64))
-    s = excitation_errors(vectors[None], scan.s0[block, None], vacuum[block, None])[0]
+    s = excitation_errors(vectors[None], scan.s0[block, None], wavenumber[block, None])[0]
     # a beam may cross the sphere between two samples
     crosses = (s.amax(0) > 0) & (s.amin(0) < 0)
     near = crosses | (s.abs().amin(0) <= s_max)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .beams import BeamSet, excitation_errors, lattice_points, obliquity
+from .beams import BeamSet, lattice_points, near_sphere, obliquity, padded
 from .data import Record, Scan, Structure
 
 NEAREST = 0.005  # A^-1, |S| of a beam that is left out though it is near: it is no perturbation
@@ -45,22 +45,14 @@ class WeakBeams(Record):
         """
         hkl, found = lattice_points(structure, g_max), []
         for block in range(len(scan.setting)):
-            vectors = torch.einsum("tij,mj->tmi", scan.setting[block], hkl.double())
-            s = excitation_errors(vectors[None], scan.s0[block, None], wavenumber[block, None])[0]
-            least = s.abs().amin(0)
+            near, s = near_sphere(hkl, scan, block, wavenumber, reach)
             crossed = (s.amax(0) > 0) & (s.amin(0) < 0)
-            chosen = (least >= NEAREST) & (least <= reach) & ~crossed
-            chosen &= ~_among(hkl, strong.hkl[block, strong.valid[block]])
-            found.append((hkl[chosen], (1 / s[:, chosen]).mean(0)))
-        most = max(len(h) for h, _ in found)
-        padded = torch.zeros(len(found), most, 3, dtype=torch.int64)
-        inverse = torch.zeros(len(found), most, dtype=torch.float64)
-        valid = torch.zeros(len(found), most, dtype=torch.bool)
-        for block, (h, x) in enumerate(found):
-            padded[block, : len(h)], inverse[block, : len(h)] = h, x
-            valid[block, : len(h)] = True
-        m = obliquity(scan, torch.arange(len(found)), padded, wavenumber)
-        return cls(padded, valid, m, inverse / m.square())
+            chosen = (s.abs().amin(0) >= NEAREST) & ~crossed
+            chosen &= ~_among(near, strong.hkl[block, strong.valid[block]])
+            found.append((near[chosen], (1 / s[:, chosen]).mean(0)))
+        weak, inverse = (padded(list(parts)) for parts in zip(*found, strict=True))
+        m = obliquity(scan, torch.arange(len(found)), weak, wavenumber)
+        return cls(weak, inverse != 0, m, inverse / m.square())
 
 
 def _among(hkl: Tensor, others: Tensor) -> Tensor:

@@ -97,6 +97,6 @@ def test_measured_reflections_are_beams_whatever_they_matter(problem):
 def test_without_a_share_to_lose_all_beams_are_kept(problem, whole):
     assert relevance_of(problem, SETTINGS, whole.crystal) is None
     hkl, vacuum = beams.lattice_points(problem.structure, 1.6), problem.scan.s0.norm(dim=-1)
-    near, s = beams._near_sphere(hkl, problem.scan, 0, vacuum, 0.04)
+    near, s = beams.near_sphere(hkl, problem.scan, 0, vacuum, 0.04)
     none = relevance_of(problem, dataclasses.replace(SETTINGS, left_out=0.0), whole.crystal)
     assert bool(none(near, s).all())

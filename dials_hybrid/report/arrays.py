@@ -73,8 +73,8 @@ def arrays(problem: Problem, result: Result) -> Arrays:
         block_width=np.bincount(frame, np.degrees(as_numpy(scan.sample_width).sum(1))),
         depth=as_numpy(result.depth),
         thickness=as_numpy(result.thickness)[first],
-        thickness_mean_su=_if_known(result.thickness_mean_su, first),
-        thickness_average_su=_if_known(result.thickness_average_su),
+        thickness_mean_su=if_known(result.thickness_mean_su, first),
+        thickness_average_su=if_known(result.thickness_average_su),
         tilt=np.degrees(_tilt_components(scan, result.orientation))[first],
         scale=as_numpy(result.block_scale)[first],
         history=result.history,
@@ -86,7 +86,8 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
 
 
-def _if_known(tensor: torch.Tensor | None, chosen=slice(None)) -> np.ndarray | None:
+def if_known(tensor: torch.Tensor | None, chosen=slice(None)) -> np.ndarray | None:
+    """Return the chosen rows of a tensor, None where there is none."""
     return None if tensor is None else as_numpy(tensor)[chosen]
 
 

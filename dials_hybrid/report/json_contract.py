@@ -19,7 +19,7 @@ from ..io_cif_items import formula, formula_units
 from ..io_measurement import cell_su
 from ..io_structures import neutral
 from . import checks
-from .arrays import as_numpy
+from .arrays import as_numpy, if_known
 
 PROGRAM = "dials.hybrid_refine"
 
@@ -72,9 +72,9 @@ def contract(problem: Problem, result: Result, **extra) -> dict:
         "thickness": {
             "grid": result.depth,
             "mean": as_numpy(result.thickness[first]) @ as_numpy(result.depth),
-            "mean_su": _of(result.thickness_mean_su, first),
+            "mean_su": if_known(result.thickness_mean_su, first),
             "distribution": result.thickness[first],
-            "distribution_su": _of(result.thickness_su, first),
+            "distribution_su": if_known(result.thickness_su, first),
             "average_su": result.thickness_average_su,
             "angle": torch.rad2deg(scan.block_angle[first]),
             "sweep": scan.sweep[first],
@@ -86,10 +86,6 @@ def contract(problem: Problem, result: Result, **extra) -> dict:
     plain = _plain(_filled(_KEYS, found))
     plain["checks"] = checks.find(problem, result, plain)
     return plain
-
-
-def _of(values: torch.Tensor | None, chosen: torch.Tensor) -> torch.Tensor | None:
-    return None if values is None else values[chosen]
 
 
 def crystal(problem: Problem, structure: Structure) -> dict:
