@@ -165,7 +165,7 @@ def matrices(name: str, s_max: float) -> list[tuple[Tensor, Tensor]]:
         turn = 2 * torch.randn(3, generator=generator, dtype=torch.float64) * (k > 0)
         model = HybridModel(block(structure, beams.rotation_matrices(turn)), settings)
         batch = model.batches[0]
-        potential = model.potential(batch, model.potential_table())[0]
+        potential = model.matrix(batch, model.potential_table())[0]
         out.append((potential, model.excitation(batch, model.orientation())[0]))
     return out
 

@@ -69,7 +69,7 @@ def main() -> None:
         for seed in map(int, sys.argv[1:] or (1, 2, 3)):
             path = folder / f"displaced_{seed}.cif"
             runs[f"displaced 0.05 A, {seed}"] = [common.displaced(common.MODEL, path, 0.05, seed)]
-        for choice in ("valence.model=none", "orientation.sigma=Auto", "beams.perturbation=0.1"):
+        for choice in ("valence.model=none", "orientation.sigma=Auto", "beams.perturbation=None"):
             runs[f"X-ray, {choice}"] = [common.MODEL, choice]
         rows = [
             {"start": start, **refine([*files, *given], folder / f"run_{i}", folder / "run_0")}

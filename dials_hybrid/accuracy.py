@@ -122,7 +122,7 @@ class _Trial:
             device,
         )
         batch = model.batches[0]
-        potential = model.potential(batch, model.potential_table())
+        potential = model.matrix(batch, model.potential_table())
         excitation = model.excitation(batch, model.orientation())
         last = excitation.shape[2] - 1
         samples = torch.linspace(0, last, CHECKED_SAMPLES).round().long().unique()
@@ -263,8 +263,7 @@ def agreement(problem: Problem, settings: ModelSettings, device: str = "cpu") ->
     settings = dataclasses.replace(settings, depth=grid, thickness="single")
     model = HybridModel(problem, settings, device)
     o = model.problem.observations
-    profiles = model.value_profiles()[:, -1]
-    raw = torch.zeros_like(o.intensity).index_add(0, o.link_observation, profiles)
+    raw = model.summed(model.value_profiles()[:, -1])
     return Agreement(
         o.row.cpu(),
         o.observed.cpu(),

@@ -43,6 +43,7 @@ from .io_dials import Sampling, Selection
 from .io_measurement import cell_su
 from .io_pets_write import Cutting
 from .io_restraints import RestraintOptions
+from .io_restraints_manager import manager_of
 from .io_site_symmetry import with_general_positions
 from .io_structures import read_structure
 from .job import (
@@ -110,6 +111,11 @@ class Outcome:
     def miller_arrays(self) -> dict:
         """Observed, calculated and corrected data as cctbx.miller.array by name."""
         return io_cif_mtz.miller_arrays(self.structure, self.job.problem, self.result)
+
+    @property
+    def restraints_manager(self):
+        """The restraints as a smtbx.refinement.restraints.manager, as far as cctbx has them."""
+        return manager_of(self.job.problem.restraints)[0]
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,36 @@ class Batch(Record):
     obliquity: Tensor  # (f, N) m_g = 1 / sqrt(1 + g_n / K_n)
     valid: Tensor  # (f, N) bool, false where padded
     probe: Probe
-    links: Tensor  # (l,) links of these blocks
+    portion: Tensor  # (l,) portion of each link of these blocks
     slot: Tensor  # (l,) flat index into (f, B)
+
+
+@dataclass(frozen=True)
+class Portions(Record):
+    """The G portions of the observations: what one frame holds of each.
+
+    The links of a portion share thickness and orientation, so that their sum is all that is
+    needed. In a sweep of DIALS each link is its own portion.
+    """
+
+    of_link: Tensor  # (L,)
+    observation: Tensor  # (G,) index into the R observations
+    block: Tensor  # (G,) first block of the frame
+
+    @classmethod
+    def of(cls, problem: Problem) -> Portions:
+        """Number them in the order of their first links."""
+        o, scan = problem.observations, problem.scan
+        pair = torch.stack([o.link_observation, scan.frame[o.link_block]], 1)
+        distinct, place = torch.unique(pair, dim=0, return_inverse=True)
+        first = torch.full((len(distinct),), len(pair)).scatter_reduce(
+            0, place, torch.arange(len(pair)), "amin"
+        )
+        order = torch.argsort(first)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order))
+        observation, frame = distinct[order].T
+        return cls(rank[place], observation, scan.frame_start[frame])
 
 
 class Replayed(torch.autograd.Function):
@@ -48,7 +76,9 @@ class Replayed(torch.autograd.Function):
         return (None, None, *torch.autograd.grad(out, inputs, grad))
 
 
-def make_batch(problem: Problem, beam_set: BeamSet, blocks: Tensor, wavenumber: Tensor) -> Batch:
+def make_batch(
+    problem: Problem, portions: Portions, beam_set: BeamSet, blocks: Tensor, wavenumber: Tensor
+) -> Batch:
     """Collect the beams and links of some blocks (f,); `wavenumber` (F,) in A^-1 is that inside."""
     observations, scan = problem.observations, problem.scan
     n = int(beam_set.counts[blocks].max())
@@ -75,6 +105,6 @@ def make_batch(problem: Problem, beam_set: BeamSet, blocks: Tensor, wavenumber: 
         obliquity=obliquity(scan, blocks, beam_set.hkl[blocks, :n], wavenumber),
         valid=beam_set.valid[blocks, :n],
         probe=Probe(torch.zeros(len(blocks), dtype=torch.int64), beam, weight),
-        links=links,
+        portion=portions.of_link[links],
         slot=row * slots + column,
     )

@@ -183,6 +183,12 @@ def padded(parts: list[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
 
 
+def excitation_of(hkl: Tensor, scan: Scan, block: int, wavenumber: Tensor) -> Tensor:
+    """Return S (T, M) in A^-1 of hkl (M, 3) at the samples of a block; `wavenumber` (F,) A^-1."""
+    vectors = torch.einsum("tij,mj->tmi", scan.setting[block], hkl.to(torch.float64))
+    return excitation_errors(vectors[None], scan.s0[block, None], wavenumber[block, None])[0]
+
+
 def near_sphere(
     hkl: Tensor, scan: Scan, block: int, wavenumber: Tensor, s_max: float
 ) -> tuple[Tensor, Tensor]:
@@ -190,8 +196,7 @@ def near_sphere(
 
     Beside them comes S (T, M) of its samples. `wavenumber` (F,) is in A^-1.
     """
-    vectors = torch.einsum("tij,mj->tmi", scan.setting[block], hkl.to(torch.float64))
-    s = excitation_errors(vectors[None], scan.s0[block, None], wavenumber[block, None])[0]
+    s = excitation_of(hkl, scan, block, wavenumber)
     # a beam may cross the sphere between two samples
     crosses = (s.amax(0) > 0) & (s.amin(0) < 0)
     near = crosses | (s.abs().amin(0) <= s_max)

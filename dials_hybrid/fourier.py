@@ -59,28 +59,22 @@ def gradients(model, weight: Tensor) -> Tensor:
     """
     table, rotation = model.potential_table().detach(), model.orientation().detach()
     weight = weight.to(table.device, torch.float64)
-    o = model.problem.observations
-    per_link = (weight * model.scale(model.scale_matrix).detach())[:, o.link_observation]
-    thickness = model.thickness().detach()[o.link_block]
+    portions = model.portions
+    scaled = (weight * model.scale(model.scale_matrix).detach())[:, portions.observation]
+    thickness = model.thickness().detach()[portions.block]
     total = table.new_zeros(len(weight), len(table))
-    found: dict[int, Tensor] = {}
 
-    def propagate(i: int) -> None:
-        links = model.batches[i].links
-        own = table.clone().requires_grad_()
+    def propagate(batch) -> Tensor:
+        own, portion = table.clone().requires_grad_(), batch.portion
         with torch.enable_grad():
-            profiles = model.batch_profiles(model.batches[i], own, rotation)
-        rows = [w[links, None] * thickness[links] for w in per_link]
-        found[i] = torch.stack(
+            profiles = model.batch_profiles(batch, own, rotation)
+        rows = [w[portion, None] * thickness[portion] for w in scaled]
+        return torch.stack(
             [torch.autograd.grad(profiles, own, row, retain_graph=True)[0] for row in rows]
         )
 
-    # one for each thread at a time, since all together would not fit
-    for start in range(0, len(model.batches), model.workers):
-        some = range(start, min(start + model.workers, len(model.batches)))
-        in_threads(propagate, some, model.workers)
-        for i in some:  # in their order, so that every run sums alike
-            total += found.pop(i)
+    for found in in_threads(propagate, model.batches, model.workers):
+        total += found  # in the order of the batches, so that every run sums alike
     return torch.view_as_complex(model.share.collect(torch.view_as_real(total)))
 
 
@@ -91,8 +85,8 @@ def fourier(model, table_gradients: Tensor) -> Fourier:
     The change of all of them has the length of one linear step.
     """
     structure, inside = model.problem.structure, _inside(model)
-    hkl = model.couplings.hkl[inside]
-    gradient = table_gradients[:, :-1][:, inside] * model.potential_factor
+    hkl = model.matrix.couplings.hkl[inside]
+    gradient = table_gradients[:, :-1][:, inside] * model.matrix.factor
     return Fourier(
         hkl=hkl,
         f_calc=model.crystal(hkl),
@@ -105,14 +99,14 @@ def table_change(model, change: Tensor) -> Tensor:
     """Return the change (M + 1,) in A^-1 of the model's potential table by that of `fourier`."""
     inside = _inside(model)
     moved = change.new_zeros(len(inside) + 1)
-    moved[:-1][inside] = change * model.potential_factor
+    moved[:-1][inside] = change * model.matrix.factor
     return moved
 
 
 def _inside(model) -> Tensor:
     """Return which couplings (M,) lie within the observations, the origin left out."""
     cell = model.problem.structure.cell
-    g_sq = reciprocal_length_sq(cell, model.couplings.hkl)
+    g_sq = reciprocal_length_sq(cell, model.matrix.couplings.hkl)
     limit = reciprocal_length_sq(cell, model.problem.observations.hkl).max() * (1 + 1e-9)
     return (g_sq > 0) & (g_sq <= limit)
 

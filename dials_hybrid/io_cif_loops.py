@@ -7,6 +7,7 @@ from cctbx import geometry, sgtbx
 
 from .data import Restraints
 from .io_cctbx import with_uncertainty
+from .io_restraint_entries import operator_of
 
 
 def add_geometry(block, contract: dict) -> None:
@@ -88,10 +89,3 @@ def _columns(kind: str, refined, restraints: Restraints, found) -> dict:
         f"{stem}_target_weight_param": [f"{s:.4f}" for s in sigma],
         f"{stem}_diff": [f"{d:.4f}" for d in differences],
     }
-
-
-def operator_of(restraints: Restraints, row: int):
-    """Return the operator of a member as cctbx has it."""
-    rot = [round(x) for x in restraints.rot[row].flatten().tolist()]
-    trans = [round(x * sgtbx.sg_t_den) for x in restraints.trans[row].tolist()]
-    return sgtbx.rt_mx(sgtbx.rot_mx(rot), sgtbx.tr_vec(trans, sgtbx.sg_t_den))

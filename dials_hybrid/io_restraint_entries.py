@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from cctbx import sgtbx
 
 from .data import Restraints
 from .io_bonds import UNIT, neighbours
@@ -40,6 +41,13 @@ def record(entries: Iterable[Entry]) -> Restraints:
         rot=as_tensor([op.r().as_double() for op in operators]).reshape(-1, 3, 3),
         trans=as_tensor([op.t().as_double() for op in operators]),
     )
+
+
+def operator_of(restraints: Restraints, row: int):
+    """Return the operator of a member as cctbx has it."""
+    rot = [round(x) for x in restraints.rot[row].flatten().tolist()]
+    trans = [round(x * sgtbx.sg_t_den) for x in restraints.trans[row].tolist()]
+    return sgtbx.rt_mx(sgtbx.rot_mx(rot), sgtbx.tr_vec(trans, sgtbx.sg_t_den))
 
 
 def as_tensor(values) -> torch.Tensor:

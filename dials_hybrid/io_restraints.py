@@ -15,6 +15,7 @@ from .data import InputError, Restraints
 from .io_bonds import UNIT, neighbours
 from .io_disorder import Parts
 from .io_restraint_entries import ADP_ENTRIES, Entry, as_tensor, record
+from .io_restraints_manager import entries_of
 from .io_shelx_restraints import shelx_entries
 
 SHELX_ENDINGS = (".ins", ".res")
@@ -25,7 +26,8 @@ class RestraintOptions:
     """What restrains a structure; sigmas in A, degree, A^3 or A^2, None for no such restraints.
 
     The words of each entry are labels of atoms, then target (where there is one) and sigma:
-    "Si1 O1 1.61 0.02". `shelx` takes the instructions of a .res or .ins file.
+    "Si1 O1 1.61 0.02". `shelx` takes the instructions of a .res or .ins file, `manager` a
+    `smtbx.refinement.restraints.manager` whose proxies number the atoms as their file does.
     """
 
     shelx: bool = True
@@ -38,6 +40,7 @@ class RestraintOptions:
     rigid_bond: float | None = None
     enhanced_rigid_bond: float | None = None
     isotropic_adp: float | None = None
+    manager: object | None = None
 
 
 def restraints_of(
@@ -55,6 +58,8 @@ def restraints_of(
         if sigma is not None:
             _require_positive(kind, sigma, sigma)
             entries += ADP_ENTRIES[kind](xray_structure, chosen, sigma, None, parts)
+    if options.manager is not None:
+        entries += entries_of(options.manager, len(chosen))
     if options.shelx and Path(path).suffix.lower() in SHELX_ENDINGS:
         entries += shelx_entries(path, xray_structure, parts)
     return record(entries) if entries else None

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .data import Restraints
-from .io_cif_loops import operator_of
 from .io_disorder import Parts
-from .io_restraint_entries import ADP_ENTRIES, Entry
+from .io_restraint_entries import ADP_ENTRIES, Entry, operator_of
 from .io_shelx_atoms import wrapped
 from .io_structures import neutral
 

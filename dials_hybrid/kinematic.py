@@ -73,7 +73,7 @@ def powers(model) -> Tensor | None:
     """Return |U_g / 2K|^2 (R,) in A^-2 of every observation; None where no nuisance term asks."""
     if not len(model.nuisance.terms):
         return None
-    v = model.optical()(-model.problem.observations.hkl) * model.potential_factor  # M_g0 = U_-g
+    v = model.optical()(-model.problem.observations.hkl) * model.matrix.factor  # M_g0 = U_-g
     return v.real.square() + v.imag.square()
 
 
@@ -81,5 +81,5 @@ def powers(model) -> Tensor | None:
 def power_slopes(model) -> Tensor:
     """Return the derivatives (R, P) of `powers` by the free parameters of the structure."""
     mates = -model.problem.observations.hkl
-    v = model.optical()(mates) * model.potential_factor
+    v = model.optical()(mates) * model.matrix.factor
     return 2 * (v.conj() * model.structure_factor_moves(mates)).real.T

@@ -25,11 +25,11 @@ DAMPING_FLOOR = 1e-2  # keeps network weights that the data hardly see from jump
 
 @dataclass(frozen=True)
 class Linearisation:
-    """Profiles of the L links at D depths and their derivatives."""
+    """Profiles of the G portions of observations at D depths and their derivatives."""
 
-    profiles: Tensor  # (L, D)
-    crystal: Tensor  # (L, P, D) along the free parameters of the structure
-    orientation: Tensor  # (L, 2, D) along the two local rotations, in their prior's sigma
+    profiles: Tensor  # (G, D)
+    crystal: Tensor  # (G, P, D) along the free parameters of the structure
+    orientation: Tensor  # (G, 2, D) along the two local rotations, in their prior's sigma
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ class CheapModel:
 
     def __init__(self, model: HybridModel, linearisation: Linearisation):
         self.model, self.lin = model, linearisation
-        observations = model.problem.observations
-        self.block, self.observation = observations.link_block, observations.link_observation
-        self.rows = len(observations.intensity)
+        self.block, self.observation = model.portions.block, model.portions.observation
+        self.rows = len(model.problem.observations.intensity)
         self.names = [n for n, _ in model.thickness.named_parameters()]
         self.shapes = [p.shape for p in model.thickness.parameters()]
         counts = [
@@ -134,7 +133,7 @@ class CheapModel:
     def scales(self) -> Tensor:
         """Return the derivatives (R,) of intensities by what the propagation gives, at `start`."""
         x, model = self.start(), self.model
-        raw = self._sum_links((model.thickness()[self.block] * self.lin.profiles).sum(1))
+        raw = self._summed((model.thickness()[self.block] * self.lin.profiles).sum(1))
         slopes = model.nuisance.slopes(x[self.parts.nuisance], raw, self.powers)
         return model.scale(model.scale_matrix) * slopes.by_intensity
 
@@ -149,8 +148,8 @@ class CheapModel:
         flat = self.start()[self.parts.thickness]
         return self._outputs(flat), jacfwd(self._outputs)(flat)
 
-    def _sum_links(self, values: Tensor) -> Tensor:
-        """Sums (R, ...) over the links of each observation, of values (L, ...)."""
+    def _summed(self, values: Tensor) -> Tensor:
+        """Sums (R, ...) over the portions of each observation, of values (G, ...)."""
         out = values.new_zeros(self.rows, *values.shape[1:])
         # index_add of matrices fails in threads where cctbx was imported before torch
         return out.index_put_((self.observation,), values, accumulate=True)
@@ -193,7 +192,7 @@ class CheapModel:
         scale = (model.scale_matrix @ x[parts.scale]).exp()
         profiles = self._moved_profiles(x)
         weight = p[self.block]
-        raw = self._sum_links((weight * profiles).sum(1))
+        raw = self._summed((weight * profiles).sum(1))
         powers, nuisance = self._moved_powers(x), x[parts.nuisance]
         intensity = scale * model.nuisance.corrected(nuisance, raw, powers)
         if not jacobian:
@@ -205,7 +204,7 @@ class CheapModel:
         }
         slopes = model.nuisance.slopes(nuisance, raw, powers)
         rate = scale * slopes.by_intensity
-        columns = [rate[:, None] * self._sum_links(b) for b in blocks.values()]
+        columns = [rate[:, None] * self._summed(b) for b in blocks.values()]
         if slopes.by_power is not None:
             columns[0] += (scale * slopes.by_power)[:, None] * self.power_slopes
         columns.append(intensity[:, None] * model.scale_matrix)
@@ -284,9 +283,9 @@ class CheapModel:
         return (knots[:, :, None] * local[:, None, :]).flatten(1)
 
     def _thickness_jacobian(self, profiles: Tensor, dp: Tensor) -> Tensor:
-        """(L, n): sum over depth of profile dp/dparameter, block by block."""
+        """(G, n): sum over depth of profile dp/dparameter, frame by frame."""
         out = profiles.new_zeros(len(profiles), dp.shape[-1])
-        for block in range(len(dp)):
+        for block in self.block.unique().tolist():
             mine = torch.nonzero(self.block == block).flatten()
             out[mine] = profiles[mine] @ dp[block]
         return out

@@ -12,7 +12,7 @@ from torch.func import functional_call, jacfwd
 
 from . import absorption, beams, crystal, electron, fourier, propagation, thickness
 from .absorption import Absorption, NoAbsorption
-from .batches import Batch, Replayed, make_batch
+from .batches import Batch, Portions, Replayed, make_batch
 from .corrections import Term, Terms
 from .curves import CurveBasis
 from .data import Problem
@@ -22,14 +22,16 @@ from .losses import SmoothScale
 from .nuisance import About
 from .orientation import SIGMA, OrientationCurve
 from .parallel import ALONE, Alone, Team, in_threads
-from .perturbation import WeakBeams, second_order
+from .perturbation import Reach, WeakBeams
 from .propagation import DepthGrid, Moves, Propagator, Size, Splitting
 from .relevance import Relevance
 from .restraints import RestrainedCrystal, Restrainer
+from .structure_matrix import StructureMatrix
 from .thickness import ThicknessPrior, Views
 from .valence import ValenceSettings
 
 _DIRECTIONS = 16  # structure parameters differentiated together
+_FAR = 5  # arrays over beams and those that act on them to second order
 _CACHE_ELEMENTS = 150_000  # waves of a batch that still fit the processor's caches
 
 
@@ -44,9 +46,9 @@ class ModelSettings:
     """
 
     g_max: float = 2.0
-    s_max: float = 0.03
+    s_max: float = 0.02
     left_out: float | None = 1e-4
-    perturbation: float | None = None
+    perturbation: float | None = 0.1
     depth: DepthGrid = DepthGrid(40.0, 30)
     propagator: Propagator = Splitting()
     absorption: Absorption = NoAbsorption()
@@ -96,13 +98,13 @@ class ModelSettings:
             "depth": DepthGrid(**values["depth"]),
             "propagator": propagation.from_dict(values["propagator"]),
             # files of earlier versions have neither absorption nor valence nor nuisance terms,
-            # and leave no beam out
+            # leave no beam out and have none to second order
             "absorption": absorption.from_dict(values.get("absorption", {"model": "none"})),
             "prior": ThicknessPrior(**values["prior"]),
             "valence": ValenceSettings(**values.get("valence", {"model": "none"})),
             "nuisance": tuple(Term(**term) for term in values.get("nuisance", ())),
         }
-        return cls(**{"left_out": None, **values, **nested})
+        return cls(**{"left_out": None, "perturbation": None, **values, **nested})
 
 
 def _potential_factor(problem: Problem) -> float:
@@ -129,10 +131,6 @@ def relevance_of(
     )
 
 
-def _beams_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    return batch.hkl, batch.valid, batch.obliquity
-
-
 class HybridModel(nn.Module):
     """Predicted intensities of a `Problem`.
 
@@ -154,14 +152,9 @@ class HybridModel(nn.Module):
         problem = self.problem
         scan, observations = problem.scan, problem.observations
         self.crystal = crystal.CrystalModel(problem.structure, settings.valence)
-        self.beams = beams.choose_beams(
-            problem.structure,
-            scan,
-            observations,
-            settings.g_max,
-            settings.s_max,
-            relevance_of(problem, settings, self.crystal),
-        )
+        relevance = relevance_of(problem, settings, self.crystal)
+        cutoffs = settings.g_max, settings.s_max
+        self.beams = beams.choose_beams(problem.structure, scan, observations, *cutoffs, relevance)
         self.restrainer = Restrainer(problem.restraints, problem.structure)
         self.orientation = OrientationCurve(
             scan,
@@ -183,7 +176,7 @@ class HybridModel(nn.Module):
         self.register_buffer("scale_matrix", basis.matrix(observations.angle, observations.sweep))
         self.register_buffer("block_matrix", basis.matrix(scan.block_angle, scan.sweep))
         self.register_buffer("depth", depth)
-        self._prepare(device)
+        self._prepare(relevance, device)
         self.nuisance = Terms(
             settings.nuisance,
             lambda: About.of(problem, self.wavenumber, settings.thickness_start),
@@ -195,42 +188,45 @@ class HybridModel(nn.Module):
         self.to(device)
         self.problem = self.problem.to(device)
         self.crystal.structure = self.crystal.structure.to(device)
-        self.beams = self.beams.to(device)
-        self.couplings, self.wavenumber = self.couplings.to(device), self.wavenumber.to(device)
-        self.weak = None if self.weak is None else self.weak.to(device)
+        self.beams, self.portions = self.beams.to(device), self.portions.to(device)
+        self.wavenumber = self.wavenumber.to(device)
+        self.matrix.to(device)
         self.batches = [batch.to(device) for batch in self.batches]
         self.nuisance.move(device)
 
-    def _prepare(self, device: str) -> None:
+    def _prepare(self, relevance: Relevance | None, device: str) -> None:
         f_zero = self.crystal(torch.zeros(1, 3, dtype=torch.int64)).real.detach()
         factor = _potential_factor(self.problem)
         self.wavenumber = beams.inner_wavenumber(self.problem.scan.s0, factor * f_zero)
-        self.weak = self._weak_beams()
-        far = None if self.weak is None else (self.weak.hkl, self.weak.valid)
-        self.couplings = beams.Couplings.of(self.beams, far)
-        # U / 2K in A^-1 from F in A; the crystallographic sign of F(g) asks for M_gh = U_(h-g)
-        self.potential_factor = factor / (2 * float(self.wavenumber.mean()))
+        self.matrix = StructureMatrix(
+            self.beams,
+            self._weak_beams(relevance),
+            factor / (2 * float(self.wavenumber.mean())),
+            self.settings.dtype,
+            hermitian=isinstance(self.settings.absorption, NoAbsorption),
+        )
+        self.portions = Portions.of(self.problem)
         self.workers = self._workers(device)
         order = torch.argsort(self.beams.counts, descending=True)
         batches = order.split(self._batch_size())
         work = [len(blocks) * int(self.beams.counts[blocks].max()) ** 2 for blocks in batches]
         self.batches = [
-            make_batch(self.problem, self.beams, blocks, self.wavenumber)
+            make_batch(self.problem, self.portions, self.beams, blocks, self.wavenumber)
             for blocks in self.share.mine(batches, work)
         ]
 
-    def _weak_beams(self) -> WeakBeams | None:
+    def _weak_beams(self, relevance: Relevance | None) -> WeakBeams | None:
         """Choose the beams that act to second order, None without them."""
         settings, problem = self.settings, self.problem
         if settings.perturbation is None:
             return None
-        limits = settings.g_max, settings.perturbation
-        return WeakBeams.of(problem.structure, problem.scan, self.beams, *limits, self.wavenumber)
+        reach = Reach(settings.g_max, settings.perturbation, self.wavenumber, relevance)
+        return WeakBeams.of(problem.structure, problem.scan, self.beams, reach)
 
     def coarser(self, fidelity: Fidelity | None) -> HybridModel:
         """Return a model of the same parameters that propagates more coarsely; None: this one.
 
-        Its profiles belong to the same links and depths.
+        Its profiles belong to the same portions and depths.
         """
         if fidelity is None:
             return self
@@ -271,7 +267,8 @@ class HybridModel(nn.Module):
         tangents = _DIRECTIONS * propagator.tangent_numbers(size, depth)
         tangents += 2.5 * (structure + 2) * slots * depth.count
         gradient = propagator.gradient_numbers(size, depth)
-        return self.dtype_bytes * max(tangents, gradient)
+        far = _FAR * self.matrix.far * size.beams
+        return self.dtype_bytes * (max(tangents, gradient) + far)
 
     def working_bytes(self) -> float:
         """Bytes that a pass works with, the same for any number of frames: an upper estimate."""
@@ -284,12 +281,8 @@ class HybridModel(nn.Module):
         return 8 if self.settings.precision == "single" else 16
 
     def potential_table(self) -> Tensor:
-        """Return (U_g + iU'_g) / 2K (A^-1) of the unique couplings, with a zero at the end.
-
-        U_0 / 2K, which is in the wavenumber, is left out.
-        """
-        f = self.optical()(self.couplings.hkl) * self.potential_factor
-        return torch.cat([f, f.new_zeros(1)])
+        """Return (U_g + iU'_g) / 2K (A^-1) of all couplings; see `StructureMatrix.table`."""
+        return self.matrix.table(self.optical())
 
     def optical(self) -> absorption.Optical:
         """Return the module that gives F + iF' of the crystal."""
@@ -304,45 +297,6 @@ class HybridModel(nn.Module):
         s = beams.excitation_errors(vectors, scan.s0[blocks], self.wavenumber[blocks])
         return s * batch.obliquity.square()[:, :, None]
 
-    def potential(self, batch: Batch, table: Tensor) -> Tensor:
-        """Return (U + iU')_(h-g) m_g m_h / 2K (f, N, N) in A^-1 from a table (M + 1,).
-
-        With what the beams of `weak` add.
-        """
-        out = self._coupled(table, _beams_of(batch), _beams_of(batch))
-        if self.weak is None:
-            return out
-        near, far, inverse = self._near_and_far(batch)
-        return out + second_order(
-            self._coupled(table, far, near), self._coupled(table, near, far), inverse
-        )
-
-    def moved_potential(self, batch: Batch, table: Tensor, moved: Tensor) -> Tensor:
-        """Return the changes (P, f, N, N) of `potential` by changes of a table (P, M + 1)."""
-        out = self._coupled(moved, _beams_of(batch), _beams_of(batch))
-        if self.weak is None:
-            return out
-        near, far, inverse = self._near_and_far(batch)
-        into, back = self._coupled(table, far, near), self._coupled(table, near, far)
-        for change, of_table in zip(out, moved, strict=True):  # one at a time: they are large
-            change += second_order(self._coupled(of_table, far, near), back, inverse)
-            change += second_order(into, self._coupled(of_table, near, far), inverse)
-        return out
-
-    def _near_and_far(self, batch: Batch) -> tuple[tuple, tuple, Tensor]:
-        """The batch's beams and those of `weak`, and 1 / S of the latter (f, M) in A."""
-        weak, blocks = self.weak, batch.blocks
-        far = weak.hkl[blocks], weak.valid[blocks], weak.obliquity[blocks]
-        return _beams_of(batch), far, weak.inverse[blocks].to(self.settings.dtype.to_real())
-
-    def _coupled(self, table: Tensor, rows: tuple, columns: tuple) -> Tensor:
-        """Return the couplings (..., f, N, M) in A^-1 of beams in the rows to others.
-
-        Both are hkl, valid and m of beams.
-        """
-        places, (*_, m), (*_, n) = self.couplings.places(rows[:2], columns[:2]), rows, columns
-        return (table[..., places] * (m[:, :, None] * n[:, None, :])).to(self.settings.dtype)
-
     def _vectors(self, batch: Batch, rotation: Tensor) -> Tensor:
         """g in the laboratory frame, (f, N, T, 3) A^-1."""
         turn = beams.rotation_matrices(rotation[batch.blocks])[:, None]
@@ -353,31 +307,33 @@ class HybridModel(nn.Module):
         """Return the profiles of the links of one batch, (l, D)."""
         dtype = self.settings.dtype
         excitation = self.excitation(batch, rotation).to(dtype.to_real())
-        potential = self.potential(batch, table)
+        potential = self.matrix(batch, table)
         out = self.settings.propagator(potential, excitation, batch.probe, self.settings.depth)
         return out.flatten(0, 1)[batch.slot].double()
 
     def profiles(self, moved: Tensor | None = None) -> Tensor:
-        """Return, for every link and depth, the intensity integrated over its window, (L, D).
+        """Return, for every portion and depth, the intensity integrated over its windows, (G, D).
 
         `moved` (M + 1,) in A^-1 is added to the potential table.
         """
         table = self.potential_table()
         table = table if moved is None else table + moved.to(table)
         table, rotation = self.share.spread(table, self.orientation())
-        out = self._per_link()
+        out = self._per_portion()
 
         def propagate(batch):
-            out[batch.links] = Replayed.apply(self.batch_profiles, batch, table, rotation)
+            return Replayed.apply(self.batch_profiles, batch, table, rotation)
 
         # the graph of a gradient is built in one thread
-        in_threads(propagate, self.batches, 1 if torch.is_grad_enabled() else self.workers)
+        threads = 1 if torch.is_grad_enabled() else self.workers
+        found = in_threads(propagate, self.batches, threads)
+        for batch, per_link in zip(self.batches, found, strict=True):
+            out = out.index_put((batch.portion,), per_link, accumulate=True)
         return self.share.collect(out, table, rotation)
 
-    def _per_link(self, *extra: int) -> Tensor:
-        """Zeros of shape (L, ..., D) that the batches of all processes fill."""
-        links = len(self.problem.observations.link_block)
-        return self.depth.new_zeros(links, *extra, len(self.depth))
+    def _per_portion(self, *extra: int) -> Tensor:
+        """Zeros of shape (G, ..., D) that the batches of all processes fill."""
+        return self.depth.new_zeros(len(self.portions.block), *extra, len(self.depth))
 
     @torch.no_grad()
     def value_profiles(
@@ -388,12 +344,13 @@ class HybridModel(nn.Module):
 
     def intensities(self, profiles: Tensor) -> Tensor:
         """Return the calculated intensity of every observation, (R,)."""
-        observations = self.problem.observations
-        p = self.thickness()[observations.link_block]
-        per_link = (p * profiles).sum(1)
-        raw = per_link.new_zeros(len(observations.intensity))
-        raw = raw.index_add(0, observations.link_observation, per_link)
+        raw = self.summed((self.thickness()[self.portions.block] * profiles).sum(1))
         return self.nuisance(raw, powers(self)) * self.scale(self.scale_matrix)
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Return the sums (R,) over each observation of values (G,) of the portions."""
+        out = values.new_zeros(len(self.problem.observations.intensity))
+        return out.index_add(0, self.portions.observation, values)
 
     @property
     def restrained(self) -> RestrainedCrystal:
@@ -422,10 +379,10 @@ class HybridModel(nn.Module):
     def tangents(
         self, structure: bool = True, fidelity: Fidelity | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return profiles (L, D) and their derivatives by structure and orientation.
+        """Return profiles (G, D) and their derivatives by structure and orientation.
 
-        (L, P, D) per unit of each free parameter of the structure, none of them unless
-        `structure`, and (L, 2, D) per local rotation of one prior sigma about the two directions
+        (G, P, D) per unit of each free parameter of the structure, none of them unless
+        `structure`, and (G, 2, D) per local rotation of one prior sigma about the two directions
         across the beam. All are those of `coarser(fidelity)`.
         """
         if fidelity is not None:
@@ -433,13 +390,15 @@ class HybridModel(nn.Module):
         table = self.potential_table()
         moved = self.potential_moves() if structure else table.new_zeros(0, len(table))
         rotation = self.orientation()
-        profiles, slopes = self._per_link(), self._per_link(len(moved) + 2)
+        profiles, slopes = self._per_portion(), self._per_portion(len(moved) + 2)
 
         def propagate(batch):
-            found = self.batch_tangents(batch, table, moved, rotation)
-            profiles[batch.links], slopes[batch.links] = found
+            return self.batch_tangents(batch, table, moved, rotation)
 
-        in_threads(propagate, self.batches, self.workers)
+        found = in_threads(propagate, self.batches, self.workers)
+        for batch, (value, slope) in zip(self.batches, found, strict=True):
+            profiles.index_put_((batch.portion,), value, accumulate=True)
+            slopes.index_put_((batch.portion,), slope, accumulate=True)
         profiles, slopes = self.share.collect(profiles), self.share.collect(slopes)
         return profiles, slopes[:, : len(moved)], slopes[:, len(moved) :]
 
@@ -448,9 +407,9 @@ class HybridModel(nn.Module):
         per_g = 200 * len(self.crystal.structure.sym_rot) * len(self.crystal.structure.labels)
         count = sum(p.numel() for p in self.crystal.parameters())
         if count == 0:  # all is fixed, and torch has no derivatives by nothing
-            width = len(self.couplings.hkl) + 1
-            return self.couplings.hkl.new_zeros(0, width, dtype=torch.complex128)
-        chunks = self.couplings.hkl.split(
+            width = len(self.matrix.couplings.hkl) + 1
+            return self.matrix.couplings.hkl.new_zeros(0, width, dtype=torch.complex128)
+        chunks = self.matrix.couplings.hkl.split(
             max(32, int(self.settings.memory / (per_g * (count + 1))))
         )
         moves = torch.cat([self.structure_factor_moves(hkl) for hkl in chunks], 1)
@@ -463,7 +422,7 @@ class HybridModel(nn.Module):
 
         def table(values):
             f = functional_call(optical, values, (hkl,))
-            return torch.view_as_real(f * self.potential_factor)
+            return torch.view_as_real(f * self.matrix.factor)
 
         slopes = jacfwd(table)(given)
         moves = torch.cat([slopes[name] for name in given], -1)
@@ -480,10 +439,10 @@ class HybridModel(nn.Module):
         groups = moved.split(_DIRECTIONS) if len(moved) else [moved]
         out = []
         for i, group in enumerate(groups):
-            change = self.moved_potential(batch, table, group)
+            change = self.matrix.moved(batch, table, group)
             moves = Moves(change, turns if i == 0 else turns[:0])
             profiles, slopes = self.settings.propagator.tangents(
-                self.potential(batch, table), excitation, moves, batch.probe, self.settings.depth
+                self.matrix(batch, table), excitation, moves, batch.probe, self.settings.depth
             )
             out.append(slopes)
         rotations = out[0][len(groups[0]) :]

@@ -3,13 +3,15 @@
 A share is a value that the model is given. `Alone` does everything. In a `Team`, started by
 torchrun, every process holds the same model but only its own batches; a pass sums what all
 have found, into arrays that are zero where others fill them, so that the result is, bit for
-bit, that of one process. Process 0 leads: it alone refines, and tells the others before each
-pass which one it is and at which parameters. Nothing that the leader decides can therefore
-come out differently elsewhere, whatever the machines.
+bit, that of one process, or to rounding where a frame is cut into blocks. Process 0 leads: it
+alone refines, and tells the others before each pass which one it is and at which parameters.
+Nothing that the leader decides can therefore come out differently elsewhere, whatever the
+machines.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import datetime
 import os
@@ -26,28 +28,33 @@ from .data import InputError
 TIMEOUT = datetime.timedelta(minutes=30)  # to wait for a process that does not answer
 
 
-def in_threads(function: Callable, items: Sequence, threads: int) -> None:
-    """Call the function with each item, in several threads at once, and wait for all.
+def in_threads(function: Callable, items: Sequence, threads: int) -> Iterator:
+    """Yield what the function returns for each item, in order, several threads at once.
 
     The matrices of a batch are small: a batch for each core keeps the cores busier than all
-    cores on one batch. An error or interrupt drops the items that have not begun.
+    cores on one batch. Few results wait to be taken. An error or interrupt drops the items that
+    have not begun.
     """
     threads = max(1, min(threads, len(items)))
     if threads == 1:
-        for item in items:
-            function(item)
+        yield from map(function, items)
         return
     with_grad = torch.is_grad_enabled()
 
     def call(item):
         with torch.set_grad_enabled(with_grad):
-            function(item)
+            return function(item)
 
     with cores_used(max(1, torch.get_num_threads() // threads)):
         pool = ThreadPoolExecutor(threads)
+        waiting: collections.deque = collections.deque()
         try:
-            for _ in pool.map(call, items):
-                pass
+            for item in items:
+                waiting.append(pool.submit(call, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 

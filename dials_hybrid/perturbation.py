@@ -14,10 +14,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .beams import BeamSet, lattice_points, near_sphere, obliquity, padded
+from .beams import BeamSet, excitation_of, lattice_points, near_sphere, obliquity, padded
 from .data import Record, Scan, Structure
+from .relevance import Relevance
 
 NEAREST = 0.005  # A^-1, |S| of a beam that is left out though it is near: it is no perturbation
+NEGLIGIBLE = 0.02  # part of what all of them do to the potential, of the beams that are not counted
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which beams may act to second order: |g| <= g_max and |S| <= s_max, in A^-1.
+
+    `wavenumber` (F,) in A^-1 is that inside the crystal. Without `relevance` all of them do.
+    """
+
+    g_max: float
+    s_max: float
+    wavenumber: Tensor
+    relevance: Relevance | None
 
 
 @dataclass(frozen=True)
@@ -30,29 +45,32 @@ class WeakBeams(Record):
     inverse: Tensor  # (F, M) A, mean of 1 / (S_w m_w^2); zero where padded
 
     @classmethod
-    def of(
-        cls,
-        structure: Structure,
-        scan: Scan,
-        strong: BeamSet,
-        g_max: float,
-        reach: float,
-        wavenumber: Tensor,
-    ) -> WeakBeams:
-        """Choose the beams of |g| <= g_max with |S| <= reach (A^-1) that are not in `strong`.
-
-        `wavenumber` (F,) in A^-1 is that inside the crystal.
-        """
-        hkl, found = lattice_points(structure, g_max), []
+    def of(cls, structure: Structure, scan: Scan, strong: BeamSet, reach: Reach) -> WeakBeams:
+        """Choose, of the beams within reach that are not in `strong`, those that matter."""
+        hkl, k, found = lattice_points(structure, reach.g_max), reach.wavenumber, []
         for block in range(len(scan.setting)):
-            near, s = near_sphere(hkl, scan, block, wavenumber, reach)
+            own = strong.hkl[block, strong.valid[block]]
+            near, s = near_sphere(hkl, scan, block, k, reach.s_max)
             crossed = (s.amax(0) > 0) & (s.amin(0) < 0)
-            chosen = (s.abs().amin(0) >= NEAREST) & ~crossed
-            chosen &= ~_among(near, strong.hkl[block, strong.valid[block]])
-            found.append((near[chosen], (1 / s[:, chosen]).mean(0)))
+            chosen = (s.abs().amin(0) >= NEAREST) & ~crossed & ~_among(near, own)
+            weak, inverse = near[chosen], (1 / s[:, chosen]).mean(0)
+            if reach.relevance is not None:
+                own_s = excitation_of(own, scan, block, k)
+                coupling = reach.relevance.coupling(weak, own, own_s)
+                matters = _leading(coupling * inverse.abs())
+                weak, inverse = weak[matters], inverse[matters]
+            found.append((weak, inverse))
         weak, inverse = (padded(list(parts)) for parts in zip(*found, strict=True))
-        m = obliquity(scan, torch.arange(len(found)), weak, wavenumber)
+        m = obliquity(scan, torch.arange(len(found)), weak, k)
         return cls(weak, inverse != 0, m, inverse / m.square())
+
+
+def _leading(effect: Tensor) -> Tensor:
+    """Return (M,) bool, true but for the smallest effects (M,) that add up to NEGLIGIBLE."""
+    ascending, order = effect.sort()
+    out = torch.ones_like(effect, dtype=torch.bool)
+    out[order[ascending.cumsum(0) <= NEGLIGIBLE * effect.sum()]] = False
+    return out
 
 
 def _among(hkl: Tensor, others: Tensor) -> Tensor:

@@ -154,9 +154,10 @@ class Refinement:
         rotation = model.orientation().detach()
         start = time.perf_counter()
         together = [batch] * model.workers
-        in_threads(
+        for _ in in_threads(
             lambda b: model.batch_tangents(b, table, moved, rotation), together, len(together)
-        )
+        ):
+            pass  # only the time counts
         seconds = (time.perf_counter() - start) / len(together)
         work = [len(b.blocks) * b.hkl.shape[1] ** 2 for b in model.batches]
         share = len(batch.blocks) * batch.hkl.shape[1] ** 2 / sum(work)
@@ -167,13 +168,16 @@ class Refinement:
     def _numbers_held(self, structure: int) -> float:
         """Double-precision numbers that stay while blocks come and go: an upper estimate."""
         model, o = self.model, self.problem.observations
-        links, rows, depths = len(o.link_block), len(o.intensity), len(model.depth)
+        portions, rows, depths = len(model.portions.block), len(o.intensity), len(model.depth)
         thickness = sum(p.numel() for p in model.thickness.parameters())
         size = sum(p.numel() for p in model.parameters())
-        linearised = links * depths * (structure + 3)  # the old one is there until the new one is
-        jacobian = (links + 5 * rows) * size + 10 * size**2
+        linearised = (
+            portions * depths * (structure + 3)
+        )  # the old one is there until the new one is
+        jacobian = (portions + 5 * rows) * size + 10 * size**2
         network = 3 * len(model.block_matrix) * depths * thickness
         error_model = 240 * rows
+        # the old linearisation is there until the new one is
         return 2 * linearised + jacobian + network + error_model
 
     def _remember(self) -> None:
@@ -222,10 +226,10 @@ class Refinement:
 
     def _held(self, profiles: Tensor) -> CheapModel:
         """Return the model in which atoms and orientations stay: their derivatives are zero."""
-        links, depths = profiles.shape
+        portions, depths = profiles.shape
         count = sum(p.numel() for p in self.model.crystal.parameters())
         none = profiles.new_zeros(1, 1, 1)
-        slopes = (none.expand(links, n, depths) for n in (count, 2))
+        slopes = (none.expand(portions, n, depths) for n in (count, 2))
         return CheapModel(self.model, Linearisation(profiles, *slopes))
 
     def intensities(self, cheap: CheapModel) -> Tensor:

@@ -51,11 +51,25 @@ class Relevance:
 
     def shares(self, hkl: Tensor, excitation: Tensor) -> Tensor:
         """Return the estimated share of the current (M,) in each beam, averaged over samples."""
-        direct = self._strength(hkl).square()
-        error = excitation.square()
-        once = 2 * direct / (error + 4 * direct + self.thin**2)
-        twice = direct + once @ self._strength(hkl[None] - hkl[:, None]).square()
+        error, once = excitation.square(), self._once(hkl, excitation)
+        twice = self._strength(hkl).square()
+        twice = twice + once @ self._strength(hkl[None] - hkl[:, None]).square()
         return (twice / (twice + error).clamp(min=1e-300)).mean(0)
+
+    def coupling(self, hkl: Tensor, near: Tensor, excitation: Tensor) -> Tensor:
+        """Return how strongly others excite the beams hkl (M, 3), (M,) in A^-2.
+
+        It is sum over h of share_h |V_gh|^2 of the incident beam and those in `near` (N, 3), whose
+        S in A^-1 is `excitation` (T, N).
+        """
+        share = self._once(near, excitation).mean(0)
+        coupled = self._strength(near[None] - hkl[:, None]).square()
+        return self._strength(hkl).square() + coupled @ share
+
+    def _once(self, hkl: Tensor, excitation: Tensor) -> Tensor:
+        """The share (T, M) of the current in beams that the incident one excites."""
+        direct = self._strength(hkl).square()
+        return 2 * direct / (excitation.square() + 4 * direct + self.thin**2)
 
     def _strength(self, hkl: Tensor) -> Tensor:
         """|U / 2K| (...) of differences hkl (..., 3), zero beyond the reach and of g = 0."""

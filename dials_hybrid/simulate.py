@@ -186,7 +186,7 @@ class Accuracy:
     """Cut-offs. A beam counts where |g| <= g_max and |S_g| <= s_max (A^-1) in its block."""
 
     g_max: float = 2.0
-    s_max: float = 0.03
+    s_max: float = 0.06
     block_width: float = math.radians(0.5)
     step: float = MAX_STEP
 

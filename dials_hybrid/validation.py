@@ -54,7 +54,7 @@ def _start(model: HybridModel, mean: float) -> Tensor:
 @torch.no_grad()
 def _r1_of(model: HybridModel, profiles: Tensor, p: Tensor) -> float:
     o = model.problem.observations
-    raw = torch.zeros_like(o.intensity).index_add(0, o.link_observation, profiles @ p)
+    raw = model.summed(profiles @ p)
     return losses.r1(o.intensity, raw * smooth_scales(model, raw), o.observed)
 
 

@@ -37,13 +37,13 @@ def work_of(model: HybridModel, directions: int | None, dtype: torch.dtype | Non
 
 def _strongest(model: HybridModel) -> Tensor:
     """Return U_g / 2K (A^-1) of the shortest couplings, without g = 0."""
-    hkl = model.couplings.hkl
+    hkl = model.matrix.couplings.hkl
     length = reciprocal_length_sq(model.problem.structure.cell, hkl)
     chosen = hkl[torch.argsort(length)[:COUPLINGS]]
     chosen = chosen[(chosen != 0).any(1)]
     if not len(chosen):
         return torch.zeros(1, dtype=torch.complex128)
-    return model.optical()(chosen) * model.potential_factor
+    return model.optical()(chosen) * model.matrix.factor
 
 
 def _half_range(model: HybridModel) -> Tensor:

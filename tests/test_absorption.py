@@ -388,7 +388,7 @@ def total_intensity(model):
     for batch in model.batches:
         s = model.excitation(batch, model.orientation().detach())
         f, n, t = s.shape
-        v = model.potential(batch, table)
+        v = model.matrix(batch, table)
         yield model.settings.propagator(v, s, probe_all(n, f, t), model.settings.depth).sum(1)
 
 
@@ -410,15 +410,15 @@ def test_the_matrix_has_the_mean_absorption_on_its_diagonal(problem):
     mean = Thermal().structure_factors(model.crystal, zero, None, wavelength).real.detach()
     table = model.potential_table().detach()
     for batch in model.batches:
-        v = model.potential(batch, table)
+        v = model.matrix(batch, table)
         skew = (v - v.mH) / 2j  # U' m_g m_h / 2K
         # padded slots absorb nothing
         beams = torch.arange(v.shape[1]) < model.beams.counts[batch.blocks, None]
-        expected = beams * model.potential_factor * mean * batch.obliquity.square()
+        expected = beams * model.matrix.factor * mean * batch.obliquity.square()
         assert torch.allclose(v.diagonal(dim1=1, dim2=2), 1j * expected, rtol=1e-12)
         assert torch.linalg.eigvalsh(skew).min() > -0.02 * float(expected.max())
         elastic = HybridModel(problem, tiny.settings())
-        rest = elastic.potential(batch, elastic.potential_table().detach())
+        rest = elastic.matrix(batch, elastic.potential_table().detach())
         assert torch.allclose((v + v.mH) / 2, rest, atol=1e-15)
 
 

@@ -29,7 +29,7 @@ def largest_error(problem, settings, block):
     model = HybridModel(problem, settings)
     (batch,) = [b for b in model.batches if block in b.blocks]
     at = int((batch.blocks == block).nonzero())
-    v = model.potential(batch, model.potential_table())[at].detach()
+    v = model.matrix(batch, model.potential_table())[at].detach()
     worst = 0.0
     for s in model.excitation(batch, model.orientation())[at].detach().T:
         probe = Probe(torch.tensor([0]), torch.arange(len(s))[None], torch.ones(1, len(s), 1))
@@ -88,7 +88,7 @@ def test_a_target_that_is_met_is_not_warned_of(problem, warnings_logged):
 def test_every_intensity_is_that_of_each_sample_alone(problem):
     model = HybridModel(problem, tiny.settings())
     batch = model.batches[0]
-    v = model.potential(batch, model.potential_table()).detach()
+    v = model.matrix(batch, model.potential_table()).detach()
     s = model.excitation(batch, model.orientation()).detach()[..., :3]
     grid = DepthGrid(50.0, 2)
     found = accuracy.every_intensity(Splitting(), v, s, grid)

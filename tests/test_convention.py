@@ -132,7 +132,7 @@ def test_the_model_couples_with_the_potential_of_its_structure():
     k = float(K**2 + factor * f_zero) ** 0.5
     for batch in model.batches:
         own = batch.hkl, batch.valid
-        v = table[model.couplings.places(own, own)]
+        v = table[model.matrix.couplings.places(own, own)]
         assert torch.allclose(v, v.mH, atol=1e-12)
         difference = (batch.hkl[:, None] - batch.hkl[:, :, None])[0]
         f = CrystalModel(structure)(difference.flatten(0, 1)).detach().view(difference.shape[:2])

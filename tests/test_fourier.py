@@ -27,7 +27,7 @@ def test_gradient_by_a_structure_factor_and_its_mate(model, monkeypatch, directi
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(2, len(model.problem.observations.intensity), generator=generator).double()
     found = model.potential_gradients(weight)
-    hkl = model.couplings.hkl
+    hkl = model.matrix.couplings.hkl
     for row in (5, 40):
         mate = int(torch.nonzero((hkl == -hkl[row]).all(1)))
         step = torch.zeros_like(table)
@@ -64,7 +64,7 @@ def test_structure_factors_reach_as_far_as_the_observations(model):
 
 
 def test_terms_travel_and_old_results_lack_them(tmp_path, model):
-    terms = fourier.fourier(model, torch.ones(3, len(model.couplings.hkl) + 1).cdouble())
+    terms = fourier.fourier(model, torch.ones(3, len(model.matrix.couplings.hkl) + 1).cdouble())
     save_records(tmp_path / "a.h5", terms=terms)
     read = load_records(tmp_path / "a.h5")["terms"]
     assert torch.equal(read.gradient, terms.gradient) and torch.equal(read.hkl, terms.hkl)

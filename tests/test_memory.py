@@ -27,6 +27,11 @@ CASES = {
         {"samples": 8},
         {**FEW_BEAMS, **SERIES, "depth": DepthGrid(20.0, 200)},
     ),
+    "far beams": ({"samples": 4}, {**FEW_BEAMS, "g_max": 1.7, "perturbation": 0.1}),
+    "single precision, far beams": (
+        {"samples": 4},
+        {**FEW_BEAMS, "g_max": 1.7, "perturbation": 0.1, "precision": "single"},
+    ),
     "single precision": ({"samples": 8}, {**MANY_BEAMS, "precision": "single"}),
 }
 

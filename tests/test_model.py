@@ -304,7 +304,7 @@ def test_profiles_integrate_over_their_window_alone(problem):
     o, width = problem.observations, problem.scan.sample_width
     for batch in model.batches:
         flat = batch.probe.weight.flatten(0, 1)[batch.slot]
-        for link, weight in zip(batch.links.tolist(), flat, strict=True):
+        for link, weight in zip(batch.portion.tolist(), flat, strict=True):
             block, first, last = o.link_block[link], o.link_first[link], o.link_last[link]
             expected = torch.zeros(width.shape[1]).double()
             expected[first : last + 1] = width[block, first : last + 1]
@@ -314,14 +314,15 @@ def test_profiles_integrate_over_their_window_alone(problem):
 def test_every_link_is_in_one_batch(problem, monkeypatch):
     monkeypatch.setattr(model_room, "_CACHE_ELEMENTS", 1)
     model = HybridModel(problem, tiny.settings())
-    links = torch.cat([batch.links for batch in model.batches])
+    assert torch.equal(model.portions.observation, problem.observations.link_observation)
+    links = torch.cat([batch.portion for batch in model.batches])
     assert torch.equal(links.sort().values, torch.arange(len(problem.observations.link_block)))
     for batch in model.batches:
         beam = batch.probe.beam.flatten()[batch.slot]
         row = batch.slot // batch.probe.beam.shape[1]
         found = batch.hkl[row, beam]
         o = problem.observations
-        assert torch.equal(found, o.hkl[o.link_observation[batch.links]])
+        assert torch.equal(found, o.hkl[o.link_observation[batch.portion]])
 
 
 def test_parts_of_a_window_add_up(problem):
@@ -340,11 +341,10 @@ def test_parts_of_a_window_add_up(problem):
     whole, parted = (
         HybridModel(problem.replace(observations=x), tiny.settings()) for x in (o, halves)
     )
-    profiles = parted.value_profiles()
-    assert torch.allclose(whole.value_profiles()[link], profiles[link] + profiles[-1], rtol=1e-10)
-    assert torch.allclose(
-        whole.intensities(whole.value_profiles()), parted.intensities(profiles), rtol=1e-10
-    )
+    assert int(parted.portions.of_link[-1]) == link  # both halves are in one frame
+    whole, parted = ((*m.tangents(), m.value_profiles()) for m in (whole, parted))
+    for one, sum_of_two in zip(whole, parted, strict=True):
+        assert torch.allclose(one, sum_of_two, rtol=1e-10, atol=1e-12 * float(one.abs().max()))
 
 
 def test_a_thin_crystal_scatters_kinematically():
@@ -353,7 +353,7 @@ def test_a_thin_crystal_scatters_kinematically():
     model = HybridModel(problem, tiny.settings(depth=DepthGrid(1.0, 2), g_max=0.8))
     profiles = model.value_profiles()[:, 0]
     o = problem.observations
-    v = (model.crystal(o.hkl) * model.potential_factor).abs().detach()[o.link_observation]
+    v = (model.crystal(o.hkl) * model.matrix.factor).abs().detach()[o.link_observation]
     width = problem.scan.sample_width[0, 0] * (o.link_last - o.link_first + 1)
     expected = (2 * math.pi * v).square() * width  # S t is far below one here
     strong = v > 0.3 * v.max()
@@ -451,5 +451,5 @@ def test_an_error_in_a_thread_comes_out():
 
     threads = torch.get_num_threads()
     with pytest.raises(ValueError, match="item 0"):
-        in_threads(fail, range(4), 2)
+        list(in_threads(fail, range(4), 2))
     assert torch.get_num_threads() == threads

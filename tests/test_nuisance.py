@@ -276,11 +276,11 @@ def test_the_difference_map_is_of_what_was_measured(monkeypatch):
             return weight[0] @ loop.model.intensities(loop.model.profiles())
 
     terms = loop.with_fourier(result).fourier
-    row = int(torch.nonzero((loop.model.couplings.hkl == terms.hkl[3]).all(1)))
-    mate = int(torch.nonzero((loop.model.couplings.hkl == -terms.hkl[3]).all(1)))
+    row = int(torch.nonzero((loop.model.matrix.couplings.hkl == terms.hkl[3]).all(1)))
+    mate = int(torch.nonzero((loop.model.matrix.couplings.hkl == -terms.hkl[3]).all(1)))
     step = torch.zeros_like(table)
     step[row], step[mate] = 1e-7, 1e-7
-    slope = (misfit(step) - misfit(-step)) / 2e-7 * loop.model.potential_factor
+    slope = (misfit(step) - misfit(-step)) / 2e-7 * loop.model.matrix.factor
     other = int(torch.nonzero((terms.hkl == -terms.hkl[3]).all(1)))
     found = terms.gradient[0, 3].real + terms.gradient[0, other].real
     assert float(found) == pytest.approx(float(slope), rel=1e-4)

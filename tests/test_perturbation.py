@@ -63,7 +63,7 @@ def test_beams_that_are_propagated_are_not_counted_twice(problem):
     model = HybridModel(problem, dataclasses.replace(SETTINGS, perturbation=0.1))
     for block in range(len(model.beams.hkl)):
         near = model.beams.hkl[block, model.beams.valid[block]].tolist()
-        far = model.weak.hkl[block, model.weak.valid[block]].tolist()
+        far = model.matrix.weak.hkl[block, model.matrix.weak.valid[block]].tolist()
         assert far and not {tuple(h) for h in near} & {tuple(h) for h in far}
     nothing = amplitudes(problem, perturbation=SETTINGS.s_max / 2)
     torch.testing.assert_close(nothing, amplitudes(problem), rtol=1e-12, atol=0)
@@ -102,7 +102,7 @@ def test_a_block_is_hermitian_with_them(problem):
         problem, dataclasses.replace(SETTINGS, perturbation=0.1, propagator=Eigen())
     )
     (batch, *_) = model.batches
-    v = model.potential(batch, model.potential_table()).detach()
+    v = model.matrix(batch, model.potential_table()).detach()
     torch.testing.assert_close(v, v.mH)
 
 
@@ -111,3 +111,22 @@ def test_files_keep_the_choice():
     assert ModelSettings.from_dict(settings.to_dict()) == settings
     old = {k: v for k, v in settings.to_dict().items() if k != "perturbation"}
     assert ModelSettings.from_dict(old).perturbation is None
+
+
+def test_those_that_hardly_matter_are_not_counted(problem):
+    """Most of them; what they would add is less than that of the others by far."""
+    every = dict(perturbation=0.1, left_out=None)
+    settings = dataclasses.replace(SETTINGS, **every)
+    whole = HybridModel(problem, settings)
+    few = HybridModel(problem, dataclasses.replace(settings, left_out=0.0))
+    counts = [int(m.matrix.weak.valid.sum()) for m in (few, whole)]
+    assert counts[0] < 0.7 * counts[1]
+    none = amplitudes(problem)
+    change, rest = (
+        float((a - b).abs().sum() / none.sum())
+        for a, b in (
+            (amplitudes(problem, **every), none),
+            (amplitudes(problem, perturbation=0.1, left_out=0.0), amplitudes(problem, **every)),
+        )
+    )
+    assert rest < 0.25 * change

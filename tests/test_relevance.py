@@ -56,7 +56,7 @@ def test_forbidden_beams_are_reached_by_way_of_others(whole, problem):
 def test_the_estimate_finds_the_beams_that_have_the_current(whole, problem):
     """Of the exact waves, averaged over depths and samples, of one block."""
     batch = whole.batches[0]
-    potential = whole.potential(batch, whole.potential_table()).detach()
+    potential = whole.matrix(batch, whole.potential_table()).detach()
     excitation = whole.excitation(batch, whole.orientation()).detach()
     exact = every_intensity(Eigen(), potential, excitation, SETTINGS.depth).mean((2, 3))[0, 1:]
     kept = relevance_of(problem, dataclasses.replace(SETTINGS, left_out=1e-3), whole.crystal)

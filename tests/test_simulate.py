@@ -52,6 +52,7 @@ Si Si 0.4697 0 0.666667 0.007
 O O 0.4135 0.2669 0.785767 0.012
 """
 QUICK = ("scan.images=4", "d_min=0.8", "accuracy.s_max=0.01", "accuracy.step=0.05")
+SAME_BEAMS = "accuracy.s_max=0.03"  # as in the settings of the model
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +97,7 @@ def clean(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         mixture = ("thickness.mean=400,700", "thickness.width=60,80", "thickness.weight=1,2")
-        return run(folder, "scan.images=8", "noise.none=True", *mixture)
+        return run(folder, "scan.images=8", "noise.none=True", SAME_BEAMS, *mixture)
 
 
 def predicted(simulated, sampling: Sampling, settings: ModelSettings):
@@ -129,7 +130,11 @@ def quartz_record():
 def test_agrees_with_the_model_of_the_refinement(clean):
     """Another propagator, thickness average and window arithmetic; the beams are the same."""
     settings = ModelSettings(
-        g_max=2.0, s_max=0.03, left_out=None, depth=DepthGrid(20.0, 60), precision="double"
+        s_max=0.03,
+        left_out=None,
+        perturbation=None,
+        depth=DepthGrid(20.0, 60),
+        precision="double",
     )
     observed, calculated = predicted(clean, Sampling(0.5, 0.02), settings)
     assert len(observed) > 40
@@ -138,12 +143,17 @@ def test_agrees_with_the_model_of_the_refinement(clean):
 
 
 def test_agrees_with_the_model_of_the_refinement_where_electrons_are_lost(folder):
-    loss = ("thickness.mean=400", "absorption.model=thermal", "noise.none=True")
+    loss = ("thickness.mean=400", "absorption.model=thermal", "noise.none=True", SAME_BEAMS)
     simulated = run(folder, "scan.images=4", "d_min=0.8", *loss)
     assert simulated[2]["absorption"] == {"model": "thermal"}
     depth = DepthGrid(20.0, 50)
     settings = ModelSettings(
-        s_max=0.03, left_out=None, depth=depth, precision="double", absorption=Thermal()
+        s_max=0.03,
+        left_out=None,
+        perturbation=None,
+        depth=depth,
+        precision="double",
+        absorption=Thermal(),
     )
     observed, calculated = predicted(simulated, Sampling(0.5, 0.02), settings)
     assert r1(observed, calculated) < 0.002

@@ -53,7 +53,7 @@ def test_work_is_that_of_the_matrices(many):
         half = 0.5 * (s.amax(1) - s.amin(1))
         assert torch.allclose(work.half_range[batch.blocks, 0], half[:, 0], rtol=0.05)
         assert torch.allclose(work.half_range[batch.blocks, -1], half[:, -1], rtol=0.05)
-        norm = norm_bound(many.potential(batch, table))
+        norm = norm_bound(many.matrix(batch, table))
         assert norm / 2 < work.coupling < 2 * norm
     assert torch.equal(work.beams, many.beams.counts) and work.samples == 30
 

@@ -154,6 +154,7 @@ def settings(**choices) -> ModelSettings:
         "g_max": 0.8,
         "s_max": 0.01,
         "left_out": None,
+        "perturbation": None,
         "depth": DepthGrid(20.0, 12),
         "propagator": Splitting(),
         "precision": "double",

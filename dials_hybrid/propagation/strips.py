@@ -52,14 +52,8 @@ class Cut:
     def each(self, function: Callable, work: Iterable[tuple]) -> list:
         """Return the function's values of the arguments in `work`, one tuple for each strip."""
         work = list(work)
-        out = [None] * len(work)
-
-        def call(place: int) -> None:
-            out[place] = function(*work[place])
-
         with cores_used(self.cores if len(work) == 1 else torch.get_num_threads()):
-            in_threads(call, range(len(work)), len(work))
-        return out
+            return list(in_threads(lambda arguments: function(*arguments), work, len(work)))
 
 
 def in_chunks(sweep: Callable, potential: Tensor, excitation: Tensor, probe: Probe) -> Tensor:

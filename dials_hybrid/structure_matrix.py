@@ -1,0 +1,100 @@
+"""The structure matrix V_gh = (U + iU')_(h-g) m_g m_h / 2K of each block, in A^-1.
+
+U_g is that of a table, which holds every coupling of all blocks once. Beams far from the Ewald
+sphere add what they do to the others; see the room perturbation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .batches import Batch
+from .beams import BeamSet, Couplings
+from .perturbation import WeakBeams, second_order
+
+
+class StructureMatrix:
+    """Makes V of a batch of blocks, and its changes.
+
+    `factor` takes F in A to U / 2K in A^-1, `dtype` is that of V, `hermitian` tells whether
+    U_-g is the conjugate of U_g, as without absorption.
+    """
+
+    def __init__(
+        self,
+        beam_set: BeamSet,
+        weak: WeakBeams | None,
+        factor: float,
+        dtype: torch.dtype,
+        hermitian: bool,
+    ):
+        self.weak, self.factor, self.dtype, self.hermitian = weak, factor, dtype, hermitian
+        far = None if weak is None else (weak.hkl, weak.valid)
+        self.couplings = Couplings.of(beam_set, far)
+
+    def to(self, device: str) -> None:
+        """Take all tensors to the device."""
+        self.couplings = self.couplings.to(device)
+        self.weak = None if self.weak is None else self.weak.to(device)
+
+    @property
+    def far(self) -> int:
+        """The largest number of beams of a block that act to second order."""
+        return 0 if self.weak is None else self.weak.hkl.shape[1]
+
+    def table(self, structure_factor: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return (U + iU') / 2K (A^-1) of the couplings, with a zero at the end, (M + 1,).
+
+        `structure_factor` takes hkl (M, 3) to F + iF' in A. That of g = 0 is kept, for U'_0;
+        U_0 is in the wavenumber.
+        """
+        f = structure_factor(self.couplings.hkl) * self.factor
+        return torch.cat([f, f.new_zeros(1)])
+
+    def __call__(self, batch: Batch, table: Tensor) -> Tensor:
+        """Return V (f, N, N) of a batch from a table (M + 1,)."""
+        near = _beams_of(batch)
+        out = self._coupled(table, near, near)
+        if self.weak is None:
+            return out
+        far, inverse = self._far(batch)
+        into, back = self._coupled(table, far, near), self._coupled(table, near, far)
+        return out + second_order(into, back, inverse)
+
+    def moved(self, batch: Batch, table: Tensor, moved: Tensor) -> Tensor:
+        """Return the changes (P, f, N, N) of V by changes of the table (P, M + 1)."""
+        near = _beams_of(batch)
+        out = self._coupled(moved, near, near)
+        if self.weak is None:
+            return out
+        far, inverse = self._far(batch)
+        into, back = self._coupled(table, far, near), self._coupled(table, near, far)
+        for change, of_table in zip(out, moved, strict=True):  # one at a time: they are large
+            added = second_order(self._coupled(of_table, far, near), back, inverse)
+            change += added
+            if self.hermitian:
+                change += added.mH
+            else:
+                change += second_order(into, self._coupled(of_table, near, far), inverse)
+        return out
+
+    def _far(self, batch: Batch) -> tuple[tuple, Tensor]:
+        """The beams that act to second order on a batch, and their 1 / S (f, M) in A."""
+        weak, blocks = self.weak, batch.blocks
+        far = weak.hkl[blocks], weak.valid[blocks], weak.obliquity[blocks]
+        return far, weak.inverse[blocks].to(self.dtype.to_real())
+
+    def _coupled(self, table: Tensor, rows: tuple, columns: tuple) -> Tensor:
+        """Return the couplings (..., f, N, M) in A^-1 of beams in the rows to others.
+
+        Both are hkl, valid and m of beams.
+        """
+        places, (*_, m), (*_, n) = self.couplings.places(rows[:2], columns[:2]), rows, columns
+        return (table[..., places] * (m[:, :, None] * n[:, None, :])).to(self.dtype)
+
+
+def _beams_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    return batch.hkl, batch.valid, batch.obliquity
