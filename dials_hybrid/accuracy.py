@@ -205,7 +205,8 @@ def _one_block(problem: Problem, block: int) -> Problem:
     rows, place = torch.unique(o.link_observation[links], return_inverse=True)
     names = [f.name for f in dataclasses.fields(o)]
     values = {k: getattr(o, k)[rows] for k in names if not k.startswith("link_")}
-    values |= {k: getattr(o, k)[links] for k in names if k.startswith("link_")}
+    given = [k for k in names if k.startswith("link_") and getattr(o, k) is not None]
+    values |= {k: getattr(o, k)[links] for k in given}
     values |= {"link_observation": place, "link_block": torch.zeros_like(place)}
     fields = [f.name for f in dataclasses.fields(scan)]
     return problem.replace(

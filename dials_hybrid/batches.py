@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .beams import BeamSet, obliquity
-from .data import Problem, Record
+from .data import Problem, Record, sample_weights
 from .propagation import Probe
 
 
@@ -93,12 +93,8 @@ def make_batch(
     slots = int(per_row.max())
     beam = torch.zeros(len(blocks), slots, dtype=torch.int64)
     beam[row, column] = beam_set.link_beam[links]
-    sample = torch.arange(scan.angle.shape[1])
-    inside = (sample >= observations.link_first[links, None]) & (
-        sample <= observations.link_last[links, None]
-    )
-    weight = torch.zeros(len(blocks), slots, len(sample), dtype=torch.float64)
-    weight[row, column] = inside * scan.sample_width[blocks[row]]
+    weight = torch.zeros(len(blocks), slots, scan.angle.shape[1], dtype=torch.float64)
+    weight[row, column] = sample_weights(observations, scan, links)
     return Batch(
         blocks=blocks,
         hkl=beam_set.hkl[blocks, :n],

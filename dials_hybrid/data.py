@@ -249,6 +249,8 @@ class Observations(Record):
     link_block: Tensor  # (L,) index into the F blocks
     link_first: Tensor  # (L,) first sample in that block
     link_last: Tensor  # (L,) last sample in that block, inclusive
+    # (L, T) rad, what each sample of that block counts for; None: its sample_width in the scan
+    link_weight: Tensor | None = None
 
     def __post_init__(self):
         r, n = len(self.intensity), len(self.link_block)
@@ -257,6 +259,8 @@ class Observations(Record):
             self._expect(name, r)
         for name in ("link_observation", "link_first", "link_last"):
             self._expect(name, n)
+        if self.link_weight is not None and len(self.link_weight) != n:
+            raise ValueError("Observations.link_weight is not that of the links")
         if r == 0:
             raise ValueError("no observations")
         if not (self.sigma > 0).all():
@@ -268,6 +272,15 @@ class Observations(Record):
     def observed(self) -> Tensor:
         """(R,) bool, I > 3 sigma."""
         return self.intensity > 3 * self.sigma
+
+
+def sample_weights(observations: Observations, scan: Scan, links: Tensor) -> Tensor:
+    """Return what the samples of their blocks count for in some links (l,), (l, T) rad."""
+    o, sample = observations, torch.arange(scan.angle.shape[1], device=links.device)
+    inside = (sample >= o.link_first[links, None]) & (sample <= o.link_last[links, None])
+    if o.link_weight is not None:
+        return inside * o.link_weight[links]
+    return inside * scan.sample_width[o.link_block[links]]
 
 
 def block_of(observations: Observations, scan: Scan) -> Tensor:

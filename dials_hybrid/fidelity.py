@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from .data import Problem, Scan
 
@@ -39,11 +40,14 @@ def thinned(problem: Problem, factor: int) -> Problem:
     samples = scan.angle.shape[1]
     groups = torch.arange(samples).split(factor)
     middle = torch.tensor([int(group[len(group) // 2]) for group in groups])
-    width = torch.stack([scan.sample_width[:, group].sum(1) for group in groups], 1)
+
+    def summed(weight: Tensor) -> Tensor:
+        return torch.stack([weight[:, group].sum(1) for group in groups], 1)
+
     fewer = Scan(
         setting=scan.setting[:, middle],
         angle=scan.angle[:, middle],
-        sample_width=width,
+        sample_width=summed(scan.sample_width),
         s0=scan.s0,
         normal=scan.normal,
         sweep=scan.sweep,
@@ -52,4 +56,8 @@ def thinned(problem: Problem, factor: int) -> Problem:
     first = ((o.link_first + factor // 2) // factor).clamp(max=len(groups) - 1)
     last = torch.maximum((o.link_last + 1 + factor // 2) // factor - 1, first)
     last = torch.where(o.link_last == samples - 1, len(groups) - 1, last)
-    return problem.replace(scan=fewer, observations=o.replace(link_first=first, link_last=last))
+    weight = None if o.link_weight is None else summed(o.link_weight)
+    return problem.replace(
+        scan=fewer,
+        observations=o.replace(link_first=first, link_last=last, link_weight=weight),
+    )

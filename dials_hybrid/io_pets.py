@@ -25,7 +25,6 @@ from .io_cctbx import CELL_ERROR, format_cell, in_measured_cell
 from .io_dials import MAX_WAVELENGTH, check_agreement, origin
 from .io_geometry import Sampling
 from .io_pets_frames import (
-    CONES,
     CONTINUOUS,
     PRECESSION,
     Frames,
@@ -34,6 +33,7 @@ from .io_pets_frames import (
     Y,
     Z,
     blocks_of,
+    cone_weights,
     excitation,
     geometry_of,
     has_whole_curves,
@@ -398,13 +398,11 @@ def scan_and_observations(
     ]
     paths = (path_of(p, window) / n for p, window, n in zip(parts, windows, pieces, strict=True))
     samples = max(1, round(max(paths) / sampling.step))
-    if any(p.precession for p in parts):
-        samples += -samples % CONES
     blocks = [
         blocks_of(p, i, window, n, samples)
         for i, (p, window, n) in enumerate(zip(parts, windows, pieces, strict=True))
     ]
-    row, block, frame = _links(parts, rows, blocks, pieces)
+    row, block, weight, frame = _links(parts, windows, rows, blocks, pieces)
     kept = np.isin(frame, frame[block])  # frames of which there are rows
     scan = Scan(**{k: torch.cat([b[k] for b in blocks])[kept] for k in blocks[0]})
     chosen = {
@@ -422,27 +420,33 @@ def scan_and_observations(
         link_block=torch.from_numpy((np.cumsum(kept) - 1)[block]),
         link_first=torch.zeros(len(row), dtype=torch.int64),
         link_last=torch.full((len(row),), samples - 1),
+        link_weight=torch.from_numpy(weight) if any(p.precession for p in parts) else None,
     )
     return scan, observations
 
 
-def _links(parts, rows: np.ndarray, blocks, pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _links(parts, windows, rows: np.ndarray, blocks, pieces) -> tuple[np.ndarray, ...]:
     """Return which of the chosen rows (L,) is linked to which block (L,), over all files.
 
-    Beside them comes the frame of each block (F,).
+    Beside them come what the samples count for (L, T) in rad, and the frame of each block (F,).
     """
     found, frames, first = [], [], 0
-    for part, fields, count in zip(parts, blocks, pieces, strict=True):
-        passed = pieces_passed(part, fields["setting"].numpy(), count, TAIL)
-        of_row, piece = np.nonzero(passed)
-        before = sum(map(len, frames))
-        found.append((of_row, before + part.frame[of_row] * count + piece))
+    for part, window, fields, count in zip(parts, windows, blocks, pieces, strict=True):
+        setting = fields["setting"].numpy()
+        of_row, piece = np.nonzero(pieces_passed(part, setting, count, TAIL))
+        place = part.frame[of_row] * count + piece
+        weight = (
+            cone_weights(part, window, setting, count)[of_row, piece]
+            if part.precession
+            else fields["sample_width"].numpy()[place]
+        )
+        found.append((of_row, sum(map(len, frames)) + place, weight))
         frames.append(first + np.repeat(np.arange(len(part.alpha)), count))
         first += len(part.alpha)
     starts = np.cumsum([0, *(len(part.hkl) for part in parts)])
-    row = np.concatenate([start + r for start, (r, _) in zip(starts, found, strict=False)])
-    block = np.concatenate([b for _, b in found])
+    row = np.concatenate([start + r for start, (r, *_) in zip(starts, found, strict=False)])
+    block, weight = (np.concatenate([f[k] for f in found]) for k in (1, 2))
     place = np.full(starts[-1], -1)
     place[rows] = np.arange(len(rows))
     kept = place[row] >= 0
-    return place[row][kept], block[kept], np.concatenate(frames)
+    return place[row][kept], block[kept], weight[kept], np.concatenate(frames)

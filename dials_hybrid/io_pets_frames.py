@@ -28,7 +28,8 @@ GEOMETRY = "data collection geometry:"
 APART = 0.75
 RIM, BEYOND = 0.9, 1.3  # in and out of the reach of precession, in units of it
 FEW = 20  # rows that say nothing
-CONES = 3  # that stand for those of all mosaic blocks
+GOLDEN = (5**0.5 - 1) / 2
+OPENINGS = 32  # cones that stand for those of all mosaic blocks
 X, Y, Z = np.eye(3)  # of the laboratory
 
 
@@ -276,18 +277,60 @@ def _along(part: Frames, window: Window, samples: int):
 
 
 def _round(part: Frames, window: Window, samples: int):
-    """Return the same round the cone of precession, of which `samples` is a multiple of CONES.
+    """Return the same round the cone of precession.
 
     Instead of the beam the crystal is turned, which differs by a turn about the beam only. Mosaic
-    blocks see wider and narrower cones: three of them, from which samples come by turns, have the
-    mean and the standard deviation of their Gaussian.
+    blocks see wider and narrower cones: the openings of the samples are those of their Gaussian, in
+    an order by the golden section, in which no neighbours are alike.
     """
-    count = np.arange(samples)
-    azimuth = 2 * np.pi * (count + 0.5) / samples
+    count = np.arange(samples) + 0.5
+    azimuth = 2 * np.pi * count / samples
     across = np.cross(Z, part.axis)
     directions = np.cos(azimuth)[:, None] * part.axis + np.sin(azimuth)[:, None] * across
-    opening = window.half_width[:, None] + window.blur * 1.5**0.5 * (count % CONES - 1)
+    opening = window.half_width[:, None] + window.blur * _normal(count * GOLDEN % 1)
     turn = np.radians(opening)[..., None] * directions
     rock = rotation_matrices(turn.reshape(-1, 3)).reshape(*opening.shape, 3, 3)
     weight = np.tile(2 * np.pi * np.radians(window.half_width[:, None]) / samples, samples)
     return rock, weight
+
+
+def _normal(share: np.ndarray) -> np.ndarray:
+    """Return the standard deviations below which a share of a Gaussian lies."""
+    return torch.special.ndtri(torch.from_numpy(share)).numpy()
+
+
+def cone_weights(part: Frames, window: Window, setting: np.ndarray, pieces: int) -> np.ndarray:
+    """Return what every sample of its frame's cone counts for in each row, (R, pieces, T) in rad.
+
+    `setting` (F pieces, T, 3, 3) is that of `blocks_of`. What a reflection does follows its own S
+    more than all else, and its S are known: a sample counts for that part of the cone whose S is
+    nearer to its own than to those of the others. With equal weights it would take twice as many
+    samples.
+    """
+    along = setting[:, :, 2].reshape(len(part.alpha), -1, 3)[part.frame]
+    g, middle = vectors(part), part.setting[part.frame, 2]
+    across = np.maximum(np.hypot(g[:, 0], g[:, 1]), 1e-9)
+    # the part of the tilt that is along g, from the middle of the frame
+    tilt = np.einsum("rti,ri->rt", along - middle[:, None], part.hkl) / across[:, None]
+    order = np.argsort(tilt, axis=1)
+    ascending = np.take_along_axis(tilt, order, 1)
+    between = (ascending[:, 1:] + ascending[:, :-1]) / 2
+    ends = np.zeros((len(g), 1))
+    below = _below(between, np.radians(window.half_width[part.frame]), np.radians(window.blur))
+    share = np.empty_like(tilt)
+    np.put_along_axis(share, order, np.diff(np.hstack([ends, below, ends + 1]), axis=1), 1)
+    whole = 2 * np.pi * np.radians(window.half_width[part.frame])
+    return (share * whole[:, None]).reshape(len(g), pieces, -1)
+
+
+def _below(tilt: np.ndarray, opening: np.ndarray, blur: float) -> np.ndarray:
+    """Return the share of cones whose tilt along one direction is below `tilt` (R, n).
+
+    The openings (R,) have a standard deviation `blur`, all in rad. On one cone r cos(a) is
+    below x for the share 1 - arccos(x / r) / pi of the azimuths a.
+    """
+    out = np.zeros_like(tilt)
+    for deviation in _normal((np.arange(OPENINGS) + 0.5) / OPENINGS):
+        r = np.maximum(opening + blur * deviation, 1e-9)[:, None]
+        out += 1 - np.arccos(np.clip(tilt / r, -1, 1)) / np.pi
+    return out / OPENINGS

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from . import beams
 from .crystal import reciprocal_length_sq
-from .data import Problem, Record, block_of
+from .data import Problem, Record, block_of, sample_weights
 
 SPREAD = 0.35  # of the thickness, standard deviation over mean, for kinematic intensities
 
@@ -78,9 +78,7 @@ def _excitation(problem: Problem, wavenumber: Tensor) -> tuple[Tensor, Tensor]:
     hkl = o.hkl[o.link_observation].to(torch.float64)
     g = torch.einsum("ltij,lj->lti", scan.setting[o.link_block], hkl)
     s = beams.excitation_errors(g, scan.s0[o.link_block], wavenumber[o.link_block])
-    sample = torch.arange(s.shape[1], device=s.device)
-    inside = (sample >= o.link_first[:, None]) & (sample <= o.link_last[:, None])
-    return s, inside * scan.sample_width[o.link_block]
+    return s, sample_weights(o, scan, torch.arange(len(s), device=s.device))
 
 
 def kinematic_rocking(s: Tensor, thickness: float) -> Tensor:

@@ -99,7 +99,7 @@ def keep_blocks(problem: Problem, chosen: Tensor) -> Problem:
     new_row = torch.cumsum(kept, 0) - 1
     fields = {f.name: getattr(o, f.name) for f in dataclasses.fields(Observations)}
     rows = {k: v[kept] for k, v in fields.items() if not k.startswith("link_")}
-    linked = {k: v[links] for k, v in fields.items() if k.startswith("link_")}
+    linked = {k: v[links] for k, v in fields.items() if k.startswith("link_") and v is not None}
     linked["link_block"] = new_block[linked["link_block"]]
     linked["link_observation"] = new_row[linked["link_observation"]]
     blocks = {f.name: getattr(scan, f.name)[chosen] for f in dataclasses.fields(scan)}

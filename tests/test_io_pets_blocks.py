@@ -10,7 +10,7 @@ import torch
 from dials_hybrid import batches, beams, io_pets, io_pets_write, validation
 from dials_hybrid.data import block_of
 from dials_hybrid.io_geometry import Sampling, rotation_matrices
-from dials_hybrid.io_pets_frames import CONTINUOUS, PRECESSION
+from dials_hybrid.io_pets_frames import CONTINUOUS, PRECESSION, Window, path_of, pieces_of
 from dials_hybrid.io_reflections import Selection
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import DepthGrid
@@ -105,10 +105,12 @@ def test_cut_or_not_the_intensities_are_the_same(made, monkeypatch):
         thickness_start=300.0,
         precision="double",
     )
-    rows = rows[loaded.parts[0].frame[rows] == 1]
-    found = []
+    (part,) = loaded.parts
+    rows = rows[part.frame[rows] == 1]
+    window, found = Window.of(part, "auto"), []
+    step = path_of(part, window) / (30 * pieces_of(part, window, 1.0))  # the same samples
     for width in (100.0, 1.0):
-        model = HybridModel(problem_of(loaded, rows, width, step=0.03), settings)
+        model = HybridModel(problem_of(loaded, rows, width, step=step), settings)
         with torch.no_grad():
             found.append(model.intensities(model.value_profiles()))
     whole, cut = found

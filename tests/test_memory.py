@@ -86,6 +86,7 @@ def repeated(problem, times) -> Problem:
 
     def many(record):
         fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+        fields = {k: v for k, v in fields.items() if v is not None}
         return type(record)(
             **{
                 k: torch.cat([v + i * steps.get(k, 0) for i in range(times)])

@@ -55,7 +55,7 @@ def test_the_beam_goes_once_round_the_cone(precessed):
     """Of the crystal as it stands and a beam on the cone, the excitation errors are the same."""
     scan, o = observed(precessed)
     samples = scan.angle.shape[1]
-    assert samples == pytest.approx(2 * np.pi * OPENING / 0.05, abs=3) and samples % 3 == 0
+    assert samples == pytest.approx(2 * np.pi * OPENING / 0.05, abs=3)
     k = 1 / scan.wavelength
     opening, azimuth = np.radians(OPENING), 2 * np.pi * (np.arange(samples) + 0.5) / samples
     tilted = np.stack(
@@ -119,9 +119,32 @@ def test_mosaic_blocks_widen_the_rim(precessed, tmp_path):
     middle = torch.from_numpy(loaded.parts[0].setting)
     turn = scan.setting @ torch.linalg.inv(middle)[:, None]
     opening = torch.rad2deg(torch.acos((turn @ beam)[..., 2]))
-    assert opening.mean(1).tolist() == pytest.approx([OPENING] * 4, abs=1e-6)
-    assert opening.std(1, unbiased=False).tolist() == pytest.approx([0.2] * 4, abs=1e-6)
+    assert opening.mean(1).tolist() == pytest.approx([OPENING] * 4, abs=1e-3)
+    assert opening.std(1, unbiased=False).tolist() == pytest.approx([0.2] * 4, rel=0.02)
     torch.testing.assert_close(scan.sample_width, sharp.sample_width)
+
+
+@pytest.mark.parametrize("mosaicity", [0.0, 0.2])
+def test_samples_count_for_their_part_of_the_excitation_errors(tmp_path, mosaicity):
+    """Rocking curves of a coarse cone are those of a fine one, nearer than with equal weights."""
+    file = with_rows(dataclasses.replace(FRAMES, mosaicity=mosaicity), tmp_path, reach=1.2)
+    loaded = io_pets.load([file.write(tmp_path / "m.cif_pets")])
+
+    def exposures(step):
+        scan, o = observed(loaded, step=step)
+        g = torch.einsum("ltij,lj->lti", scan.setting[o.link_block], o.hkl.double())
+        k = 1 / scan.wavelength
+        errors = (k**2 - (g + scan.s0[o.link_block][:, None]).square().sum(-1)) / (2 * k)
+        curve = 1 / (1 + (errors * 400.0).square())
+        whole = 2 * np.pi * np.radians(OPENING)
+        np.testing.assert_allclose(o.link_weight.sum(1), whole, rtol=1e-9)
+        weights = o.link_weight, scan.sample_width[o.link_block]
+        return [(curve * w).sum(1).numpy() for w in weights]
+
+    _, truth = exposures(0.001)
+    weighted, equal = (np.abs(x - truth).sum() / truth.sum() for x in exposures(0.06))
+    assert weighted < 0.006
+    assert weighted < 0.3 * equal or equal < 1e-3
 
 
 @pytest.mark.parametrize(
