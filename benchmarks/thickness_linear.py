@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dials_hybrid import cross_validation, losses, thickness, uncertainty
 from dials_hybrid.checkpoint import Checkpoint
+from dials_hybrid.data import block_of
 from dials_hybrid.freedom import lengths
 from dials_hybrid.linear import CheapModel, Linearisation
 from dials_hybrid.losses import ErrorModel
@@ -41,6 +42,7 @@ class Around:
         self.observed = self.model.problem.observations.intensity
         self.error_model = stored.state.error_model
         self.mean = float((self.model.thickness().detach() @ self.model.depth).mean())
+        self.prior = self.model.settings.prior
         self.first: Tensor | None = None  # misfits of the first row
         self.others = {
             name: value.detach().clone()
@@ -49,15 +51,16 @@ class Around:
         }
 
     def reset(self, name: str, start: float) -> None:
-        """Give the model the thickness "name head features" at a start in A; all else as it was."""
+        """Give the model the thickness "name head features" at a start in A; all else as it was.
+
+        Its prior is `prior`.
+        """
         given = name.split()
         name, head, features = given + ["", "free", "angle"][len(given) :]
         model = self.model
         torch.manual_seed(0)
         views = Views.of(model.problem.scan, features)
-        model.thickness = thickness.build(
-            name, model.depth, views, start, model.settings.prior, head
-        )
+        model.thickness = thickness.build(name, model.depth, views, start, self.prior, head)
         with torch.no_grad():
             for key, value in model.named_parameters():
                 if key in self.others:
@@ -113,6 +116,8 @@ class Around:
         calculated = cheap.intensities()
         groups = cross_validation.unique_groups(true, o.hkl)
         unseen = cross_validation.left_out(problem, groups)
+        frames = block_of(o, model.problem.scan)
+        unseen_frames = cross_validation.left_out(problem, frames)
         work, free = o.observed & ~o.free, o.observed & o.free
         curvature = uncertainty.curvature_of(cheap, error_model)
         means = (model.thickness().detach() @ model.depth).tolist()
@@ -123,6 +128,7 @@ class Around:
             "R1": losses.r1(o.intensity, calculated, work),
             "R1 free": losses.r1(o.intensity, calculated, free),
             "R1 each left out": losses.r1(o.intensity, unseen, work),
+            "R1 each frame left out": losses.r1(o.intensity, unseen_frames, work),
             **self.against_first(unseen, work),
             "parameters": round(curvature.effective_parameters),
             "mean to X-ray / A": float(distance.mean()),

@@ -37,8 +37,12 @@ class Relevance:
     ):
         hkl = lattice_points(structure, g_max)
         self.reach = hkl.abs().amax(0) if len(hkl) else torch.zeros(3, dtype=torch.int64)
-        self.box = torch.zeros((2 * self.reach + 1).tolist(), dtype=torch.float64)
-        self.box[tuple((hkl + self.reach).T)] = strength(hkl)
+        # differences of beams go twice as far; all places of one are those of two, subtracted
+        a, b, c = (4 * self.reach + 1).tolist()
+        self.step = torch.tensor([b * c, c, 1])
+        self.origin = int((2 * self.reach * self.step).sum())
+        self.box = torch.zeros(a * b * c, dtype=torch.float64)
+        self.box[self.origin + hkl @ self.step] = strength(hkl)
         self.thin = 1 / (2 * thickness)
         self.left_out = left_out
 
@@ -52,8 +56,7 @@ class Relevance:
     def shares(self, hkl: Tensor, excitation: Tensor) -> Tensor:
         """Return the estimated share of the current (M,) in each beam, averaged over samples."""
         error, once = excitation.square(), self._once(hkl, excitation)
-        twice = self._strength(hkl).square()
-        twice = twice + once @ self._strength(hkl[None] - hkl[:, None]).square()
+        twice = self._strength(hkl).square() + once @ self._coupling(hkl, hkl).square()
         return (twice / (twice + error).clamp(min=1e-300)).mean(0)
 
     def coupling(self, hkl: Tensor, near: Tensor, excitation: Tensor) -> Tensor:
@@ -62,9 +65,10 @@ class Relevance:
         It is sum over h of share_h |V_gh|^2 of the incident beam and those in `near` (N, 3), whose
         S in A^-1 is `excitation` (T, N).
         """
+        known = (near.abs() <= self.reach).all(1)  # measured ones may be further out
+        near, excitation = near[known], excitation[:, known]
         share = self._once(near, excitation).mean(0)
-        coupled = self._strength(near[None] - hkl[:, None]).square()
-        return self._strength(hkl).square() + coupled @ share
+        return self._strength(hkl).square() + self._coupling(hkl, near).square() @ share
 
     def _once(self, hkl: Tensor, excitation: Tensor) -> Tensor:
         """The share (T, M) of the current in beams that the incident one excites."""
@@ -72,7 +76,9 @@ class Relevance:
         return 2 * direct / (excitation.square() + 4 * direct + self.thin**2)
 
     def _strength(self, hkl: Tensor) -> Tensor:
-        """|U / 2K| (...) of differences hkl (..., 3), zero beyond the reach and of g = 0."""
-        inside = (hkl.abs() <= self.reach).all(-1)
-        place = torch.where(inside[..., None], hkl + self.reach, self.reach)
-        return self.box[tuple(place.movedim(-1, 0))]
+        """|U / 2K| (M,) of hkl (M, 3), zero of g = 0."""
+        return self.box[self.origin + hkl @ self.step]
+
+    def _coupling(self, hkl: Tensor, others: Tensor) -> Tensor:
+        """|U / 2K| (M, N) of the differences of beams, zero beyond the reach and of g = 0."""
+        return self.box[self.origin + (hkl @ self.step)[:, None] - (others @ self.step)[None]]
