@@ -80,7 +80,10 @@ def some_frames(name: str):
     job = api.load([folder / file for file in files], folder / structure, options)
     chosen = job.problem.scan.frame % every == every // 2
     settings = dataclasses.replace(
-        options.model, depth=DepthGrid(40.0, 1), thickness_start=thickness
+        options.model,
+        perturbation=None,
+        depth=DepthGrid(40.0, 1),
+        thickness_start=thickness,
     )
     return validation.keep_blocks(job.problem, chosen), settings
 

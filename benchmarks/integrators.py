@@ -159,7 +159,7 @@ def nearest(structure, scan: Scan) -> Tensor:
 def matrices(name: str, s_max: float) -> list[tuple[Tensor, Tensor]]:
     """Return V (N, N) and S (N, T) in A^-1 of every orientation."""
     structure, out = structure_of(name), []
-    settings = ModelSettings(g_max=G_MAX[name], s_max=s_max, precision="double")
+    settings = ModelSettings(g_max=G_MAX[name], s_max=s_max, perturbation=None, precision="double")
     generator = torch.Generator().manual_seed(0)
     for k in range(ORIENTATIONS):
         turn = 2 * torch.randn(3, generator=generator, dtype=torch.float64) * (k > 0)

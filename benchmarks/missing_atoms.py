@@ -19,9 +19,7 @@ from dials_hybrid.io_structures import ELECTRON_TABLE
 from . import common
 
 OPTIONS = api.Options(
-    model=api.ModelSettings(g_max=1.0, s_max=0.01, left_out=None),
     refine=api.RefineSettings(iterations=0),
-    sampling=api.Sampling(1.0, 0.1),
     test_settings=False,
     refine_settings="none",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import time
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +45,10 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
     calculated = end.cheap.intensities().detach()
     sigma_w = state.error_model.robust_sigma(o.intensity, calculated, o.sigma)
     final = LeastSquares(end.cheap, sigma_w, 0)
+    began = time.monotonic()
     errors = uncertainty.standard_uncertainties(final, state.error_model)
     bands = thickness_errors.thickness_errors(end.cheap, errors.curvature.covariance)
+    seconds = time.monotonic() - began
     start = calculated.new_tensor(state.start["calculated"])
     kinematic = calculated.new_tensor(state.start["kinematic"])
     with torch.no_grad():
@@ -74,6 +77,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
             history=tuple(state.history),
             summary={
                 **_of_the_run(end, errors),
+                "su_time_s": seconds,
                 **_agreements(o, (kinematic, start, calculated), sigma_w),
                 **_unseen(final, calculated, sigma_w),
                 **_correlations(end.cheap, errors.curvature),

@@ -21,6 +21,7 @@ from torch import Tensor
 from . import fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .data import LOWEST_U, Fourier, InputError, Problem, Result
+from .ending import UNHELD, Ending, Step
 from .fidelity import Fidelity
 from .freedom import least_u, lengths
 from .kinematic import kinematic_intensities
@@ -32,12 +33,9 @@ from .plan import Stage, expected_operations, make_plan, operations
 
 logger = logging.getLogger("dials.hybrid.refine")
 
-UNHELD = 0.5  # proximity that hardly holds a step
-LOOSENED = 3  # times that a step may be let go before the end
 NOTHING = 1e-4  # part of the cost that is not worth another trial
 ROUNDS = 2  # of error model and step in turn, at one point of linearisation
 SHORT = 3  # iterations of such a step
-CALM = 2  # steps in turn that bring less than the tolerance, at the end of a stage
 
 
 HEADER = (
@@ -88,15 +86,6 @@ def build_model(
     return HybridModel(problem, settings, device, share)
 
 
-@dataclass(frozen=True)
-class Step:
-    """An outer iteration: the largest site shift (A), the parts of the cost promised and gained."""
-
-    shift: float
-    promise: float
-    gain: float
-
-
 class Refinement:
     """One refinement from start to end; `run` returns the Result."""
 
@@ -125,7 +114,7 @@ class Refinement:
         self.curvature: uncertainty.Curvature | None = None  # known once `run` has ended
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
-        self._forget_steps()
+        self.ending = Ending(settings)
         self.early = False  # whether derivatives by the structure are those of the first steps
 
     @property
@@ -136,7 +125,7 @@ class Refinement:
     @property
     def tolerance(self) -> float:
         """The part of the cost that a step of the present stage must bring or promise."""
-        return self.stage.loose * self.settings.cost_tolerance
+        return self.ending.tolerance(self.stage)
 
     def _restore(self) -> None:
         values = {k: torch.tensor(v, dtype=torch.float64) for k, v in self.state.parameters.items()}
@@ -252,10 +241,10 @@ class Refinement:
                 if self.age >= self.stage.stale:
                     cheap = self.linearise()
                 cheap, step = self._iterate(cheap)
-                if not self._settled(step):
+                if not self.ending.settled(step, self.stage):
                     continue
                 if self.early or self._held_back(cheap):
-                    self.calm = 0
+                    self.ending.calm = 0
                     cheap = self.linearise()
                     continue
                 if self.stage is self.plan[-1]:
@@ -284,7 +273,7 @@ class Refinement:
 
     def _begin(self) -> CheapModel:
         """Return the first linearisation, after the start if that was not there yet."""
-        self._forget_steps()
+        self.ending.forget()
         if self.state.start:
             return self.linearise()
         if len(self.plan) == 1:
@@ -299,11 +288,6 @@ class Refinement:
         self._checkpoint()
         return self.linearise()
 
-    def _forget_steps(self) -> None:
-        self.calm = 0  # steps in turn that brought little
-        self.loosened = 0  # times that an end was not one
-        self.let_go = self.vain = False  # whether the next step is let go; whether the last was
-
     def _stage_ends(self) -> bool:
         """Whether the iterations of a stage that is not the last are used up."""
         limit = int(self.stage.share * self.settings.iterations)
@@ -311,7 +295,7 @@ class Refinement:
 
     def _next_stage(self, cheap: CheapModel) -> CheapModel:
         """Go on to the next stage of the plan at the present parameters."""
-        self.calm = 0
+        self.ending.calm = 0
         self.state.stage += 1
         self.state.stage_began = self.state.iteration
         return self.follow(cheap)  # all stages have the same derivatives
@@ -364,7 +348,7 @@ class Refinement:
                 state.structure_step = x[cheap.parts.crystal].tolist()
                 break
             self._restore()
-            if self._at_end(predicted / before):
+            if abs(predicted) < self.tolerance * before:  # no more than a settled end may promise
                 fresh, trial = cheap, LeastSquares(cheap, sigma_w, 0)
                 break
             if self.age > self.stage.trusted:
@@ -405,10 +389,6 @@ class Refinement:
         curve.width = curve.likely_width(curve.offset.detach().flatten(), posterior)
         self.state.orientation_width = curve.width
 
-    def _at_end(self, promise: float) -> bool:
-        """Whether a promise that was not kept is no more than a settled end may make."""
-        return abs(promise) < self.tolerance
-
     def _lowest_u(self) -> float:
         """Smallest principal U of all atoms, in A^2."""
         return float(least_u(self.model.crystal.refined()).min())
@@ -419,34 +399,13 @@ class Refinement:
         moved = self.model.crystal.site() - before
         return float(lengths(self.problem.structure.cell, moved).max())
 
-    def _settled(self, step: Step) -> bool:
-        """Whether a step moved little and promised little, or brought little, as the one before.
-
-        Steps by approximate derivatives promise for ever what does not come.
-        """
-        if self.let_go:
-            self.let_go, self.vain = False, step.gain < self.tolerance
-        if step.shift >= self.stage.loose * self.settings.site_tolerance:
-            self.calm = 0
-            return False
-        self.calm = self.calm + 1 if 0 <= step.gain < self.tolerance else 0
-        return step.promise < self.tolerance or self.calm >= CALM
-
     def _held_back(self, cheap: CheapModel) -> bool:
-        """Return whether a step that nothing holds near promises more than a settled end may.
+        """Let the next step go if one that nothing holds promises more than a settled end may.
 
-        Steps are held near the point of linearisation after one that went too far, and can be
-        small for that reason alone. The hold is then loosened, a few times at most and not again
-        once that was in vain; never where derivatives are approximate, since they promise what does
-        not come, nor where steps that are held no more than at the start have brought little.
+        Steps are held near the point of linearisation after one that went too far. Returns
+        whether it was let go.
         """
-        if self.vain:
-            return False
-        if self.calm >= CALM and self.state.proximity <= State.proximity:
-            return False
-        if self.stage.slopes is not None or self.loosened >= LOOSENED:
-            return False
-        if self.state.proximity <= UNHELD:
+        if not self.ending.may_be_held_back(self.stage, self.state.proximity):
             return False
         sigma_w = self.sigma_w(self.intensities(cheap))
         free = LeastSquares(cheap, sigma_w, UNHELD)
@@ -454,8 +413,7 @@ class Refinement:
         promise = before - free.cost(solve(free, cheap.start(), 10))
         if promise < self.tolerance * before:
             return False
-        self.loosened += 1
-        self.let_go = True
+        self.ending.loosen()
         self.state.proximity = UNHELD
         return True
 

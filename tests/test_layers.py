@@ -42,6 +42,7 @@ LEVELS = {
     "checkpoint": 4,
     "cross_validation": 4,
     "plan": 4,
+    "ending": 4,
     "work": 4,
     "outcome": 4,
     "refine": 4,

@@ -12,13 +12,13 @@ from dials_hybrid import plan as plan_room
 from dials_hybrid import refine as refine_room
 from dials_hybrid.crystal import metric
 from dials_hybrid.data import Problem, Result, load_records
+from dials_hybrid.ending import UNHELD, Step
 from dials_hybrid.model import ModelSettings
 from dials_hybrid.refine import (
     Progress,
     Refinement,
     RefineSettings,
     State,
-    Step,
     build_model,
 )
 from dials_hybrid.valence import ValenceSettings
@@ -210,7 +210,7 @@ SMALL = {"shift": 0.0, "promise": 1e-3, "gain": 1e-3}
 )
 def test_a_stage_ends_where_steps_promise_or_bring_little(truth, steps, settled):
     loop = refinement(truth[0], 2)
-    assert [loop._settled(Step(**{**SMALL, **step})) for step in steps] == settled
+    assert [loop.ending.settled(Step(**{**SMALL, **step}), loop.stage) for step in steps] == settled
 
 
 def test_a_hold_is_loosened_until_that_is_in_vain(truth):
@@ -221,12 +221,12 @@ def test_a_hold_is_loosened_until_that_is_in_vain(truth):
         loop.state.proximity = 1e3
         return loop._held_back(cheap)
 
-    assert held_back() and loop.state.proximity == refine_room.UNHELD
+    assert held_back() and loop.state.proximity == UNHELD
     assert not loop._held_back(cheap)  # nothing holds it
-    loop._settled(Step(0.0, 0.1, 0.1))
-    loop._settled(Step(0.0, 0.1, 1e-3))  # long after it was let go
+    loop.ending.settled(Step(0.0, 0.1, 0.1), loop.stage)
+    loop.ending.settled(Step(0.0, 0.1, 1e-3), loop.stage)  # long after it was let go
     assert held_back()
-    loop._settled(Step(0.0, 0.1, 1e-3))
+    loop.ending.settled(Step(0.0, 0.1, 1e-3), loop.stage)
     assert not held_back()
     loop._begin()
     assert held_back()

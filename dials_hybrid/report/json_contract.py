@@ -26,7 +26,7 @@ PROGRAM = "dials.hybrid_refine"
 _R_NAMES = ("r1_obs", "r1_all", "wr2_all")
 # Every key that readers may rely on; a value that no stage has filled stays null.
 _KEYS = {
-    **dict.fromkeys(("program", "version", "dials_version", "device", "wall_time_s")),
+    **dict.fromkeys(("program", "version", "dials_version", "device", "wall_time_s", "su_time_s")),
     **dict.fromkeys(("n_all", "n_obs", "n_parameters", "converged", "stop_reason")),
     "kinematic": {"r1_obs": None},
     "start": dict.fromkeys(_R_NAMES),
