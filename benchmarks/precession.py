@@ -2,7 +2,8 @@
 
 First how bright reflections are at |S| / dS, the share of the way to the rim of the cone at which
 a frame's middle has them, each in units of its own mean within 0.6 dS: as measured, and as a cone
-blurred by mosaic blocks has it. Then R1 of some frames with nothing refined, taken as both.
+blurred by mosaic blocks has it. Then R1 of some frames with nothing refined, taken as both. At last
+the samples on the cone, with equal weights and by their S, against the densest.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import dataclasses
 import numpy as np
 import torch
 
-from dials_hybrid import api, io_pets, validation
+from dials_hybrid import api, io_pets, losses, validation
+from dials_hybrid.io_geometry import Sampling
 from dials_hybrid.io_pets_frames import PRECESSION, excitation, vectors
 from dials_hybrid.io_reflections import Selection
+from dials_hybrid.model import HybridModel
 from dials_hybrid.propagation import DepthGrid
 
 from . import common
@@ -26,6 +29,8 @@ SHELLS = ((0.3, 0.5), (0.5, 0.7), (0.7, 0.9))  # A^-1
 BLURS = (0.05, 0.1, 0.2, 0.3)  # degree
 EVERY = 10  # of the frames, for R1
 DEPTH = DepthGrid(40.0, 30)  # A
+STEPS = (0.05, 0.025, 0.0125, 0.00625)  # degree, between samples
+FEW_BEAMS = {"s_max": 0.01, "left_out": 1e-2, "perturbation": None}
 
 
 def measured(part) -> list[dict]:
@@ -85,6 +90,47 @@ def agreement(geometry: str) -> dict:
     }
 
 
+def sampling() -> list[dict]:
+    """Return R1 of two frames with nothing refined, and how near amplitudes are to the densest."""
+    found = {}
+    for step in reversed(STEPS):
+        job = api.load(
+            [common.data_folder() / FILE],
+            common.data_folder() / MODEL,
+            api.Options(sampling=Sampling(1.0, step)),
+        )
+        kept = job.problem.scan.frame % 25 == 12
+        by_s = validation.keep_blocks(job.problem, kept)
+        equal = by_s.replace(observations=by_s.observations.replace(link_weight=None))
+        settings = dataclasses.replace(job.options.model, depth=DEPTH, **FEW_BEAMS)
+        for weights, problem in (("by S", by_s), ("equal", equal)):
+            found[step, weights] = _amplitudes(problem, settings)
+    fo = losses.amplitudes(by_s.observations.intensity[by_s.observations.observed])
+    finest = found[STEPS[-1], "by S"]
+    return [
+        {
+            "step / degrees": step,
+            "weights": weights,
+            "R(calc)": _r(finest, fc),
+            "R1": _r(fo, fc),
+        }
+        for (step, weights), fc in found.items()
+    ]
+
+
+@torch.no_grad()
+def _amplitudes(problem, settings) -> torch.Tensor:
+    model = HybridModel(problem, settings)
+    intensity = model.intensities(model.value_profiles())
+    return losses.amplitudes(intensity)[problem.observations.observed]
+
+
+def _r(reference: torch.Tensor, fc: torch.Tensor) -> float:
+    """R of amplitudes on the scale that fits best."""
+    scale = (reference * fc).sum() / fc.square().sum()
+    return float((reference - scale * fc).abs().sum() / reference.sum())
+
+
 def main() -> None:
     """Print the tables and write benchmarks/results/precession.json."""
     if not (common.data_folder() / FILE).is_file():
@@ -94,9 +140,11 @@ def main() -> None:
     opening = float(part.half_width.mean())
     profile = [*measured(part), *(expected(opening, blur) for blur in BLURS)]
     found = [agreement(geometry) for geometry in ("rotation", PRECESSION)]
-    common.save("precession", [*profile, *found])
+    samples = sampling()
+    common.save("precession", [*profile, *found, *samples])
     common.print_table("Brightness of reflections", profile)
     common.print_table("Nothing refined", found)
+    common.print_table("Samples on the cone", samples)
 
 
 if __name__ == "__main__":
