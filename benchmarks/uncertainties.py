@@ -29,7 +29,7 @@ from dials_hybrid.valence import ValenceSettings
 from . import cases, common
 
 WAVELENGTH = electron.wavelength(200e3)  # A
-BLOCKS, WIDTH, SAMPLES = 30, math.radians(2), 20
+BLOCKS, WIDTH, SAMPLES = 60, math.radians(1), 20
 WINDOW = math.radians(0.6)  # half of the rotation over which a reflection is integrated
 D_STAR_MAX = 1.25  # A^-1, of the reflections measured
 THICKNESS = simulate.ThicknessMixture((250.0,), (60.0,), (1.0,), simulate.constant())
