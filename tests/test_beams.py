@@ -97,7 +97,8 @@ def test_beams_are_those_near_the_sphere(problem, s_max):
     scan = problem.scan
     # one observation alone, so that links do not bring the beams in
     first = problem.observations
-    o = Observations(**{f.name: getattr(first, f.name)[:1] for f in dataclasses.fields(first)})
+    given = {f.name: getattr(first, f.name) for f in dataclasses.fields(first)}
+    o = Observations(**{k: v[:1] for k, v in given.items() if v is not None})
     chosen = beams.choose_beams(problem.structure, scan, o, g_max, s_max)
     taken = {tuple(h) for h in chosen.hkl[block, : chosen.counts[block]].tolist()}
     linked = {tuple(h) for h in o.hkl[o.link_observation[o.link_block == block]].tolist()}
