@@ -11,6 +11,8 @@ import tiny
 import torch
 
 from dials_hybrid import beams, io_cif_measurement, io_pets, io_pets_write, job
+from dials_hybrid.data import Problem
+from dials_hybrid.fidelity import thinned
 from dials_hybrid.io_geometry import Sampling
 from dials_hybrid.io_pets_frames import PRECESSION, excitation
 from dials_hybrid.io_reflections import Selection
@@ -226,3 +228,19 @@ def test_real_files_are_of_what_they_are(data_folder):
         pytest.skip(f"no {', '.join(missing)} in {data_folder}")
     found = {name: io_pets.load([data_folder / name]).parts[0].precession for name in files}
     assert found == files
+
+
+def test_a_saved_problem_keeps_what_samples_count_for(precessed, tmp_path):
+    scan, o = observed(precessed)
+    Problem(tiny.quartz(), scan, o).save(tmp_path / "p.h5")
+    again = Problem.load(tmp_path / "p.h5").observations
+    assert torch.equal(again.link_weight, o.link_weight)
+    without = Problem(tiny.quartz(), scan, o.replace(link_weight=None))
+    without.save(tmp_path / "p.h5")
+    assert Problem.load(tmp_path / "p.h5").observations.link_weight is None
+
+
+def test_coarser_samples_count_for_all_that_they_stand_for(precessed):
+    scan, o = observed(precessed)
+    coarse = thinned(Problem(tiny.quartz(), scan, o), 2).observations
+    torch.testing.assert_close(coarse.link_weight.sum(1), o.link_weight.sum(1))
