@@ -29,18 +29,18 @@ _GEOMETRY = {
     "plane": ("planarity_proxies", geometry_restraints.shared_planarity_proxy),
     "chirality": ("chirality_proxies", geometry_restraints.shared_chirality_proxy),
 }
-_ADP = {
-    "adp_similarity": ("adp_similarity_proxies", adp_restraints.shared_adp_similarity_proxy),
-    "rigid_bond": ("rigid_bond_proxies", adp_restraints.shared_rigid_bond_proxy),
-    "enhanced_rigid_bond": ("rigu_proxies", adp_restraints.shared_rigu_proxy),
-    "isotropic_adp": ("isotropic_adp_proxies", adp_restraints.shared_isotropic_adp_proxy),
+_ADP = {  # kind: what cctbx calls it
+    "adp_similarity": "adp_similarity",
+    "rigid_bond": "rigid_bond",
+    "enhanced_rigid_bond": "rigu",
+    "isotropic_adp": "isotropic_adp",
 }
-_KINDS = {**_GEOMETRY, **_ADP}
-_ADP_PROXIES = {
-    "adp_similarity": adp_restraints.adp_similarity_proxy,
-    "rigid_bond": adp_restraints.rigid_bond_proxy,
-    "enhanced_rigid_bond": adp_restraints.rigu_proxy,
-    "isotropic_adp": adp_restraints.isotropic_adp_proxy,
+_KINDS = {
+    **_GEOMETRY,
+    **{
+        kind: (f"{name}_proxies", getattr(adp_restraints, f"shared_{name}_proxy"))
+        for kind, name in _ADP.items()
+    },
 }
 _OTHERS = (
     "dihedral_proxies",
@@ -162,7 +162,8 @@ def _proxy(entry: Entry):
     if entry.kind in _ADP:
         if not all(operator.is_unit_mx() for operator in _relative(operators)):
             return None
-        return _ADP_PROXIES[entry.kind](i_seqs=atoms, weight=weight)
+        proxy = getattr(adp_restraints, f"{_ADP[entry.kind]}_proxy")
+        return proxy(i_seqs=atoms, weight=weight)
     if entry.kind == "distance":
         return geometry_restraints.bond_simple_proxy(
             i_seqs=atoms,
