@@ -3,7 +3,7 @@
 Its proxies hold atoms, operators, targets and weights, 1 / sigma^2, which are those of the entries
 here. Residuals and gradients are calculated in the room restraints, so that they need no cctbx,
 join those of the data on any device, and know of operators that cctbx's displacement restraints and
-of planes that its linearised equations leave out; where cctbx has them, they are the same.
+of planes that its linearised equations leave out; cctbx's residual sums are the same.
 """
 
 from __future__ import annotations
