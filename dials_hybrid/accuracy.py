@@ -202,16 +202,10 @@ def _one_block(problem: Problem, block: int) -> Problem:
     """Return one block with its links; windows that reach into other blocks are cut."""
     scan, o = problem.scan, problem.observations
     links = torch.nonzero(o.link_block == block).flatten()
-    rows, place = torch.unique(o.link_observation[links], return_inverse=True)
-    names = [f.name for f in dataclasses.fields(o)]
-    values = {k: getattr(o, k)[rows] for k in names if not k.startswith("link_")}
-    given = [k for k in names if k.startswith("link_") and getattr(o, k) is not None]
-    values |= {k: getattr(o, k)[links] for k in given}
-    values |= {"link_observation": place, "link_block": torch.zeros_like(place)}
-    fields = [f.name for f in dataclasses.fields(scan)]
+    rows = torch.unique(o.link_observation[links])
     return problem.replace(
-        scan=type(scan)(**{k: getattr(scan, k)[block : block + 1] for k in fields}),
-        observations=type(o)(**values),
+        scan=scan.chosen(torch.tensor([block], device=scan.sweep.device)),
+        observations=o.chosen(rows, links, torch.zeros_like(links)),
     )
 
 

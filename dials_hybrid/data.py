@@ -207,6 +207,12 @@ class Scan(Record):
         if f == 0 or t == 0:
             raise ValueError("Scan without orientation samples")
 
+    def chosen(self, blocks: Tensor) -> Scan:
+        """Return some of the blocks, a mask (F,) or indices."""
+        return type(self)(
+            **{f.name: getattr(self, f.name)[blocks] for f in dataclasses.fields(self)}
+        )
+
     @property
     def block_angle(self) -> Tensor:
         """Mean rotation angle of each block, (F,) rad."""
@@ -267,6 +273,20 @@ class Observations(Record):
             raise ValueError("Observations.sigma must be positive")
         if len(torch.unique(self.link_observation)) != r:
             raise ValueError("an observation is linked to no block")
+
+    def chosen(self, rows: Tensor, links: Tensor, blocks: Tensor) -> Observations:
+        """Return some rows, ascending indices (r,), and those of their links in `links` (l,).
+
+        `blocks` (l,) are the blocks of these links in the scan that goes with them.
+        """
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        picked = {
+            name: value[links if name.startswith("link_") else rows]
+            for name, value in values.items()
+            if value is not None
+        }
+        place = torch.searchsorted(rows, picked["link_observation"])
+        return type(self)(**picked | {"link_observation": place, "link_block": blocks})
 
     @property
     def observed(self) -> Tensor:

@@ -43,6 +43,21 @@ def record(entries: Iterable[Entry]) -> Restraints:
     )
 
 
+def entries_in(restraints: Restraints, change=None) -> list[Entry]:
+    """Return the entries that a record was made of, operators in another basis by `change`."""
+    members: list[list] = [[] for _ in restraints.kind]
+    for row, owner in enumerate(restraints.owner.tolist()):
+        operator = operator_of(restraints, row)
+        if change is not None:
+            operator = change.apply(operator)
+        members[owner].append((int(restraints.atom[row]), operator))
+    numbers = restraints.target.tolist(), restraints.sigma.tolist()
+    return [
+        Entry(kind, target, sigma, tuple(own))
+        for kind, target, sigma, own in zip(restraints.kind, *numbers, members, strict=True)
+    ]
+
+
 def operator_of(restraints: Restraints, row: int):
     """Return the operator of a member as cctbx has it."""
     rot = [round(x) for x in restraints.rot[row].flatten().tolist()]

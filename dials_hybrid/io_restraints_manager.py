@@ -16,7 +16,7 @@ from smtbx.refinement.restraints import manager as Manager
 
 from .data import InputError, Restraints
 from .io_bonds import UNIT
-from .io_restraint_entries import Entry, operator_of
+from .io_restraint_entries import Entry, entries_in
 
 # kind: name in a manager, array of proxies
 _GEOMETRY = {
@@ -126,9 +126,10 @@ def manager_of(restraints: Restraints | None) -> tuple[Manager, list[int]]:
 
     Those are of displacement parameters of an atom that is moved by a symmetry operator.
     """
+    entries = [] if restraints is None else entries_in(restraints)
     arrays: dict[str, object] = {}
     left_out = []
-    for number, entry in enumerate(entries_in(restraints)):
+    for number, entry in enumerate(entries):
         proxy = _proxy(entry)
         if proxy is None:
             left_out.append(number)
@@ -138,20 +139,6 @@ def manager_of(restraints: Restraints | None) -> tuple[Manager, list[int]]:
             arrays[name] = array()
         arrays[name].append(proxy)
     return Manager(**arrays), left_out
-
-
-def entries_in(restraints: Restraints | None) -> list[Entry]:
-    """Return the entries that a record was made of; none of None."""
-    if restraints is None:
-        return []
-    members: list[list] = [[] for _ in restraints.kind]
-    for row, owner in enumerate(restraints.owner.tolist()):
-        members[owner].append((int(restraints.atom[row]), operator_of(restraints, row)))
-    numbers = restraints.target.tolist(), restraints.sigma.tolist()
-    return [
-        Entry(kind, target, sigma, tuple(own))
-        for kind, target, sigma, own in zip(restraints.kind, *numbers, members, strict=True)
-    ]
 
 
 def _proxy(entry: Entry):

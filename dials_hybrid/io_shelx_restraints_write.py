@@ -16,7 +16,7 @@ import numpy as np
 
 from .data import Restraints
 from .io_disorder import Parts
-from .io_restraint_entries import ADP_ENTRIES, Entry, operator_of
+from .io_restraint_entries import ADP_ENTRIES, Entry, entries_in
 from .io_shelx_atoms import wrapped
 from .io_structures import neutral
 
@@ -48,7 +48,7 @@ def instructions_of(
     """
     if restraints is None:
         return Instructions()
-    entries = _entries(restraints, change)
+    entries = entries_in(restraints, change)
     writer = _Writer(refined, labels, parts)
     writer.distances([e for e in entries if e.kind == "distance"])
     for entry in entries:
@@ -62,21 +62,6 @@ def instructions_of(
         writer.displacements(kind, [e for e in entries if e.kind == kind])
     equivalents = [f"EQIV ${n} {op.upper()}" for op, n in writer.operators.items()]
     return Instructions(equivalents + writer.lines, writer.left)
-
-
-def _entries(restraints: Restraints, change) -> list[Entry]:
-    """Return the restraints with operators as cctbx has them, in another basis."""
-    members: list[list] = [[] for _ in restraints.kind]
-    for row, owner in enumerate(restraints.owner.tolist()):
-        operator = operator_of(restraints, row)
-        if change is not None:
-            operator = change.apply(operator)
-        members[owner].append((int(restraints.atom[row]), operator))
-    numbers = zip(restraints.target.tolist(), restraints.sigma.tolist(), strict=True)
-    return [
-        Entry(kind, target, sigma, tuple(mine))
-        for kind, (target, sigma), mine in zip(restraints.kind, numbers, members, strict=True)
-    ]
 
 
 def _number(value: float) -> str:

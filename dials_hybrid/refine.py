@@ -160,9 +160,7 @@ class Refinement:
         portions, rows, depths = len(model.portions.block), len(o.intensity), len(model.depth)
         thickness = sum(p.numel() for p in model.thickness.parameters())
         size = sum(p.numel() for p in model.parameters())
-        linearised = (
-            portions * depths * (structure + 3)
-        )  # the old one is there until the new one is
+        linearised = portions * depths * (structure + 3)
         jacobian = (portions + 5 * rows) * size + 10 * size**2
         network = 3 * len(model.block_matrix) * depths * thickness
         error_model = 240 * rows

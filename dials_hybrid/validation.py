@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import losses, thickness
-from .data import Observations, Problem
+from .data import Problem
 from .model import HybridModel, ModelSettings
 from .thickness import Views
 
@@ -93,14 +92,7 @@ def keep_blocks(problem: Problem, chosen: Tensor) -> Problem:
     lost = torch.zeros(len(o.intensity)).index_add(0, o.link_observation, outside.float()) > 0
     if bool(lost.all()):
         return problem
-    kept = ~lost
-    links = kept[o.link_observation]
+    rows, links = (torch.nonzero(x).flatten() for x in (~lost, ~lost[o.link_observation]))
     new_block = torch.cumsum(chosen, 0) - 1
-    new_row = torch.cumsum(kept, 0) - 1
-    fields = {f.name: getattr(o, f.name) for f in dataclasses.fields(Observations)}
-    rows = {k: v[kept] for k, v in fields.items() if not k.startswith("link_")}
-    linked = {k: v[links] for k, v in fields.items() if k.startswith("link_") and v is not None}
-    linked["link_block"] = new_block[linked["link_block"]]
-    linked["link_observation"] = new_row[linked["link_observation"]]
-    blocks = {f.name: getattr(scan, f.name)[chosen] for f in dataclasses.fields(scan)}
-    return problem.replace(observations=Observations(**rows, **linked), scan=type(scan)(**blocks))
+    observations = o.chosen(rows, links, new_block[o.link_block[links]])
+    return problem.replace(observations=observations, scan=scan.chosen(chosen))
