@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dials_hybrid.error_model import ErrorModel
 from dials_hybrid.linear import CheapModel, LeastSquares, solve
-from dials_hybrid.losses import ErrorModel
 
 
 def weighted(cheap: CheapModel, error_model: ErrorModel, proximity: float = 0.0) -> LeastSquares:
     """Return the least squares at the present parameters, outliers let go."""
     o = cheap.model.problem.observations
-    sigma = error_model.robust_sigma(o.intensity, cheap.intensities(), o.sigma)
+    sigma = error_model.robust_sigma(o.intensity, cheap.intensities(), o.noise)
     return LeastSquares(cheap, sigma, proximity)
 
 

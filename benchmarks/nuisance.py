@@ -78,7 +78,7 @@ class Ended:
         generator = torch.Generator().manual_seed(0)
         part = torch.randint(0, PARTS, (int(groups.max()) + 1,), generator=generator)[groups]
         out = cheap.intensities()
-        sigma = self.refinement.state.error_model.robust_sigma(o.intensity, out, o.sigma)
+        sigma = self.refinement.state.error_model.robust_sigma(o.intensity, out, o.noise)
         for number in range(PARTS):
             gone = part == number
             fewer = LeastSquares(cheap, sigma.masked_fill(gone, torch.inf), 0)
@@ -111,7 +111,7 @@ def _told(term: dict) -> str:
     """A term's quantities, the root mean square where it has many."""
     out = []
     for name, found in term.items():
-        if name != "term":
+        if isinstance(found, dict):
             value = torch.tensor(found["value"])
             rms = f"r.m.s. {float(value.square().mean().sqrt()):.3f}"
             one = f"{float(value[0]):.3f} +- {found['su'][0]:.3f}"

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from dials_hybrid.data import Problem
+from dials_hybrid.error_model import ErrorModel
 from dials_hybrid.linear import CheapModel, LeastSquares, Linearisation, solve
-from dials_hybrid.losses import ErrorModel
 from dials_hybrid.model import HybridModel
 from dials_hybrid.refine import build_model
 
@@ -83,7 +83,7 @@ def make_case() -> Case:
     sweep, measured = uncertainties.measured(true, SEED)
     start = uncertainties.displaced(true, np.random.default_rng(1000 + SEED))
     errors = ErrorModel(k=1.0, p=uncertainties.PROPORTIONAL)
-    return Case(Problem(start, sweep, measured), errors.sigma(measured.sigma, measured.intensity))
+    return Case(Problem(start, sweep, measured), errors.sigma(measured.noise, measured.intensity))
 
 
 def by_adam(case: Case, rate: float) -> Track:

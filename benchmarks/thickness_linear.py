@@ -16,9 +16,9 @@ from torch import Tensor
 from dials_hybrid import cross_validation, losses, thickness, uncertainty
 from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.data import block_of
+from dials_hybrid.error_model import ErrorModel
 from dials_hybrid.freedom import lengths
 from dials_hybrid.linear import CheapModel, Linearisation
-from dials_hybrid.losses import ErrorModel
 from dials_hybrid.model import HybridModel
 from dials_hybrid.refine import Refinement
 from dials_hybrid.thickness import Views

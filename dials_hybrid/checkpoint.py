@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from . import losses
 from .data import InputError, Problem, Result, load_records, save_records
+from .error_model import ErrorModel
 from .model import ModelSettings
 
 
@@ -17,7 +17,6 @@ class RefineSettings:
     iterations: int = 25
     cost_tolerance: float = 2e-3
     site_tolerance: float = 5e-4  # A
-    error_model_updates: int = 5
     seed: int = 0
     checkpoint_seconds: float = 20.0
     device: str = "cpu"
@@ -25,6 +24,12 @@ class RefineSettings:
 
 
 DEFAULTS = RefineSettings()
+RETIRED = ("error_model_updates", "stage_began")  # in files of earlier versions, without meaning
+
+
+def _present(values: dict) -> dict:
+    """Return the values but those that have no meaning any more."""
+    return {name: value for name, value in values.items() if name not in RETIRED}
 
 
 @dataclass
@@ -33,9 +38,8 @@ class State:
 
     iteration: int = 0
     stage: int = 0  # of the plan
-    stage_began: int = 0  # iteration
     proximity: float = 10.0
-    error_model: losses.ErrorModel = losses.ErrorModel(3.0, 0.2)
+    error_model: ErrorModel = ErrorModel(3.0, 0.2)
     orientation_width: float = 1.0  # of the prior of orientations, in units of their sigma
     parameters: dict = field(default_factory=dict)
     structure_step: list = field(default_factory=list)  # of its parameters, when last they moved
@@ -50,7 +54,7 @@ class State:
     @classmethod
     def from_dict(cls, values: dict) -> State:
         """Return the state that `to_dict` described."""
-        return cls(**{**values, "error_model": losses.ErrorModel(**values["error_model"])})
+        return cls(**{**_present(values), "error_model": ErrorModel(**values["error_model"])})
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Checkpoint:
             return cls(
                 records["problem"],
                 ModelSettings.from_dict(records["model_settings"]),
-                RefineSettings(**records["refine_settings"]),
+                RefineSettings(**_present(records["refine_settings"])),
                 State.from_dict(records["state"]),
                 records["context"],
                 records.get("result"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -19,6 +20,8 @@ from typing import Any
 import h5py
 import torch
 from torch import Tensor
+
+from .noise import Noise
 
 FORMAT = "dials_hybrid"
 FORMAT_VERSION = 1
@@ -287,6 +290,11 @@ class Observations(Record):
         }
         place = torch.searchsorted(rows, picked["link_observation"])
         return type(self)(**picked | {"link_observation": place, "link_block": blocks})
+
+    @functools.cached_property
+    def noise(self) -> Noise:
+        """The variance of the integration as a function of the intensity; free ones say nothing."""
+        return Noise.of(self.intensity, self.sigma, self.sweep, ~self.free)
 
     @property
     def observed(self) -> Tensor:

@@ -185,7 +185,7 @@ def _weights(error_model: dict | None) -> str | None:
     k, p, f = (float(error_model[name]) for name in ("k", "p", "freedom"))
     return (
         f"w=1/s^2^, s^2^=t^2^({f:g}+(I~o~-I~c~)^2^/t^2^)/{f + 1:g},\n"
-        f"t^2^=({k:.3f}\\s(I))^2^+({p:.4f}P)^2^ where P=(max(I~o~,0)+2I~c~)/3"
+        f"t^2^={k:.3f}^2^v+({p:.4f}I~c~)^2^ where v is \\s^2^(I) of the integration at I~c~"
     )
 
 

@@ -362,7 +362,7 @@ def solve(problem: LeastSquares, x: Tensor, iterations: int) -> Tensor:
         else:
             return x
         gain, cost, x = cost - trial, trial, x + step
-        if gain < 5e-4 * cost:
+        if gain < 1e-4 * cost:
             break
         if damping > tried:
             priors = None

@@ -245,7 +245,7 @@ def _twin(first: Refined, other: Tensor) -> absolute_structure.TwinFraction:
     """The share of a setting with intensities (R,), all but its structure as the first ended."""
     curvature, o = first.refinement.curvature, first.refinement.problem.observations
     own, other = (x.to(o.intensity) for x in (first.result.calculated, other))
-    sigma = curvature.error_model.sigma_w(o.intensity, own, o.sigma)
+    sigma = curvature.error_model.sigma(o.noise, own)
     difference = torch.where(o.free, torch.zeros_like(own), (other - own) / sigma)
     return absolute_structure.twin_fraction(curvature, difference)
 

@@ -43,7 +43,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
     """Return the result, on the processor, and the curvature of the cost at the end."""
     model, o, state = end.cheap.model, end.observations, end.state
     calculated = end.cheap.intensities().detach()
-    sigma_w = state.error_model.robust_sigma(o.intensity, calculated, o.sigma)
+    sigma_w = state.error_model.robust_sigma(o.intensity, calculated, o.noise)
     final = LeastSquares(end.cheap, sigma_w, 0)
     began = time.monotonic()
     errors = uncertainty.standard_uncertainties(final, state.error_model)

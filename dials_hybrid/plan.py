@@ -41,10 +41,9 @@ class Stage:
 
     `slopes` are the derivatives by the structure, `turns` those by the orientation; `early` are
     those by the structure until they are first formed anew, as `slopes` if None. `share` is
-    the part of all iterations after which it ends at the latest, `updates` the number of its
-    iterations that may begin with a new error model, `stale` the number of steps after which
-    derivatives by the structure are formed anew, `trusted` the same where a step failed, `loose`
-    multiplies the tolerances of convergence.
+    the part of all iterations after which it ends at the latest, `stale` the number of steps after
+    which derivatives by the structure are formed anew, `trusted` the same where a step failed,
+    `loose` multiplies the tolerances of convergence.
     """
 
     name: str
@@ -52,20 +51,18 @@ class Stage:
     slopes: Fidelity | None
     turns: Fidelity | None
     share: float
-    updates: int
     stale: int = STALE
     trusted: int = 1
     loose: float = 1.0
     early: Fidelity | None = None
 
 
-def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[Stage, ...]:
+def make_plan(model: HybridModel, limit: float | None) -> tuple[Stage, ...]:
     """Return the stages for a pass with derivatives of at most `limit` 10^12 operations.
 
     None is no limit: then, as where the limit is kept by the full model, there is one stage.
-    `updates` is the number of iterations of a stage that may begin with a new error model.
     """
-    whole = (Stage("joint", None, None, None, 1.0, updates),)
+    whole = (Stage("joint", None, None, None, 1.0),)
     if limit is None or not isinstance(model.settings.propagator, (Splitting, Chebyshev)):
         return whole
     needed, rungs = operations(model), ladder(model)
@@ -77,8 +74,8 @@ def make_plan(model: HybridModel, limit: float | None, updates: int) -> tuple[St
     turns = _first_within(model, [None, *rungs], limit * TERA, directions=0)
     first_turns = turns or rungs[0]
     return (
-        Stage("coarse", rungs[0], slopes, first_turns, 0.6, updates, STALE_IN_STAGES, STALE, LOOSE),
-        Stage("joint", None, slopes, turns, 1.0, updates, STALE_IN_STAGES, STALE),
+        Stage("coarse", rungs[0], slopes, first_turns, 0.6, STALE_IN_STAGES, STALE, LOOSE),
+        Stage("joint", None, slopes, turns, 1.0, STALE_IN_STAGES, STALE),
     )
 
 

@@ -34,7 +34,7 @@ from .plan import Stage, expected_operations, make_plan, operations
 logger = logging.getLogger("dials.hybrid.refine")
 
 NOTHING = 1e-4  # part of the cost that is not worth another trial
-ROUNDS = 2  # of error model and step in turn, at one point of linearisation
+ROUNDS = 3  # of error model and step in turn, at one point of linearisation, at most
 SHORT = 3  # iterations of such a step
 
 
@@ -105,7 +105,7 @@ class Refinement:
         self.problem = self.model.problem
         self.state = state or State()
         # of the structure at the start, so that a continuation has the same
-        self.plan = make_plan(self.model, settings.large, settings.error_model_updates)
+        self.plan = make_plan(self.model, settings.large)
         if self.state.parameters:
             self._restore()
         self.model.orientation.width = self.state.orientation_width
@@ -226,7 +226,7 @@ class Refinement:
     def sigma_w(self, calculated: Tensor) -> Tensor:
         """Return the standard deviations of the error model, outliers let go, (R,)."""
         o = self.problem.observations
-        return self.state.error_model.robust_sigma(o.intensity, calculated, o.sigma)
+        return self.state.error_model.robust_sigma(o.intensity, calculated, o.noise)
 
     def run(self) -> Result:
         """Refine until convergence, the iteration limit or an interrupt."""
@@ -295,14 +295,13 @@ class Refinement:
         """Go on to the next stage of the plan at the present parameters."""
         self.ending.calm = 0
         self.state.stage += 1
-        self.state.stage_began = self.state.iteration
         return self.follow(cheap)  # all stages have the same derivatives
 
     def _start(self, cheap: CheapModel) -> None:
         """Fit thickness and scale alone, atoms and orientations fixed."""
         intensity = self.problem.observations.intensity
         calculated = self.intensities(cheap)
-        sigma = self.state.error_model.sigma(self.problem.observations.sigma, intensity)
+        sigma = self.state.error_model.sigma(self.problem.observations.noise, intensity)
         weight = (~self.problem.observations.free) / sigma.square()
         factor = (calculated * intensity * weight).sum() / (calculated.square() * weight).sum()
         with torch.no_grad():
@@ -321,15 +320,14 @@ class Refinement:
 
     def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, Step]:
         """One outer iteration: return the new linearisation, and the step that led there."""
-        state, x = self.state, cheap.start()
-        if state.iteration - state.stage_began < self.stage.updates:
-            self._update_orientation_prior(cheap)
-            x = self._update_error_model(cheap)
+        state = self.state
+        self._update_orientation_prior(cheap)
+        x = self._update_error_model(cheap)
         sigma_w = self.sigma_w(self.intensities(cheap))
         before = LeastSquares(cheap, sigma_w, 0).cost(cheap.start())
         for _ in range(6):
             problem = LeastSquares(cheap, sigma_w, state.proximity)
-            x = solve(problem, x, 10)
+            x = solve(problem, x, 20)
             predicted = before - problem.cost(x)
             sites, lowest = self.model.crystal.site().detach().clone(), self._lowest_u()
             cheap.apply(x)
@@ -368,7 +366,10 @@ class Refinement:
         """
         state, x, calculated = self.state, cheap.start(), self.intensities(cheap)
         for _ in range(ROUNDS):
-            state.error_model = uncertainty.error_model_of(cheap, state.error_model, calculated)
+            before = state.error_model
+            state.error_model = uncertainty.error_model_of(cheap, before, calculated)
+            if state.error_model.is_like(before):
+                break
             problem = LeastSquares(cheap, self.sigma_w(calculated), state.proximity)
             x = solve(problem, x, SHORT)
             calculated = cheap.evaluate(x, jacobian=False)[0]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .crystal import OCC_UNIT, SITE_UNIT, U_UNIT
+from .error_model import ErrorModel, fit_error_model
 from .freedom import equivalent_weights, star_lengths
 from .linear import CheapModel, LeastSquares
-from .losses import ErrorModel, fit_error_model
 
 _UNSEEN = 1e-12  # of the largest eigenvalue: such directions get no information
 
@@ -182,7 +182,7 @@ def curvature_of(cheap: CheapModel, error_model: ErrorModel) -> Curvature:
     """Return residuals and derivatives of everything at the point of linearisation."""
     intensity, prior, j, j_prior = cheap.evaluate(cheap.start())
     o = cheap.model.problem.observations
-    sigma = error_model.sigma_w(o.intensity, intensity, o.sigma)
+    sigma = error_model.sigma(o.noise, intensity)
     weight = torch.where(o.free, torch.zeros_like(sigma), 1 / sigma)
     return Curvature(
         (o.intensity - intensity) * weight, j * weight[:, None], prior, j_prior, error_model
@@ -203,8 +203,7 @@ def error_model_of(
     o = cheap.model.problem.observations
     calculated = cheap.intensities() if calculated is None else calculated
     leverage = curvature_of(cheap, present).leverage
-    work = ~o.free
-    return fit_error_model(o.intensity[work], calculated[work], o.sigma[work], leverage[work])
+    return fit_error_model(o.intensity, calculated, o.noise, leverage, ~o.free)
 
 
 def _site_su(crystal, covariance: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from dials_hybrid.absolute_structure import TwinFraction, ZScore, twin_fraction, verdict, z_score
-from dials_hybrid.losses import ErrorModel
+from dials_hybrid.error_model import ErrorModel
 from dials_hybrid.uncertainty import Curvature
 
 

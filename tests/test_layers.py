@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dials_hybrid"
 LEVELS = {
     "": 0,  # the version
     "electron": 0,
+    "noise": 0,
     "data": 1,
     "notation": 1,
     "curves": 1,
@@ -31,6 +32,7 @@ LEVELS = {
     "orientation": 2,
     "propagation": 2,
     "thickness": 2,
+    "error_model": 2,
     "losses": 2,
     "nuisance": 2,
     "corrections": 2,

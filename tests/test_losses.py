@@ -1,4 +1,4 @@
-"""R factors, the error model, scales and the curves below them."""
+"""R factors, scales and the curves below them."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from dials_hybrid import losses
 from dials_hybrid.curves import CurveBasis
-from dials_hybrid.losses import NORMAL_SCALE, ErrorModel, SmoothScale, fit_error_model
+from dials_hybrid.losses import SmoothScale
 
 
 def f64(*values):
@@ -38,61 +38,6 @@ def test_wr2_by_hand():
 
 def test_amplitudes_of_negative_intensities_are_zero():
     assert losses.amplitudes(f64(-3, 0, 16)).tolist() == [0, 0, 4]
-
-
-def test_model_intensity_is_wilsons():
-    assert losses.model_intensity(f64(9, -9), f64(3, 3)).tolist() == [5, 2]
-
-
-# --- error model ----------------------------------------------------------------------------
-
-
-def test_sigma_by_hand():
-    # 6 and 8; a negative intensity adds nothing
-    model = ErrorModel(k=2.0, p=0.1)
-    assert model.sigma(f64(3, 1), f64(80, -5)).tolist() == pytest.approx([10, 2])
-
-
-def test_a_residual_of_one_sigma_keeps_its_weight():
-    model, calculated, sigma = ErrorModel(2.0, 0.1), f64(80.0, 80.0), f64(3.0, 3.0)
-    # p acts on (Io + 2 Ic) / 3: look for the Io that is just one sigma_w away
-    observed = calculated.clone()
-    for _ in range(60):
-        sigma_w = model.sigma(sigma, losses.model_intensity(observed, calculated))
-        observed = calculated + f64(1, -1) * sigma_w
-    found = model.robust_sigma(observed, calculated, sigma)
-    assert torch.allclose(found, sigma_w, rtol=1e-12)
-
-
-def test_outliers_pull_less_and_less():
-    model, zero = ErrorModel(1.0, 0.0), torch.zeros(5).double()
-    residual = f64(0, 1, 3, 10, 1000)
-    sigma = model.robust_sigma(residual, zero, torch.ones(5).double())
-    assert (sigma.diff() > 0).all() and sigma[0] < 1
-    # slope of the log of the t distribution: (f + 1) r / (f + r^2)
-    f = model.freedom
-    assert torch.allclose(residual / sigma**2, (f + 1) * residual / (f + residual**2))
-
-
-@pytest.mark.parametrize(("k", "p"), [(1.0, 0.3), (3.0, 0.1), (6.0, 0.02)])
-def test_fit_recovers_the_error_model(k, p):
-    generator = torch.Generator().manual_seed(4)
-    n, freedom = 4000, ErrorModel().freedom
-    calculated = torch.logspace(0, 4, n, dtype=torch.float64)
-    sigma = 1 + 0.02 * calculated.sqrt()
-    normal = torch.randn(n, 5, generator=generator, dtype=torch.float64)
-    student = normal[:, 0] / (normal[:, 1:].square().sum(1) / freedom).sqrt()
-    observed = calculated + student * ErrorModel(k, p).sigma(sigma, calculated)
-    found = fit_error_model(observed, calculated, sigma)
-    assert found.k == pytest.approx(k, rel=0.15)
-    assert found.p == pytest.approx(p, rel=0.2)
-
-
-def test_fit_does_not_trust_data_beyond_their_sigmas():
-    calculated = torch.linspace(1, 100, 50, dtype=torch.float64)
-    one = torch.ones(50).double()
-    found = fit_error_model(calculated, calculated, one)
-    assert found.k == pytest.approx(NORMAL_SCALE) and found.p > 0
 
 
 # --- curves ---------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import torch
 from dials_hybrid import freedom, validation
 from dials_hybrid import plan as plan_room
 from dials_hybrid import refine as refine_room
+from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.crystal import metric
-from dials_hybrid.data import Problem, Result, load_records
+from dials_hybrid.data import Problem, Result, load_records, save_records
 from dials_hybrid.ending import UNHELD, Step
 from dials_hybrid.model import ModelSettings
 from dials_hybrid.refine import (
@@ -258,7 +259,7 @@ def continued(path, iterations) -> Refinement:
 
 def test_a_saved_state_continues_the_same_way(truth, tmp_path, monkeypatch):
     # derivatives are not saved: both sides must make them anew in every iteration
-    whole_plan = plan_room.Stage("joint", None, None, None, 1.0, 5, stale=1)
+    whole_plan = plan_room.Stage("joint", None, None, None, 1.0, stale=1)
     monkeypatch.setattr(refine_room, "make_plan", lambda *_: (whole_plan,))
     whole = refinement(truth[0], 4).run()
     part = refinement(truth[0], 2)
@@ -429,3 +430,16 @@ def test_the_wrong_hand_agrees_less_well(truth):
     right = problem.replace(structure=s.replace(site=sites))
     wrong = problem.replace(structure=mirrored)
     assert validation.quick_r1(wrong, SETTINGS)[0] > 1.1 * validation.quick_r1(right, SETTINGS)[0]
+
+
+def test_files_of_earlier_versions_go_on(truth, tmp_path):
+    """They tell of a limit of error models, which there is no more."""
+    loop = refinement(truth[0], 1)
+    loop.run()
+    loop.save(tmp_path / "now.h5")
+    records = load_records(tmp_path / "now.h5")
+    records["refine_settings"]["error_model_updates"] = 5
+    records["state"]["stage_began"] = 0
+    save_records(tmp_path / "before.h5", **records)
+    before, now = (Checkpoint.load(tmp_path / name) for name in ("before.h5", "now.h5"))
+    assert before.settings == now.settings and before.state == now.state

@@ -4,8 +4,8 @@ import pytest
 import tiny
 import torch
 
+from dials_hybrid.error_model import ErrorModel
 from dials_hybrid.linear import CheapModel, LeastSquares, Linearisation, solve
-from dials_hybrid.losses import ErrorModel
 from dials_hybrid.refine import build_model
 from dials_hybrid.thickness_errors import thickness_errors
 from dials_hybrid.uncertainty import curvature_of

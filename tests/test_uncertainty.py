@@ -8,9 +8,10 @@ import torch
 
 from dials_hybrid import uncertainty
 from dials_hybrid.correlations import _Physical
+from dials_hybrid.error_model import NORMAL_SCALE, ErrorModel, fit_error_model
 from dials_hybrid.freedom import star_lengths
 from dials_hybrid.linear import LeastSquares
-from dials_hybrid.losses import NORMAL_SCALE, ErrorModel, fit_error_model
+from dials_hybrid.noise import Noise
 from dials_hybrid.refine import Refinement, RefineSettings, build_model
 from dials_hybrid.uncertainty import Curvature
 from dials_hybrid.valence import ValenceSettings
@@ -102,8 +103,9 @@ def test_the_error_model_sees_through_the_pull_of_strong_reflections():
     """Parameters that follow the strong reflections hide the error in proportion to them."""
     n, p = 400, 0.06
     calculated = torch.logspace(0, 4, n, dtype=torch.float64)
-    sigma = calculated.sqrt()
-    total = ErrorModel(1.0, p).sigma(sigma, calculated)
+    zero, used = torch.zeros_like(calculated), torch.ones(n, dtype=torch.bool)
+    noise = Noise(calculated, zero, zero)
+    total = ErrorModel(1.0, p).sigma(noise, calculated)
     found = {"blind": [], "seeing": []}
     for seed in range(10):
         jacobian = normal(n, 80, seed=seed) / total[:, None] * calculated[:, None]
@@ -111,8 +113,9 @@ def test_the_error_model_sees_through_the_pull_of_strong_reflections():
         fit = line(residual, jacobian, freedom=1e9)
         rest = residual - jacobian @ fit.minimum(3)
         observed = calculated + rest * total
-        found["blind"].append(fit_error_model(observed, calculated, sigma).p)
-        found["seeing"].append(fit_error_model(observed, calculated, sigma, fit.leverage).p)
+        for name, leverage in {"blind": zero, "seeing": fit.leverage}.items():
+            model = fit_error_model(observed, calculated, noise, leverage, used)
+            found[name].append(model.p)
     mean = {name: sum(values) / len(values) for name, values in found.items()}
     # the t distribution of normal errors is narrower by NORMAL_SCALE
     assert mean["seeing"] == pytest.approx(NORMAL_SCALE * p, rel=0.2)

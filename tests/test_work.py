@@ -98,7 +98,7 @@ def test_the_plan_counts_the_series(many):
     assert operations(series) < operations(steps)
     work = [operations(series), *(operations(series.coarser(r)) for r in ladder(series))]
     assert work == sorted(work, reverse=True) and work[-1] < work[0] / 3
-    first, last = make_plan(series, 1e-6, 5)
+    first, last = make_plan(series, 1e-6)
     assert (first.name, last.name) == ("coarse", "joint")
 
 
