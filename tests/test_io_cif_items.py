@@ -247,7 +247,7 @@ def test_a_sweep_without_a_profile_model_has_no_mosaicity(loaded):
 
 
 def test_refinement(block):
-    assert "(1.250\\s(I))^2^+(0.0600P)^2^" in block["_refine_ls_weighting_details"]
+    assert "1.250^2^v+(0.0600I~c~)^2^" in block["_refine_ls_weighting_details"]
     assert block["_refine_ls_shift/su_max"] == "0.071"
     assert block["_refine_ls_shift/su_mean"] == "0.020"
     # nm, and e/A, 14.4 V each

@@ -1,0 +1,120 @@
+"""Known truth: crystals of two thicknesses that change with the tilt, from three displaced starts.
+
+python -m benchmarks.known_truth [quartz] [cspbbr3] [paracetamol]: quartz alone by default. The data
+are made by exact diagonalisation (`dials.hybrid_simulate`), which takes much longer than the
+refinement where cells are large.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dials_hybrid.command_line import hybrid_refine, hybrid_simulate
+
+from . import common
+from .simulated import wasserstein
+
+
+@dataclass(frozen=True)
+class Crystal:
+    """A structure, relative to the folder of data or absolute, and the two thicknesses in A."""
+
+    model: str
+    means: tuple[int, int]
+    starts: tuple[float, float, float]  # A^2, mean-square displacements
+
+
+CRYSTALS = {
+    "quartz": Crystal(str(common.MODEL), (450, 800), (0.025, 0.05, 0.1)),
+    "cspbbr3": Crystal("cspbbr3_pets/cspbbr3.cif", (250, 450), (0.025, 0.05, 0.1)),
+    "paracetamol": Crystal("paracetamol_pets/paracetamol.cif", (450, 800), (0.0025, 0.005, 0.01)),
+}
+WIDTHS = 0.09, 0.075  # of the two peaks, relative to their means
+# what a run must reach: mean distance in A, U relative, W1 over the mean thickness at every tilt
+LIMITS = {"position / A": 0.002, "U": 0.05, "W1": 0.05}
+
+
+def simulate(name: str, folder: Path) -> Path:
+    """Make the data of a crystal in a folder and return the structure's file."""
+    chosen = CRYSTALS[name]
+    model = common.data_folder() / chosen.model
+    widths = [round(r * m) for r, m in zip(WIDTHS, chosen.means, strict=True)]
+    with contextlib.chdir(folder):
+        hybrid_simulate.run(
+            [
+                str(model),
+                "thickness.mean={},{}".format(*chosen.means),
+                "thickness.width={},{}".format(*widths),
+                "thickness.shape=slab",
+            ]
+        )
+    return model
+
+
+def run_case(name: str, folder: Path, model: Path, msd: float) -> dict:
+    """Refine once from a start that is displaced by `msd` A^2; return the row of the table."""
+    own = folder / f"{msd:g}"
+    own.mkdir()
+    start = common.displaced(model, own / "start.cif", math.sqrt(msd), 1)
+    data = [str(folder / f"simulated.{kind}") for kind in ("expt", "refl")]
+    with contextlib.chdir(own):
+        hybrid_refine.run([*data, str(start)])
+    found = json.loads((own / "dials.hybrid_refine.json").read_text())
+    truth = json.loads((folder / "simulated.json").read_text())
+    row = {
+        "crystal": name,
+        "start / A^2": msd,
+        "R1 start": found["start"]["r1_obs"],
+        "R1": found["final"]["r1_obs"],
+        "R1 free": found["free"]["r1_obs"],
+        **_errors(own / "hybrid_refined.cif", model, found, truth),
+    }
+    row["all within limits"] = all(row[key] <= limit for key, limit in LIMITS.items())
+    return row | {"time / s": round(found["wall_time_s"])}
+
+
+def _errors(refined: Path, model: Path, found: dict, truth: dict) -> dict:
+    """The mean distance, the largest relative error of a U, the largest W1 of all tilts."""
+    try:
+        position = float(np.mean(list(common.distances(refined, model).values())))
+    except ValueError:
+        position = math.inf  # another structure
+    true_u = {site["label"]: site["u_iso"] for site in truth["sites"]}
+    u = [abs(site["u_iso"] / true_u[site["label"]] - 1) for site in found["sites"]]
+    return {"position / A": position, "U": max(u), "W1": _worst(found["thickness"], truth)}
+
+
+def _worst(found: dict, truth: dict) -> float:
+    """The largest W1 over the mean thickness, of the blocks and the truth at the same angle."""
+    true = truth["thickness"]
+    out = []
+    for angle, p in zip(found["angle"], found["distribution"], strict=True):
+        nearest = int(np.argmin(np.abs(np.asarray(true["angle"]) - angle)))
+        w1 = wasserstein(found["grid"], p, true["grid"], true["distribution"][nearest])
+        out.append(w1 / true["mean"][nearest])
+    return max(out)
+
+
+def main() -> None:
+    """Print the table and write benchmarks/results/known_truth_CRYSTAL.json of each crystal."""
+    everything = []
+    for name in sys.argv[1:] or ["quartz"]:
+        with tempfile.TemporaryDirectory() as folder:
+            model = simulate(name, Path(folder))
+            cases = CRYSTALS[name].starts
+            rows = [run_case(name, Path(folder), model, msd) for msd in cases]
+        common.save(f"known_truth_{name}", rows)
+        everything += rows
+    common.print_table("Known truth, displaced starts", everything)
+
+
+if __name__ == "__main__":
+    main()
