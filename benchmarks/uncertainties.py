@@ -240,14 +240,20 @@ def timing(true: Structure, seed: int = 0) -> dict:
 
 
 def table(errors: list[dict[str, float]]) -> list[dict]:
-    """Return mean and standard deviation of every quantity, and of all together.
+    """Return mean, its s.u., and standard deviation of every quantity, and of all together.
 
-    The standard deviation is that from the truth: a mean that is not zero counts.
+    The standard deviation is that from the truth: a mean that is not zero counts. The s.u. is by
+    the scatter of the data sets, since the errors of one set are correlated.
     """
-    columns = {name: np.array([e[name] for e in errors]) for name in errors[0]}
-    columns["all"] = np.concatenate(list(columns.values()))
+    values = np.array([list(e.values()) for e in errors])  # (sets, quantities)
+    columns = {name: values[:, [i]] for i, name in enumerate(errors[0])} | {"all": values}
     return [
-        {"quantity": name, "mean": float(z.mean()), "s.d. from truth": float((z**2).mean() ** 0.5)}
+        {
+            "quantity": name,
+            "mean": float(z.mean()),
+            "s.u. of the mean": float(z.mean(1).std(ddof=1) / len(z) ** 0.5),
+            "s.d. from truth": float((z**2).mean() ** 0.5),
+        }
         for name, z in columns.items()
     ]
 
