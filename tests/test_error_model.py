@@ -1,4 +1,4 @@
-"""The error model: t distribution, and the fit of both."""
+"""The error model: its sigma, the t distribution, and how it is fitted."""
 
 import math
 
@@ -21,9 +21,6 @@ def plain(sigma):
 def normal(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-# --- error model ----------------------------------------------------------------------------
 
 
 def test_sigma_by_hand():
