@@ -24,6 +24,7 @@ from .propagation import (
     Splitting,
     Work,
     is_hermitian,
+    light,
     to_dict,
     with_substeps,
 )
@@ -32,6 +33,7 @@ from .work import work_of
 logger = logging.getLogger("dials.hybrid.accuracy")
 
 SUBSTEPS = (1, 2, 3, 4, 6, 8)
+FOLLOWING = 4  # passes with derivatives by the orientation, of one with those by the structure
 CHECKED_SAMPLES = 4
 S_MAX = (0.04, 0.03, 0.02, 0.015, 0.01, 0.0075, 0.005)  # A^-1
 G_MAX = (2.0, 1.8, 1.6, 1.4)  # A^-1
@@ -73,7 +75,7 @@ def choose_step(
     with most beams, against the exact solution in double precision; it holds the rounding of
     the waves' own precision too. If no allowed number of steps meets the target, the one with
     the smallest error is returned, and a warning logged. Of `others`, methods without such
-    steps, one is taken instead if a pass with all derivatives of that block needs fewer
+    steps, one is taken instead if the passes of that block (`_Trial.operations`) need fewer
     operations and the error is not larger than the target or than that of the steps.
     """
     trial = _Trial.of(problem, settings, device)
@@ -141,8 +143,14 @@ class _Trial:
         return float((found.double() - self.truth).abs().max())
 
     def operations(self, propagator: Propagator) -> float:
-        """Return the operations of a pass with all derivatives of this block."""
-        return propagator.operations(self.work, self.settings.depth)
+        """Return the operations of this block in a pass and those that usually follow it.
+
+        The first has derivatives by the structure, from light steps, the others by the orientation
+        alone.
+        """
+        depth, turns = self.settings.depth, dataclasses.replace(self.work, directions=0)
+        first = light(propagator).operations(self.work, depth)
+        return first + FOLLOWING * propagator.operations(turns, depth)
 
 
 def _log_step(check: StepCheck) -> None:

@@ -59,7 +59,7 @@ class Ending:
         approximate, since they promise what does not come, nor where steps that are held no more
         than at the start have brought little.
         """
-        if self.vain or self.loosened >= LOOSENED or stage.slopes is not None:
+        if self.vain or self.loosened >= LOOSENED or stage.rough:
             return False
         if self.calm >= CALM and proximity <= State.proximity:
             return False

@@ -1,6 +1,6 @@
 """How coarsely a pass is calculated, and the problem that a coarser pass works on.
 
-A coarser pass takes fewer beams, fewer orientation samples and longer steps; blocks, links and
+A coarser pass takes fewer beams, fewer orientation samples and simpler steps; blocks, links and
 depths stay the same, so that its profiles and their derivatives stand in for those of a finer one.
 """
 
@@ -16,7 +16,7 @@ from .data import Problem, Scan
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Cut-offs of the beams, samples of the rotation that become one, steps per depth.
+    """Cut-offs of the beams, samples of the rotation that become one, whether steps are light.
 
     g_max and s_max are in A^-1, `left_out` is the share of the current in beams left out.
     """
@@ -25,7 +25,7 @@ class Fidelity:
     s_max: float
     left_out: float | None
     thinning: int = 1
-    substeps: int = 1
+    light: bool = False
 
 
 def thinned(problem: Problem, factor: int) -> Problem:

@@ -70,6 +70,7 @@ class CheapModel:
         with torch.no_grad():
             self.powers = powers(model)  # None without nuisance terms
             self.power_slopes = None if self.powers is None else power_slopes(model)
+        self.priors_near: Tensor | None = None  # `prior_matrix` where `solve` last asked for it
 
     def start(self) -> Tensor:
         """Return x at the model's present parameters: zero steps."""
@@ -343,14 +344,14 @@ class LeastSquares:
 def solve(problem: LeastSquares, x: Tensor, iterations: int) -> Tensor:
     """Levenberg-Marquardt (Marquardt 1963, doi:10.1137/0111030) from x; returns the best x.
 
-    The part of the priors in the matrix, which costs more than all else, is kept as long as
-    steps are good at once.
+    The part of the priors in the matrix, which costs more than all else, is kept, by the cheap
+    model from one problem to the next, as long as steps are good at once.
     """
-    damping, cost, priors = 1e-2, problem.total(x), None
+    damping, cost, cheap = 1e-2, problem.total(x), problem.cheap
     for _ in range(iterations):
-        if priors is None:
-            priors = problem.cheap.prior_matrix(x)
-        gradient, matrix = problem.normal_equations(x, priors)
+        if cheap.priors_near is None:
+            cheap.priors_near = cheap.prior_matrix(x)
+        gradient, matrix = problem.normal_equations(x, cheap.priors_near)
         tried = damping
         for _ in range(12):
             damped = matrix + torch.diag(damping * (matrix.diagonal() + DAMPING_FLOOR))
@@ -365,6 +366,6 @@ def solve(problem: LeastSquares, x: Tensor, iterations: int) -> Tensor:
         if gain < 1e-4 * cost:
             break
         if damping > tried:
-            priors = None
+            cheap.priors_near = None
         damping = max(damping / 5, 1e-7)
     return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class ModelSettings:
 
     def coarser(self, fidelity: Fidelity) -> ModelSettings:
         """Return the settings of passes at that fidelity."""
-        propagator = propagation.with_substeps(self.propagator, fidelity.substeps)
+        propagator = propagation.light(self.propagator) if fidelity.light else self.propagator
         return dataclasses.replace(
             self,
             g_max=fidelity.g_max,
@@ -231,16 +232,21 @@ class HybridModel(nn.Module):
         if fidelity is None:
             return self
         if fidelity not in self._coarser:
-            model = HybridModel(
-                thinned(self.problem.to("cpu"), fidelity.thinning),
-                self.settings.coarser(fidelity),
-                str(self.depth.device),
-                self.share,
-            )
-            for name, module in self.named_children():
-                setattr(model, name, module)
-            self._coarser[fidelity] = model
+            self._coarser[fidelity] = self._made_coarser(fidelity)
         return self._coarser[fidelity]
+
+    def _made_coarser(self, fidelity: Fidelity) -> HybridModel:
+        settings = self.settings.coarser(fidelity)
+        own = dataclasses.replace(settings, propagator=self.settings.propagator)
+        if own == self.settings and fidelity.thinning == 1:
+            model = copy.copy(self)  # of the same beams and blocks
+            model.settings = settings
+            return model
+        problem = thinned(self.problem.to("cpu"), fidelity.thinning)
+        model = HybridModel(problem, settings, str(self.depth.device), self.share)
+        for name, module in self.named_children():
+            setattr(model, name, module)
+        return model
 
     def _workers(self, device: str) -> int:
         """Batches that are worked on at the same time: one per core, as far as they fit."""

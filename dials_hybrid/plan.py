@@ -1,20 +1,22 @@
 """The stages of a refinement, where a pass with derivatives by everything is too much work.
 
 Such a pass carries one wave for each free parameter of the structure, in hundreds of beams. The
-intensities themselves are a hundredth of that work. Where it is too much, derivatives come from
-fewer beams, samples and steps, while the intensities are, to a few thousandths in the first
-stage and exactly in the last one, those of the model that was asked for. Errors of the derivatives
-lengthen the way to the minimum and move it by a part of the standard uncertainties, because
-residuals are not in line with the errors of the derivatives; intensities of fewer beams would
-bias the structure. Everything follows from the number of operations, not from measured times, so
-that a refinement takes the same way on every machine.
+intensities themselves are a hundredth of that work. Derivatives by the structure always come from
+steps of fewer stages, if steps are made: that leaves them right to about two hundredths and moves
+the minimum by some hundredths of the standard uncertainties. Where it is still too much,
+derivatives come from fewer beams and samples, while the intensities are, to a few thousandths in
+the first stage and exactly in the last one, those of the model that was asked for. Errors of the
+derivatives lengthen the way to the minimum and move it by a part of the standard uncertainties,
+because residuals are not in line with the errors of the derivatives; intensities of fewer beams
+would bias the structure. Everything follows from the number of operations, not from measured
+times, so that a refinement takes the same way on every machine.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
+from . import propagation
 from .crystal import reciprocal_length_sq
 from .fidelity import Fidelity
 from .fourier import PROBES
@@ -30,20 +32,17 @@ STALE_IN_STAGES = 10  # the same where they are approximate at any age
 # |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
 SPACINGS = (1.25, 2.0)
 LEFT_OUT = (1e-3, 3e-3, 1e-2)  # shares of the current in beams that are left out
-WORTH = 0.3  # 10^12 operations of a pass from which on its first derivatives may be coarser
-EARLY = 2  # their rung
-USUAL_PASSES = 5  # with derivatives, counting the partial ones between them
+USUAL_PASSES, USUAL_STEPS = 3, 11  # with derivatives by the structure, and by the orientation
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage: where its intensities and their derivatives come from; None is the full model.
 
-    `slopes` are the derivatives by the structure, `turns` those by the orientation; `early` are
-    those by the structure until they are first formed anew, as `slopes` if None. `share` is
-    the part of all iterations after which it ends at the latest, `stale` the number of steps after
-    which derivatives by the structure are formed anew, `trusted` the same where a step failed,
-    `loose` multiplies the tolerances of convergence.
+    `slopes` are the derivatives by the structure, `rough` if of fewer beams or samples; `turns`
+    are those by the orientation. `share` is the part of all iterations after which it ends at the
+    latest, `stale` the number of steps after which derivatives by the structure are formed anew,
+    `trusted` the same where a step failed, `loose` multiplies the tolerances of convergence.
     """
 
     name: str
@@ -52,31 +51,39 @@ class Stage:
     turns: Fidelity | None
     share: float
     stale: int = STALE
-    trusted: int = 1
+    trusted: int = 2
     loose: float = 1.0
-    early: Fidelity | None = None
+    rough: bool = False
 
 
 def make_plan(model: HybridModel, limit: float | None) -> tuple[Stage, ...]:
     """Return the stages for a pass with derivatives of at most `limit` 10^12 operations.
 
-    None is no limit: then, as where the limit is kept by the full model, there is one stage.
+    None is no limit: then, as where the limit is kept with all beams and samples, there is one
+    stage.
     """
-    whole = (Stage("joint", None, None, None, 1.0),)
+    light = light_fidelity(model)
+    whole = (Stage("joint", None, light, None, 1.0),)
     if limit is None or not isinstance(model.settings.propagator, (Splitting, Chebyshev)):
         return whole
-    needed, rungs = operations(model), ladder(model)
-    if needed <= limit * TERA:
-        if needed > WORTH * TERA:
-            return (dataclasses.replace(whole[0], early=rungs[EARLY]),)
+    if operations(model.coarser(light)) <= limit * TERA:
         return whole
+    rungs = ladder(model)
     slopes = _first_within(model, rungs, limit * TERA)
     turns = _first_within(model, [None, *rungs], limit * TERA, directions=0)
     first_turns = turns or rungs[0]
     return (
-        Stage("coarse", rungs[0], slopes, first_turns, 0.6, STALE_IN_STAGES, STALE, LOOSE),
-        Stage("joint", None, slopes, turns, 1.0, STALE_IN_STAGES, STALE),
+        Stage("coarse", rungs[0], slopes, first_turns, 0.6, STALE_IN_STAGES, STALE, LOOSE, True),
+        Stage("joint", None, slopes, turns, 1.0, STALE_IN_STAGES, STALE, rough=True),
     )
+
+
+def light_fidelity(model: HybridModel) -> Fidelity | None:
+    """Return all beams and samples with steps of fewer stages, None if there are no such steps."""
+    settings = model.settings
+    if propagation.light(settings.propagator) == settings.propagator:
+        return None
+    return Fidelity(settings.g_max, settings.s_max, settings.left_out, light=True)
 
 
 def _first_within(
@@ -99,7 +106,7 @@ def _first_within(
 def ladder(model: HybridModel) -> list[Fidelity]:
     """Return fidelities from fine to coarse.
 
-    First the steps and samples that hardly change intensities are left out, then beams through
+    First the stages and samples that hardly change intensities are left out, then beams through
     which more and more of the current passes.
     """
     settings, o = model.settings, model.problem.observations
@@ -109,7 +116,7 @@ def ladder(model: HybridModel) -> list[Fidelity]:
     fine, coarse = (max(1, int(c / (reach * settings.thickness_start * spacing))) for c in SPACINGS)
     more = [max(share, settings.left_out or 0) for share in LEFT_OUT]
     rungs = [(settings.left_out, fine), *((share, fine) for share in more), (more[-1], coarse)]
-    return [Fidelity(settings.g_max, settings.s_max, *rung) for rung in rungs]
+    return [Fidelity(settings.g_max, settings.s_max, *rung, light=True) for rung in rungs]
 
 
 def operations(model: HybridModel, directions: int | None = None) -> float:
@@ -138,7 +145,7 @@ def expected_operations(model: HybridModel, plan: tuple[Stage, ...]) -> float:
     # an adjoint sweep takes twice the operations of a value
     work = operations(slopes) + 2 * (1 + PROBES) / USUAL_PASSES * value_operations(slopes)
     if len(plan) == 1:
-        return USUAL_PASSES * work
+        return USUAL_PASSES * work + USUAL_STEPS * operations(model, 0)
     first, last = (
         operations(model.coarser(s.turns), 0)
         + (s.values != s.turns) * value_operations(model.coarser(s.values))
@@ -155,7 +162,7 @@ def format_plan(plan: tuple[Stage, ...]) -> str:
         f"{_described(stage.slopes)}"
         for stage in plan
     ]
-    if plan[-1].slopes is not None:
+    if plan[-1].rough:
         lines.append("Standard uncertainties come from these coarser derivatives")
     return "\n".join(lines)
 
@@ -168,4 +175,5 @@ def _described(fidelity: Fidelity | None) -> str:
         if fidelity.left_out is None
         else f"all but {fidelity.left_out:g} of the current"
     )
-    return f"{beams}, one orientation sample of {fidelity.thinning}"
+    steps = ", light steps" if fidelity.light else ""
+    return f"{beams}, one orientation sample of {fidelity.thinning}{steps}"

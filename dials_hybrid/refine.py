@@ -34,8 +34,10 @@ from .plan import Stage, expected_operations, make_plan, operations
 logger = logging.getLogger("dials.hybrid.refine")
 
 NOTHING = 1e-4  # part of the cost that is not worth another trial
-ROUNDS = 3  # of error model and step in turn, at one point of linearisation, at most
-SHORT = 3  # iterations of such a step
+ROUNDS = 8  # of error model and step in turn, at one point of linearisation, at most
+SHORT = 1  # iterations of such a step
+# part of the structure factors that changes derivatives too; where a step failed, a smaller one
+CHANGED, SUSPECT = 0.03, 0.01
 
 
 HEADER = (
@@ -115,7 +117,6 @@ class Refinement:
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
         self.ending = Ending(settings)
-        self.early = False  # whether derivatives by the structure are those of the first steps
 
     @property
     def stage(self) -> Stage:
@@ -176,23 +177,29 @@ class Refinement:
 
     def linearise(self) -> CheapModel:
         """Propagate once, with derivatives, at the model's present parameters."""
-        self.age, self.early = 0, False
+        self.age, self.linearised = 0, self._structure_factors()
         return CheapModel(self.model, self._passed(slopes=self.stage.slopes))
-
-    def _linearise_early(self) -> CheapModel:
-        """Do the same with derivatives by the structure that are good enough for first steps."""
-        if self.stage.early is None:
-            return self.linearise()
-        self.age, self.early = 0, True
-        return CheapModel(self.model, self._passed(slopes=self.stage.early))
 
     def follow(self, cheap: CheapModel) -> CheapModel:
         """Propagate at the present parameters, but keep the structure's derivatives of `cheap`.
 
         Those by orientation cost a fraction of theirs, and change most.
         """
-        self.age += 1
         return CheapModel(self.model, self._passed(cheap.lin.crystal))
+
+    @torch.no_grad()
+    def _structure_factors(self) -> Tensor:
+        return self.model.crystal(self.problem.observations.hkl)
+
+    def _is_stale(self, steps: int, changed: float) -> bool:
+        """Whether derivatives by the structure are those of another structure.
+
+        That is after enough steps, if they have changed a larger part of the structure factors.
+        """
+        if self.age < steps:
+            return False
+        change = self._structure_factors() - self.linearised
+        return float(change.norm()) > changed * float(self.linearised.norm())
 
     def _passed(
         self, crystal: Tensor | None = None, slopes: Fidelity | None = None
@@ -236,14 +243,13 @@ class Refinement:
             while self.state.iteration < self.settings.iterations:
                 if self._stage_ends():
                     cheap = self._next_stage(cheap)
-                if self.age >= self.stage.stale:
+                if self._is_stale(self.stage.stale, CHANGED):
                     cheap = self.linearise()
                 cheap, step = self._iterate(cheap)
                 if not self.ending.settled(step, self.stage):
                     continue
-                if self.early or self._held_back(cheap):
+                if self._held_back(cheap):
                     self.ending.calm = 0
-                    cheap = self.linearise()
                     continue
                 if self.stage is self.plan[-1]:
                     reason, converged = "the last shifts are small against the errors", True
@@ -260,7 +266,7 @@ class Refinement:
     def _finish(self, cheap: CheapModel | None, converged: bool, reason: str) -> Result:
         """Return the result, which is that of the last stage; the loop stays where it is."""
         stage, self.state.stage = self.state.stage, len(self.plan) - 1
-        if cheap is None or self.early:
+        if cheap is None:
             cheap = self.linearise()
         elif stage != self.state.stage:
             cheap = self.follow(cheap)
@@ -275,7 +281,7 @@ class Refinement:
         if self.state.start:
             return self.linearise()
         if len(self.plan) == 1:
-            cheap = self._linearise_early()
+            cheap = self.linearise()
             self._start(self._held(cheap.lin.profiles))
             return cheap
         self.state.stage = len(self.plan) - 1  # the start that is reported is the full model's
@@ -295,6 +301,7 @@ class Refinement:
         """Go on to the next stage of the plan at the present parameters."""
         self.ending.calm = 0
         self.state.stage += 1
+        self.age += 1
         return self.follow(cheap)  # all stages have the same derivatives
 
     def _start(self, cheap: CheapModel) -> None:
@@ -342,12 +349,13 @@ class Refinement:
                 state.proximity *= 4
             if gain > 0 or (math.isfinite(gain) and predicted < NOTHING * before):
                 state.structure_step = x[cheap.parts.crystal].tolist()
+                self.age += 1
                 break
             self._restore()
             if abs(predicted) < self.tolerance * before:  # no more than a settled end may promise
                 fresh, trial = cheap, LeastSquares(cheap, sigma_w, 0)
                 break
-            if self.age > self.stage.trusted:
+            if self._is_stale(self.stage.trusted, SUSPECT):
                 cheap = self.linearise()
             x = cheap.start()
         else:
@@ -362,12 +370,14 @@ class Refinement:
     def _update_error_model(self, cheap: CheapModel) -> Tensor:
         """Fit the error model, then again where a step with it leads to; return where that is.
 
-        Each follows the other slowly, and a propagation in between would take longer.
+        Each follows the other slowly, and a propagation in between would take longer. Leverages
+        hardly change meanwhile.
         """
         state, x, calculated = self.state, cheap.start(), self.intensities(cheap)
+        leverage = uncertainty.curvature_of(cheap, state.error_model).leverage
         for _ in range(ROUNDS):
             before = state.error_model
-            state.error_model = uncertainty.error_model_of(cheap, before, calculated)
+            state.error_model = uncertainty.error_model_of(cheap, before, calculated, leverage)
             if state.error_model.is_like(before):
                 break
             problem = LeastSquares(cheap, self.sigma_w(calculated), state.proximity)

@@ -191,18 +191,22 @@ def curvature_of(cheap: CheapModel, error_model: ErrorModel) -> Curvature:
 
 @torch.no_grad()
 def error_model_of(
-    cheap: CheapModel, present: ErrorModel, calculated: Tensor | None = None
+    cheap: CheapModel,
+    present: ErrorModel,
+    calculated: Tensor | None = None,
+    leverage: Tensor | None = None,
 ) -> ErrorModel:
     """Return the error model of the residuals, as large as they were without their own pull.
 
     They are those of working reflections. Parameters, which `present` has led to, follow the
     strong ones most; left as they are, their residuals would tell of too small an error in
     proportion to the intensity, which makes them pull more. `calculated` (R,) may be of a point
-    to which a step leads; by default it is of where the linearisation was made.
+    to which a step leads, `leverage` (R,) of an error model that is like the present one; by
+    default they are of where the linearisation was made.
     """
     o = cheap.model.problem.observations
     calculated = cheap.intensities() if calculated is None else calculated
-    leverage = curvature_of(cheap, present).leverage
+    leverage = curvature_of(cheap, present).leverage if leverage is None else leverage
     return fit_error_model(o.intensity, calculated, o.noise, leverage, ~o.free)
 
 

@@ -261,6 +261,7 @@ def test_a_saved_state_continues_the_same_way(truth, tmp_path, monkeypatch):
     # derivatives are not saved: both sides must make them anew in every iteration
     whole_plan = plan_room.Stage("joint", None, None, None, 1.0, stale=1)
     monkeypatch.setattr(refine_room, "make_plan", lambda *_: (whole_plan,))
+    monkeypatch.setattr(refine_room, "CHANGED", 0.0)
     whole = refinement(truth[0], 4).run()
     part = refinement(truth[0], 2)
     part.run()

@@ -43,6 +43,7 @@ __all__ = [
     "Work",
     "from_dict",
     "is_hermitian",
+    "light",
     "to_dict",
     "with_substeps",
 ]
@@ -58,6 +59,11 @@ def from_dict(values: dict) -> Propagator:
     """Return the method that `to_dict` described; files of earlier versions have no name."""
     values = dict(values)
     return METHODS[values.pop("method", "splitting")](**values)
+
+
+def light(method: Propagator) -> Propagator:
+    """Return the method with steps of fewer stages, if it makes steps; see `Splitting.light`."""
+    return method.light() if isinstance(method, Splitting) else method
 
 
 def with_substeps(method: Propagator, substeps: int) -> Propagator:

@@ -12,7 +12,7 @@ The exponentials of V are formed once per block.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,13 +71,28 @@ def _strang() -> tuple[tuple, tuple]:
     return (0.5, 0.5), (1.0,)
 
 
+def _saba_3() -> tuple[tuple, tuple]:
+    """SABA3, 3 stages, for |V| << |S|: V where Gauss and Legendre integrate over a step.
+
+    R. I. McLachlan 1995, doi:10.1007/BF01737165; J. Laskar & P. Robutel 2001,
+    doi:10.1023/A:1012098603882. The error is of order |V|^2 h^2.
+    """
+    node = math.sqrt(15) / 10
+    return (0.5 - node, node, node, 0.5 - node), (5 / 18, 4 / 9, 5 / 18)
+
+
 SCHEMES = {
     "strang": _strang(),
+    "saba_3": _saba_3(),
     "blanes_moan_4": _blanes_moan_4(),
     "aba_864": _aba_864(),
     "aba_104": _aba_104(),
     "aba_1064": _aba_1064(),
 }
+
+
+LIGHT = "saba_3"  # intensities to a few thousandths, their derivatives to two hundredths, where
+# ABA(10,4) with the same steps has max |dI| of 1e-4
 
 
 @dataclass(frozen=True)
@@ -276,6 +291,12 @@ class Splitting:
         return in_chunks(
             lambda probe, v, s: _Sweep.apply(plan, probe, v, s), potential, excitation, probe
         )
+
+    def light(self) -> Splitting:
+        """Return the method with the same steps, of fewer stages if it can be."""
+        if len(SCHEMES[LIGHT][1]) < len(SCHEMES[self.scheme][1]):
+            return replace(self, scheme=LIGHT)
+        return self
 
     def _stages(self, grid: DepthGrid) -> int:
         return grid.count * self.substeps * len(SCHEMES[self.scheme][1])
