@@ -83,7 +83,7 @@ class Ended:
             gone = part == number
             fewer = LeastSquares(cheap, sigma.masked_fill(gone, torch.inf), 0)
             x = solve(fewer, cheap.start(), 10)
-            out = torch.where(gone, cheap.evaluate(x, jacobian=False)[0], out)
+            out = torch.where(gone, cheap.evaluate(x)[0], out)
         return out
 
     def _row(self, cheap: CheapModel) -> dict:

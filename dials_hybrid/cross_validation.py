@@ -58,9 +58,10 @@ def left_out(problem: LeastSquares, groups: Tensor) -> Tensor:
     a leverage of one, are predicted as they were fitted.
     """
     cheap, weight = problem.cheap, problem.weight
-    calculated, _, j, j_prior = cheap.evaluate(cheap.start())
+    calculated, j = cheap.slopes(cheap.start())
     j = j * weight[:, None]
-    covariance = torch.linalg.pinv(j.T @ j + j_prior.T @ j_prior, rtol=1e-12, hermitian=True)
+    information = j.T @ j + cheap.prior_matrix(cheap.start())
+    covariance = torch.linalg.pinv(information, rtol=1e-12, hermitian=True)
     residual = (problem.observed - calculated) * weight
     out = calculated.clone()
     for group in torch.unique(groups).tolist():

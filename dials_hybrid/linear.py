@@ -128,7 +128,7 @@ class CheapModel:
 
     def intensities(self) -> Tensor:
         """Return the calculated intensities (R,) at the point of linearisation."""
-        return self.evaluate(self.start(), jacobian=False)[0]
+        return self.evaluate(self.start())[0]
 
     @torch.no_grad()
     def scales(self) -> Tensor:
@@ -174,13 +174,9 @@ class CheapModel:
     def _local_rotation(self, flat: Tensor) -> Tensor:
         return self.model.orientation.matrix @ flat.view_as(self.model.orientation.offset)
 
-    def evaluate(self, x: Tensor, jacobian: bool = True):
-        """Return (intensities (R,), prior residuals, dI/dx (R, n), dprior/dx) at x.
-
-        The last two are None unless `jacobian`.
-        """
-        intensity, j = self._intensities(x, jacobian)
-        return intensity, self.prior(x), j, self.prior_jacobian(x) if jacobian else None
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the intensities (R,) and the residuals (m,) of all priors at x."""
+        return self._intensities(x, False)[0], self.prior(x)
 
     def slopes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the intensities (R,) and their derivatives (R, n) at x."""
@@ -243,8 +239,7 @@ class CheapModel:
         """The columns and derivatives of all parts of `prior`."""
         flat = x[self.parts.thickness]
         by_parameter, out = jacfwd(self._outputs)(flat), self._outputs(flat)
-        penalties = self.model.thickness.penalties
-        slopes = vmap(lambda move: jvp(penalties, (out,), (move,))[1], -1, -1)(by_parameter)
+        slopes = self.model.thickness.penalty_slopes(out, by_parameter)
         return [(self.parts.thickness, slopes), *self._slopes_of_other_priors(x)]
 
     def prior_jacobian(self, x: Tensor) -> Tensor:
@@ -318,7 +313,7 @@ class LeastSquares:
 
     def cost(self, x: Tensor) -> float:
         """Return the cost without the proximity term."""
-        intensity, prior, _, _ = self.cheap.evaluate(x, jacobian=False)
+        intensity, prior = self.cheap.evaluate(x)
         r = (intensity - self.observed) * self.weight
         return 0.5 * float(r @ r + prior @ prior)
 

@@ -383,23 +383,23 @@ class HybridModel(nn.Module):
 
     @torch.no_grad()
     def tangents(
-        self, structure: bool = True, fidelity: Fidelity | None = None
+        self, structure: bool = True, turns: bool = True, fidelity: Fidelity | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return profiles (G, D) and their derivatives by structure and orientation.
 
         (G, P, D) per unit of each free parameter of the structure, none of them unless
         `structure`, and (G, 2, D) per local rotation of one prior sigma about the two directions
-        across the beam. All are those of `coarser(fidelity)`.
+        across the beam, none unless `turns`. All are those of `coarser(fidelity)`.
         """
         if fidelity is not None:
-            return self.coarser(fidelity).tangents(structure)
+            return self.coarser(fidelity).tangents(structure, turns)
         table = self.potential_table()
         moved = self.potential_moves() if structure else table.new_zeros(0, len(table))
         rotation = self.orientation()
-        profiles, slopes = self._per_portion(), self._per_portion(len(moved) + 2)
+        profiles, slopes = self._per_portion(), self._per_portion(len(moved) + 2 * turns)
 
         def propagate(batch):
-            return self.batch_tangents(batch, table, moved, rotation)
+            return self.batch_tangents(batch, table, moved, rotation, turns)
 
         found = in_threads(propagate, self.batches, self.workers)
         for batch, (value, slope) in zip(self.batches, found, strict=True):
@@ -434,19 +434,21 @@ class HybridModel(nn.Module):
         moves = torch.cat([slopes[name] for name in given], -1)
         return torch.view_as_complex(moves.permute(2, 0, 1).contiguous())
 
-    def batch_tangents(self, batch, table, moved, rotation) -> tuple[Tensor, Tensor]:
-        """Return profiles (l, D) and slopes (l, P + 2, D) of one batch.
+    def batch_tangents(
+        self, batch, table, moved, rotation, turns: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return profiles (l, D) and slopes (l, P + 2, D) of one batch, (l, P, D) without turns.
 
         Structure directions go in groups, so that memory does not grow with the structure.
         """
         dtype = self.settings.dtype
         excitation = self.excitation(batch, rotation).to(dtype.to_real())
-        turns = self._excitation_moves(batch, rotation).to(dtype.to_real())
+        tilts = self._excitation_moves(batch, rotation).to(dtype.to_real())
         groups = moved.split(_DIRECTIONS) if len(moved) else [moved]
         out = []
         for i, group in enumerate(groups):
             change = self.matrix.moved(batch, table, group)
-            moves = Moves(change, turns if i == 0 else turns[:0])
+            moves = Moves(change, tilts if turns and i == 0 else tilts[:0])
             profiles, slopes = self.settings.propagator.tangents(
                 self.matrix(batch, table), excitation, moves, batch.probe, self.settings.depth
             )

@@ -206,9 +206,10 @@ class Refinement:
     ) -> Linearisation:
         """Return profiles and slopes as the stage asks, those by the structure unless given."""
         stage, passes, given = self.stage, self.passes, crystal is not None
+        apart = given or stage.turns != slopes
         if not given:
-            profiles, crystal, turns = passes.tangents(fidelity=slopes)
-        if given or stage.turns != slopes:
+            profiles, crystal, turns = passes.tangents(turns=not apart, fidelity=slopes)
+        if apart:
             profiles, _, turns = passes.tangents(structure=False, fidelity=stage.turns)
         if stage.values != stage.turns:
             profiles = passes.value_profiles(fidelity=stage.values)
@@ -382,7 +383,7 @@ class Refinement:
                 break
             problem = LeastSquares(cheap, self.sigma_w(calculated), state.proximity)
             x = solve(problem, x, SHORT)
-            calculated = cheap.evaluate(x, jacobian=False)[0]
+            calculated = cheap.evaluate(x)[0]
         return x
 
     def _update_orientation_prior(self, cheap: CheapModel) -> None:

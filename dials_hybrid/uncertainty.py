@@ -44,8 +44,8 @@ class Curvature:
 
     residual: Tensor  # (R,) (I_obs - I_calc) / sigma_w
     jacobian: Tensor  # (R, n) dI_calc / dx / sigma_w
-    prior_residual: Tensor  # (m,)
-    prior_jacobian: Tensor  # (m, n)
+    prior_pull: Tensor  # (n,) derivatives of half the squared sum of the priors' residuals
+    prior_matrix: Tensor  # (n, n) J^T J of the priors
     error_model: ErrorModel
 
     @functools.cached_property
@@ -56,7 +56,7 @@ class Curvature:
     @functools.cached_property
     def information(self) -> Tensor:
         """(n, n) second derivative of the minimised cost, data and priors."""
-        return self.slope * self._data() + self.prior_jacobian.T @ self.prior_jacobian
+        return self.slope * self._data() + self.prior_matrix
 
     @functools.cached_property
     def effective_parameters(self) -> float:
@@ -76,7 +76,7 @@ class Curvature:
         pull, _ = self.error_model.influence(self.residual)
         count = float(self._used.sum())
         spread = float(pull.square().sum()) / max(1.0, count - self.effective_parameters)
-        gradient = spread * self._data() + self.prior_jacobian.T @ self.prior_jacobian
+        gradient = spread * self._data() + self.prior_matrix
         return self.posterior @ gradient @ self.posterior
 
     @functools.cached_property
@@ -85,15 +85,20 @@ class Curvature:
 
         The residual of a reflection has the variance sigma_w^2 (1 - leverage).
         """
-        return self.slope * ((self.jacobian @ self.posterior) * self.jacobian).sum(1)
+        guard = _UNSEEN * self.information.diagonal().sum()  # where nothing sees
+        guarded = self.information + guard * torch.eye(len(self.information)).to(self.information)
+        half = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(guarded), self.jacobian.T, upper=False
+        )
+        return self.slope * half.square().sum(0)
 
     def with_parameter(self, derivative: Tensor) -> Curvature:
         """Return the same with one more parameter at the end; derivative (R,) is dI_calc."""
-        zero = self.prior_jacobian.new_zeros(len(self.prior_jacobian), 1)
         return dataclasses.replace(
             self,
             jacobian=torch.cat([self.jacobian, derivative[:, None]], 1),
-            prior_jacobian=torch.cat([self.prior_jacobian, zero], 1),
+            prior_pull=torch.nn.functional.pad(self.prior_pull, (0, 1)),
+            prior_matrix=torch.nn.functional.pad(self.prior_matrix, (0, 1, 0, 1)),
         )
 
     def minimum(self, iterations: int = 30) -> Tensor:
@@ -102,7 +107,7 @@ class Curvature:
         for _ in range(iterations):
             pull, _ = self.error_model.influence(self.residual - self.jacobian @ x)
             downhill = self.jacobian.T @ pull
-            downhill -= self.prior_jacobian.T @ (self.prior_residual + self.prior_jacobian @ x)
+            downhill -= self.prior_pull + self.prior_matrix @ x
             x = x + self.posterior @ downhill
         return x
 
@@ -180,12 +185,17 @@ def standard_uncertainties(problem: LeastSquares, error_model: ErrorModel) -> Un
 @torch.no_grad()
 def curvature_of(cheap: CheapModel, error_model: ErrorModel) -> Curvature:
     """Return residuals and derivatives of everything at the point of linearisation."""
-    intensity, prior, j, j_prior = cheap.evaluate(cheap.start())
+    x = cheap.start()
+    intensity, j = cheap.slopes(x)
     o = cheap.model.problem.observations
     sigma = error_model.sigma(o.noise, intensity)
     weight = torch.where(o.free, torch.zeros_like(sigma), 1 / sigma)
     return Curvature(
-        (o.intensity - intensity) * weight, j * weight[:, None], prior, j_prior, error_model
+        (o.intensity - intensity) * weight,
+        j * weight[:, None],
+        cheap.prior_gradient(x),
+        cheap.prior_matrix(x),
+        error_model,
     )
 
 

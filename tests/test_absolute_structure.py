@@ -38,7 +38,7 @@ def crystal(x: float, seed: int, absorbed: float):
     jacobian[:, 0] += absorbed * difference
     model = ErrorModel()
     residual = x * difference + 0.83 * normal(300)
-    priors = torch.zeros(0).double(), torch.zeros(0, 3).double()
+    priors = torch.zeros(3).double(), torch.zeros(3, 3).double()
     step = Curvature(residual, jacobian, *priors, model).minimum()
     return Curvature(residual - jacobian @ step, jacobian, *priors, model), difference
 

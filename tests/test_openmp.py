@@ -61,8 +61,8 @@ parameters = sum(p.numel() for p in model.crystal.parameters())
 shapes = (links, depths), (links, parameters, depths), (links, 2, depths)
 cheap = CheapModel(model, Linearisation(*(torch.rand(s, dtype=torch.float64) for s in shapes)))
 x = cheap.start() + 0.1
-found = [cheap.evaluate(x) for _ in range(10)]
-torch.save([torch.stack([f[i].detach() for f in found]) for i in (0, 2)], sys.argv[2])
+found = [cheap.slopes(x) for _ in range(10)]
+torch.save([torch.stack([f[i].detach() for f in found]) for i in (0, 1)], sys.argv[2])
 """
 
 

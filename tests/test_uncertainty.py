@@ -35,7 +35,7 @@ def line(residual, jacobian, prior=0.0, freedom=4.0) -> Curvature:
         residual,
         jacobian,
         torch.zeros(n).double(),
-        prior * torch.eye(n).double(),
+        prior**2 * torch.eye(n).double(),
         ErrorModel(freedom=freedom),
     )
 

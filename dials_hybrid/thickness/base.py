@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import jvp, vmap
 
 from .views import Views
 
@@ -56,6 +57,10 @@ class ThicknessModel(nn.Module):
     def penalties(self, outputs: Tensor) -> Tensor:
         """Return the residuals (m,) of the priors; none here."""
         return outputs[:0, 0]  # a part of the outputs, so that it has derivatives
+
+    def penalty_slopes(self, outputs: Tensor, moves: Tensor) -> Tensor:
+        """Return the changes (m, n) of the penalties with n changes of the outputs (F, K, n)."""
+        return vmap(lambda move: jvp(self.penalties, (outputs,), (move,))[1], -1, -1)(moves)
 
     def forward(self) -> Tensor:
         """Return p(t) on the grid, (F, D)."""

@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.func import jvp, vmap
 
 from ..curves import CurveBasis
 from .base import Neighbours, ThicknessPrior, single
@@ -40,9 +41,24 @@ class Head(nn.Module):
         """Return p(t) (F, n) at evenly spaced depths (n,) in A from the outputs (F, size)."""
         raise NotImplementedError("subclasses give the distribution")
 
-    def penalties(self, outputs: Tensor) -> Tensor:
-        """Return the residuals (m,) of the priors."""
+    def quantities(self, outputs: Tensor) -> Tensor:
+        """Return what the priors look at (B, q): of each block alone, from its outputs."""
+        raise NotImplementedError("subclasses give the quantities")
+
+    def residuals(self, quantities: Tensor) -> Tensor:
+        """Return the residuals (m,) of the priors, linear in the quantities (B, q)."""
         raise NotImplementedError("subclasses give the priors")
+
+    def penalties(self, outputs: Tensor) -> Tensor:
+        """Return the residuals (m,) of the priors from the outputs (F, size)."""
+        return self.residuals(self.quantities(outputs[self.neighbours.blocks]))
+
+    def penalty_slopes(self, outputs: Tensor, moves: Tensor) -> Tensor:
+        """See `ThicknessModel`; a block has far fewer outputs than the model has parameters."""
+        given, moves = outputs[self.neighbours.blocks], moves[self.neighbours.blocks]
+        unit = torch.eye(self.size).to(given)[:, None].expand(-1, len(given), -1)
+        slopes = vmap(lambda move: jvp(self.quantities, (given,), (move,))[1])(unit)
+        return vmap(self.residuals, -1, -1)(slopes.permute(1, 2, 0) @ moves)
 
 
 class MeanHead(Head):
@@ -55,9 +71,13 @@ class MeanHead(Head):
         """See the base class."""
         return single(self.centre * outputs.exp(), self.depth, depth)
 
-    def penalties(self, outputs: Tensor) -> Tensor:
+    def quantities(self, outputs: Tensor) -> Tensor:
         """See the base class."""
-        return self.neighbours.changes(outputs[self.neighbours.blocks], self.prior.stretch)
+        return outputs
+
+    def residuals(self, quantities: Tensor) -> Tensor:
+        """See the base class."""
+        return self.neighbours.changes(quantities, self.prior.stretch)
 
 
 class StretchedHead(Head):
@@ -80,7 +100,7 @@ class StretchedHead(Head):
         raise NotImplementedError("subclasses give the shape")
 
     def shape_penalties(self, shape: Tensor, log_q: Tensor) -> list[Tensor]:
-        """Return residuals of the shape's own priors, those of `shape` over `blocks` blocks."""
+        """Return residuals (B, m) of the shape's own priors."""
         raise NotImplementedError("subclasses give the shape's priors")
 
     def log_shape(self, outputs: Tensor) -> Tensor:
@@ -93,23 +113,33 @@ class StretchedHead(Head):
         inside = depth * torch.exp(-outputs[:, -1:])
         return torch.softmax(self.log_density(outputs[:, :-1], inside), dim=1)
 
-    def penalties(self, outputs: Tensor) -> Tensor:
-        """See the base class."""
-        outputs = outputs[self.neighbours.blocks]
+    def quantities(self, outputs: Tensor) -> Tensor:
+        """See the base class: residuals of each block alone, its cumulative q, and log s."""
         log_q, p = self.log_shape(outputs), self.distribution(outputs, self.depth)
-        blocks, step = len(log_q), float(self.depth[1] - self.depth[0]) / DEPTH_UNIT
-        own = self.shape_penalties(outputs[:, :-1], log_q)
-        information = math.log(len(self.depth)) + (log_q.exp() * log_q).sum(1)
+        blocks, q = len(log_q), log_q.exp()
+        information = math.log(len(self.depth)) + (q * log_q).sum(1, keepdim=True)
         information = (2 * self.prior.entropy * information.clamp(min=1e-9) / blocks).sqrt()
         near = torch.exp(-self.depth / self.reach)
         near = near + torch.exp((self.depth - self.depth[-1]) / self.reach)
-        ends = (p * near).sum(1) * math.sqrt(2 * self.prior.ends / blocks)
-        cumulative = torch.cumsum(log_q.exp(), 1)
-        shape = self.neighbours.changes(cumulative, self.prior.angle * step)
-        stretch = self.neighbours.changes(outputs[:, -1:], self.prior.stretch)
-        # the shape has a mean of its own, and stretching it all the same changes nothing
-        level = outputs[:, -1:].mean(0) * math.sqrt(self.prior.stretch)
-        return torch.cat([*own, information, ends, shape, stretch, level])
+        ends = (p * near).sum(1, keepdim=True) * math.sqrt(2 * self.prior.ends / blocks)
+        alone = [*self.shape_penalties(outputs[:, :-1], log_q), information, ends]
+        return torch.cat([*alone, torch.cumsum(q, 1), outputs[:, -1:]], 1)
+
+    def residuals(self, quantities: Tensor) -> Tensor:
+        """See the base class."""
+        others = len(self.depth) + 1
+        sizes = [quantities.shape[1] - others, others - 1, 1]
+        alone, cumulative, stretch = quantities.split(sizes, 1)
+        step = float(self.depth[1] - self.depth[0]) / DEPTH_UNIT
+        return torch.cat(
+            [
+                alone.flatten(),
+                self.neighbours.changes(cumulative, self.prior.angle * step),
+                self.neighbours.changes(stretch, self.prior.stretch),
+                # the shape has a mean of its own, and stretching it all the same changes nothing
+                stretch.mean(0) * math.sqrt(self.prior.stretch),
+            ]
+        )
 
 
 class GaussianHead(StretchedHead):
@@ -125,7 +155,7 @@ class GaussianHead(StretchedHead):
 
     def shape_penalties(self, shape: Tensor, log_q: Tensor) -> list[Tensor]:
         """See the base class."""
-        return [shape.flatten() / (WIDTH_SIGMA * math.sqrt(len(shape)))]
+        return [shape / (WIDTH_SIGMA * math.sqrt(len(shape)))]
 
 
 class MixtureHead(StretchedHead):
@@ -147,7 +177,7 @@ class MixtureHead(StretchedHead):
         """See the base class."""
         sigmas = (MEAN_SIGMA, WIDTH_SIGMA, WEIGHT_SIGMA)
         parts = zip(shape.split(COMPONENTS, 1), sigmas, strict=True)
-        return [part.flatten() / (sigma * math.sqrt(len(shape))) for part, sigma in parts]
+        return [part / (sigma * math.sqrt(len(shape))) for part, sigma in parts]
 
 
 class FreeHead(StretchedHead):
@@ -180,7 +210,7 @@ class FreeHead(StretchedHead):
         rough = rough * math.sqrt(self.prior.smoothness * step / blocks)
         dip = torch.relu(torch.diff(log_q, n=2, dim=1)) / step**2
         dip = dip * math.sqrt(self.prior.dip * step / blocks)
-        return [rough.flatten(), dip.flatten()]
+        return [rough, dip]
 
 
 HEADS = {"mean": MeanHead, "gaussian": GaussianHead, "mixture": MixtureHead, "free": FreeHead}

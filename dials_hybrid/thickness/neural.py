@@ -29,6 +29,10 @@ class Headed(ThicknessModel):
         """See the base class."""
         return self.head.penalties(outputs)
 
+    def penalty_slopes(self, outputs: Tensor, moves: Tensor) -> Tensor:
+        """See the base class."""
+        return self.head.penalty_slopes(outputs, moves)
+
 
 class CommonDistribution(Headed):
     """One free distribution for all orientations."""
