@@ -22,8 +22,8 @@ import torch
 
 from . import parallel
 from .checkpoint import Checkpoint
-from .data import InputError
 from .plan import format_plan
+from .records import InputError
 from .refine import (
     HEADER,
     Progress,

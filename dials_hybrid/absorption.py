@@ -44,8 +44,9 @@ from torch import Tensor, nn
 
 from . import electron
 from .crystal import CrystalModel, reciprocal_length_sq
-from .data import InputError, Structure
+from .data import Structure
 from .freedom import equivalent_weights
+from .records import InputError
 
 _CHUNK_ELEMENTS = 2_000_000  # reflections x operators x atoms summed at once, bounds the memory
 

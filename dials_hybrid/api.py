@@ -32,7 +32,7 @@ from . import (
 )
 from .checkpoint import Checkpoint, RefineSettings, State
 from .choices import choose_setting, hands, with_step
-from .data import InputError, Problem, Result
+from .data import Problem, Result
 from .freedom import Constraints
 from .ideal_hydrogens import settled
 from .io_bonds import bonds_and_angles, cell_covariance
@@ -61,6 +61,7 @@ from .job import (
 from .model import ModelSettings
 from .other_settings import compared, decide
 from .plan import format_plan
+from .records import InputError
 from .refine import Progress, Refinement, out_of_memory_explained
 
 __all__ = [

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .beams import BeamSet, obliquity
-from .data import Problem, Record, sample_weights
+from .data import Problem, sample_weights
 from .propagation import Probe
+from .records import Record
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .crystal import reciprocal_length_sq
-from .data import InputError, Observations, Record, Scan, Structure
+from .data import Observations, Scan, Structure
+from .records import InputError, Record
 
 BEAM_LIMIT = 2.0  # A^-1: couplings g - h reach twice as far, and the form factors end at 4 A^-1
 

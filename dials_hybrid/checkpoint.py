@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from .data import InputError, Problem, Result, load_records, save_records
+from .data import Problem, Result
 from .error_model import ErrorModel
 from .model import ModelSettings
+from .records import InputError, load_records, save_records
 
 
 @dataclass(frozen=True)

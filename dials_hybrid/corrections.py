@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jvp
 
-from .data import InputError
 from .nuisance import KINDS, About, Nuisance
+from .records import InputError
 
 _MODULE_ADVICE = "nuisance.module is FILE.py:CLASS or PACKAGE.MODULE:CLASS"
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from . import freedom
-from .data import InputError, Structure
+from .data import Structure
 from .freedom import metric
+from .records import InputError
 from .valence import INDEPENDENT_ATOMS, Valence, ValenceSettings, neutral_charges
 
 G_LIMIT = 4.0  # A^-1, where the tabulated form factors end

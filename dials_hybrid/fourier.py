@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .crystal import reciprocal_length_sq
-from .data import Fourier, Structure
+from .data import Fourier, Result, Structure
 from .parallel import in_threads
 
 PROBES = 6  # random signs; the curvature is known to sqrt(1 / PROBES) of itself
@@ -37,6 +37,31 @@ _SHELL = 40  # F(g) of about the same |g| whose curvatures are averaged
 _SHELL_PROBES = 2  # random signs that this average counts as
 TRIALS = 4  # lengths of the change that are tried
 _LONGEST = 3.0  # times the last trial that the next one may be
+
+
+def of_result(model, passes, fidelity, result: Result) -> Fourier:
+    """Return what the residuals of the work set say of every structure factor at a result.
+
+    `passes` makes the passes of the model, at a fidelity or, None, its own.
+    """
+    o = model.problem.observations
+    calculated, sigma = (x.to(o.intensity) for x in (result.calculated, result.sigma_weight))
+    weight = seeds(o.intensity, calculated, sigma, ~o.free)
+    smooth = model.scale(model.scale_matrix).detach()
+    weight = weight * (result.scale.to(smooth) / smooth)  # what the nuisance terms change
+    gradients = passes.potential_gradients(weight, fidelity=fidelity)
+    coarser = model.coarser(fidelity)
+    terms = fourier(coarser, gradients)
+
+    def misfit(length: float) -> float:
+        moved = table_change(coarser, length * terms.change).cpu()
+        with torch.no_grad():
+            profiles = passes.value_profiles(fidelity=fidelity, moved=moved)
+            residual = (o.intensity - coarser.intensities(profiles)) / sigma
+        return 0.5 * float(residual[~o.free].square().sum())
+
+    slope = -float((terms.gradient[0].conj() * terms.change).real.sum())
+    return terms.replace(change=best_length(misfit, slope) * terms.change)
 
 
 def seeds(observed: Tensor, calculated: Tensor, sigma: Tensor, work: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 import torch
 from cctbx import adptbx, crystal, uctbx, xray
 
-from .data import InputError, Structure
+from .data import Structure
 from .io_structures import form_factor_registry, neutral, read_structure
 from .notation import with_uncertainty
+from .records import InputError
 
 __all__ = [
     "as_recorded",

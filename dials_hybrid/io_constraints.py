@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from cctbx import sgtbx
 
-from .data import InputError, Structure
+from .data import Structure
 from .freedom import Constraints, basis, tied
 from .io_cctbx import to_structure, update_xray_structure, with_cell
 from .io_disorder import Parts
@@ -17,6 +17,7 @@ from .io_fixed import KINDS, fixed, freed
 from .io_hydrogens import parents_of_hydrogens, usual_u_factor
 from .io_riding import with_torsions, with_usual_hydrogens
 from .io_shelx import Instructions
+from .records import InputError
 
 HYDROGENS = ("as_given", "riding", "free")
 _NAMES_SHOWN = 30

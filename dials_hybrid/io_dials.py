@@ -15,7 +15,6 @@ from dials.util.version import dials_version
 from dxtbx.model import ExperimentList
 
 from . import __version__
-from .data import InputError
 from .io_cctbx import CELL_ERROR, CELL_WARNING, cell_difference, format_cell, reconcile
 from .io_geometry import Sampling, rotation_axis, scan_from_experiments, settings_at
 from .io_measurement import integrated_by, measurement
@@ -25,6 +24,7 @@ from .io_reflections import (
     observations_from_reflections,
     select_reflections,
 )
+from .records import InputError
 
 __all__ = [
     "Loaded",

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .data import InputError
 from .io_shelx_lines import is_shelx_atom, shelx_lines
 from .io_site_symmetry import GROUP
 from .io_structures import cif_loop
+from .records import InputError
 
 Parts = tuple[int, ...]  # one for each atom, or none at all if no atom has one
 KEY = "parts"  # of the provenance of a problem

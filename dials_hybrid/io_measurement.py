@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import InputError, Problem
+from .data import Problem
 from .io_structures import cif_items
+from .records import InputError
 
 _CIF_ITEMS = {
     "temperature": ("_diffrn_ambient_temperature", "_cell_measurement_temperature"),

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from cctbx import uctbx
 
-from .data import InputError, Observations, Scan
+from .data import Observations, Scan
 from .io_cctbx import CELL_ERROR, format_cell, in_measured_cell
 from .io_dials import MAX_WAVELENGTH, check_agreement, origin
 from .io_geometry import Sampling
@@ -47,6 +47,7 @@ from .io_pets_frames import (
     vectors,
 )
 from .io_reflections import USABLE, Selection, apply_filters, limits
+from .records import InputError
 
 logger = logging.getLogger("dials.hybrid.io_pets")
 

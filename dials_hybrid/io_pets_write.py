@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 from cctbx import uctbx
 
-from .data import InputError, Problem, Result
+from .data import Problem, Result
 from .io_geometry import rotation_axis, rotation_matrices
 from .io_pets import Loaded
 from .io_pets_frames import Frames, rotations
 from .io_results import writing
+from .records import InputError
 
 logger = logging.getLogger("dials.hybrid.io_pets_write")
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .data import InputError, Observations, Scan
+from .data import Observations, Scan
+from .records import InputError
 
 logger = logging.getLogger("dials.hybrid.io_reflections")
 

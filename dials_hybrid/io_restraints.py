@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from cctbx import sgtbx
 
-from .data import InputError, Restraints
+from .data import Restraints
 from .io_bonds import UNIT, neighbours
 from .io_disorder import Parts
 from .io_restraint_entries import ADP_ENTRIES, Entry, as_tensor, record
 from .io_restraints_manager import entries_of
 from .io_shelx_restraints import shelx_entries
+from .records import InputError
 
 SHELX_ENDINGS = (".ins", ".res")
 

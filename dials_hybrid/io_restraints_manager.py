@@ -14,9 +14,10 @@ from cctbx import adp_restraints, geometry_restraints
 from cctbx.array_family import flex
 from smtbx.refinement.restraints import manager as Manager
 
-from .data import InputError, Restraints
+from .data import Restraints
 from .io_bonds import UNIT
 from .io_restraint_entries import Entry, entries_in
+from .records import InputError
 
 # kind: name in a manager, array of proxies
 _GEOMETRY = {

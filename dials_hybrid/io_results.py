@@ -14,8 +14,9 @@ from dials.array_family import flex
 from dials.util.ext import streambuf
 from dxtbx.model import Experiment, ExperimentList
 
-from .data import InputError, Problem, Result, replacing
+from .data import Problem, Result
 from .io_geometry import a_matrices_at, goniometer_rotations_at, rotation_matrices
+from .records import InputError, replacing
 
 
 def check_writable(paths) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from iotbx.shelx import parsers
 
-from .data import InputError
 from .freedom import Constraints
 from .io_fixed import AXES
 from .io_hydrogen_sites import TURNING, HydrogenGroup
 from .io_shelx_build import ShelxAtom, build
 from .io_shelx_lines import is_shelx_atom, shelx_lines
+from .records import InputError
 
 logger = logging.getLogger("dials.hybrid.io_shelx")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from iotbx.shelx.lexer import command_stream
 
-from .data import InputError
 from .io_text import ascii_text
+from .records import InputError
 
 # instructions of SHELXL that the parser of iotbx does not know and takes for atoms
 _NEWER = {"ABIN", "ANSC", "ANSR", "NEUT", "PRIG", "SKIP", "TWST", "WIGL", "XNPD"}

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from cctbx import sgtbx
 
-from .data import InputError
 from .io_bonds import UNIT
 from .io_disorder import Parts
 from .io_restraint_entries import ADP_ENTRIES, Entry
 from .io_shelx_lines import is_shelx_atom, residue_of, shelx_lines
 from .io_structures import neutral
+from .records import InputError
 
 logger = logging.getLogger("dials.hybrid.io_shelx_restraints")
 

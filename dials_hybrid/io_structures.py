@@ -10,11 +10,11 @@ import iotbx.pdb
 from cctbx import crystal, xray
 from cctbx.array_family import flex
 
-from .data import InputError
 from .io_shelx_build import build
 from .io_shelx_lines import DEFAULT_LATTICE, plain_shelx, shelx_lines
 from .io_site_symmetry import with_general_positions
 from .io_text import ascii_text
+from .records import InputError
 
 logger = logging.getLogger("dials.hybrid.io_structures")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from . import io_constraints, io_dials, io_pets, io_riding, io_shelx
 from .checkpoint import RefineSettings, State
 from .cross_validation import choose_free, unique_groups
-from .data import InputError, Problem, Result, Structure, block_of
+from .data import Problem, Result, Structure, block_of
 from .freedom import Constraints
 from .io_cctbx import to_structure, write_cell
 from .io_constraints import Parameters
@@ -21,6 +21,7 @@ from .io_measurement import stated
 from .io_restraints import RestraintOptions, count_kinds, in_basis, restraints_of
 from .io_structures import read_structure
 from .model import ModelSettings
+from .records import InputError
 from .refine import Refinement
 
 logger = logging.getLogger("dials.hybrid.job")

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from . import beams
 from .crystal import reciprocal_length_sq
-from .data import Problem, Record, block_of, sample_weights
+from .data import Problem, block_of, sample_weights
+from .records import Record
 
 SPREAD = 0.35  # of the thickness, standard deviation over mean, for kinematic intensities
 

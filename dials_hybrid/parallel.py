@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .data import InputError
+from .records import InputError
 
 TIMEOUT = datetime.timedelta(minutes=30)  # to wait for a process that does not answer
 

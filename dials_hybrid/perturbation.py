@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .beams import BeamSet, excitation_of, lattice_points, near_sphere, obliquity, padded
-from .data import Record, Scan, Structure
+from .data import Scan, Structure
+from .records import Record
 from .relevance import Relevance
 
 NEAREST = 0.005  # A^-1, |S| of a beam that is left out though it is near: it is no perturbation

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import fourier, losses, uncertainty
+from . import estimates, fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
-from .data import LOWEST_U, Fourier, InputError, Problem, Result
+from .data import LOWEST_U, Problem, Result
 from .ending import UNHELD, Ending, Step
 from .fidelity import Fidelity
 from .freedom import least_u, lengths
@@ -28,8 +28,9 @@ from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
 from .model import HybridModel, ModelSettings
 from .outcome import End, number, result_of
-from .parallel import ALONE, Alone, Team, in_threads
-from .plan import Stage, expected_operations, make_plan, operations
+from .parallel import ALONE, Alone, Team
+from .plan import Stage, make_plan
+from .records import InputError
 
 logger = logging.getLogger("dials.hybrid.refine")
 
@@ -138,35 +139,7 @@ class Refinement:
 
     def estimate(self) -> tuple[float, float]:
         """Return (seconds of all passes, from one measured batch; bytes in all)."""
-        model = self.model.coarser(self.plan[0].slopes)
-        batch = model.batches[len(model.batches) // 2]
-        table, moved = model.potential_table().detach(), model.potential_moves()
-        rotation = model.orientation().detach()
-        start = time.perf_counter()
-        together = [batch] * model.workers
-        for _ in in_threads(
-            lambda b: model.batch_tangents(b, table, moved, rotation), together, len(together)
-        ):
-            pass  # only the time counts
-        seconds = (time.perf_counter() - start) / len(together)
-        work = [len(b.blocks) * b.hkl.shape[1] ** 2 for b in model.batches]
-        share = len(batch.blocks) * batch.hkl.shape[1] ** 2 / sum(work)
-        per_operation = seconds / share / operations(model)
-        memory = 8 * self._numbers_held(len(moved)) + self.model.working_bytes()
-        return per_operation * expected_operations(self.model, self.plan), memory
-
-    def _numbers_held(self, structure: int) -> float:
-        """Double-precision numbers that stay while blocks come and go: an upper estimate."""
-        model, o = self.model, self.problem.observations
-        portions, rows, depths = len(model.portions.block), len(o.intensity), len(model.depth)
-        thickness = sum(p.numel() for p in model.thickness.parameters())
-        size = sum(p.numel() for p in model.parameters())
-        linearised = portions * depths * (structure + 3)
-        jacobian = (portions + 5 * rows) * size + 10 * size**2
-        network = 3 * len(model.block_matrix) * depths * thickness
-        error_model = 240 * rows
-        # the old linearisation is there until the new one is
-        return 2 * linearised + jacobian + network + error_model
+        return estimates.seconds(self.model, self.plan), estimates.size(self.model)
 
     def _remember(self) -> None:
         # a kind of which none is free is left out, as by earlier versions that had no such kind
@@ -482,32 +455,10 @@ class Refinement:
         That is of the work set, and as accurate as the derivatives of the last stage. After an
         interrupt the result returns as it is.
         """
-        o, slopes = self.problem.observations, self.plan[-1].slopes
-        calculated, sigma_w = (x.to(o.intensity) for x in (result.calculated, result.sigma_weight))
         logger.info("Difference map: a pass for each of %d gradients", 1 + fourier.PROBES)
-        weight = fourier.seeds(o.intensity, calculated, sigma_w, ~o.free)
-        smooth = self.model.scale(self.model.scale_matrix).detach()
-        weight = weight * (result.scale.to(smooth) / smooth)  # what the nuisance terms change
         try:
-            gradients = self.passes.potential_gradients(weight, fidelity=slopes)
-            terms = fourier.fourier(self.model.coarser(slopes), gradients)
-            terms = self._of_best_length(terms, sigma_w)
+            terms = fourier.of_result(self.model, self.passes, self.plan[-1].slopes, result)
         except KeyboardInterrupt:
             logger.warning("Interrupted: no difference map is made")
             return result
         return result.replace(fourier=terms.to("cpu"))
-
-    def _of_best_length(self, terms: Fourier, sigma_w: Tensor) -> Fourier:
-        """Return the terms with the change of all structure factors as long as fits best."""
-        o, slopes = self.problem.observations, self.plan[-1].slopes
-        model = self.model.coarser(slopes)
-
-        def misfit(length: float) -> float:
-            moved = fourier.table_change(model, length * terms.change).cpu()
-            with torch.no_grad():
-                profiles = self.passes.value_profiles(fidelity=slopes, moved=moved)
-                residual = (o.intensity - model.intensities(profiles)) / sigma_w
-            return 0.5 * float(residual[~o.free].square().sum())
-
-        slope = -float((terms.gradient[0].conj() * terms.change).real.sum())
-        return terms.replace(change=fourier.best_length(misfit, slope) * terms.change)

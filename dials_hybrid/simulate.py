@@ -25,7 +25,8 @@ import torch
 from . import beams, crystal, electron
 from .absorption import ELASTIC, Absorption
 from .crystal import CrystalModel
-from .data import InputError, Structure
+from .data import Structure
+from .records import InputError
 
 TRUTH_STEP = 10.0  # A, the coarsest grid on which a distribution is written down
 MAX_STEP = math.radians(0.02)  # rad, orientation samples stand at most this far apart

@@ -3,7 +3,7 @@
 import pytest
 
 from dials_hybrid.command_line import hybrid_refine
-from dials_hybrid.data import InputError
+from dials_hybrid.records import InputError
 
 OUTPUTS = (
     "hybrid_refined.expt",

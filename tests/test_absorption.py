@@ -11,7 +11,6 @@ import torch
 from dials_hybrid import absorption, electron
 from dials_hybrid.absorption import MODELS, Motion, NoAbsorption, Proportional, Thermal
 from dials_hybrid.crystal import CrystalModel
-from dials_hybrid.data import InputError
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import (
     SCHEMES,
@@ -22,6 +21,7 @@ from dials_hybrid.propagation import (
     Probe,
     Splitting,
 )
+from dials_hybrid.records import InputError
 
 VOLTAGE = 200e3
 # L.-M. Peng et al. 1996, doi:10.1107/S0108767395014371, neutral atoms to s = 2 A^-1

@@ -15,7 +15,7 @@ from dials.array_family import flex
 from dxtbx.model import BeamFactory, ExperimentList, Scan
 
 from dials_hybrid import io_dials
-from dials_hybrid.data import InputError
+from dials_hybrid.records import InputError
 
 SMALL = {"images": 4}
 

@@ -8,8 +8,9 @@ import torch
 
 from dials_hybrid import beams
 from dials_hybrid.crystal import reciprocal_length_sq
-from dials_hybrid.data import InputError, Observations
+from dials_hybrid.data import Observations
 from dials_hybrid.model import HybridModel
+from dials_hybrid.records import InputError
 
 
 @pytest.fixture(scope="module")

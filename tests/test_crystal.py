@@ -10,7 +10,7 @@ import torch
 from dials_hybrid import crystal as physics
 from dials_hybrid.beams import centring_absent
 from dials_hybrid.crystal import SITE_UNIT, U_UNIT, CrystalModel, structure_factors
-from dials_hybrid.data import InputError
+from dials_hybrid.records import InputError
 
 # Sites on special positions and one general: space group, cell, sites
 CASES = {

@@ -9,14 +9,8 @@ import pytest
 import tiny
 import torch
 
-from dials_hybrid.data import (
-    InputError,
-    Problem,
-    Record,
-    load_records,
-    replacing,
-    save_records,
-)
+from dials_hybrid.data import Problem
+from dials_hybrid.records import InputError, Record, load_records, replacing, save_records
 
 
 @pytest.fixture(scope="module")

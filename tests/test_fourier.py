@@ -5,8 +5,9 @@ import tiny
 import torch
 
 from dials_hybrid import fourier
-from dials_hybrid.data import Result, load_records, save_records
+from dials_hybrid.data import Result
 from dials_hybrid.model import HybridModel
+from dials_hybrid.records import load_records, save_records
 
 
 @pytest.fixture(scope="module")

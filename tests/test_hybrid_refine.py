@@ -23,9 +23,9 @@ from dxtbx.model import ExperimentList
 from dials_hybrid import accuracy, api, validation
 from dials_hybrid.absorption import NoAbsorption, Proportional, Thermal
 from dials_hybrid.command_line import hybrid_refine, hybrid_simulate
-from dials_hybrid.data import load_records
 from dials_hybrid.io_structures import read_structure
 from dials_hybrid.notation import with_uncertainty
+from dials_hybrid.records import load_records
 from dials_hybrid.refine import Checkpoint, Refinement
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ from cctbx import adptbx, crystal, miller, sgtbx, uctbx, xray
 
 from dials_hybrid import crystal as physics
 from dials_hybrid import io_cctbx
-from dials_hybrid.data import InputError
+from dials_hybrid.records import InputError
 
 CELL = synthetic.CELL
 

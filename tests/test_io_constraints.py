@@ -21,11 +21,11 @@ from dials_hybrid import (
     io_restraint_entries,
     io_shelx,
 )
-from dials_hybrid.data import InputError
 from dials_hybrid.freedom import Constraints, basis, u_equivalent
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_constraints import Parameters, constrained, resolve
 from dials_hybrid.io_structures import read_structure
+from dials_hybrid.records import InputError
 
 # Made up: a methyl and an aromatic H on sp2 carbons, a water, a mixed metal site, a half Br
 INS = """\

@@ -16,8 +16,8 @@ from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
 from dials_hybrid import io_dials
-from dials_hybrid.data import InputError
 from dials_hybrid.io_reflections import Selection
+from dials_hybrid.records import InputError
 
 SMALL = {"images": 6}
 

@@ -8,10 +8,10 @@ pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not install
 from synthetic import QUARTZ_CIF
 
 from dials_hybrid import io_shelx
-from dials_hybrid.data import InputError
 from dials_hybrid.io_constraints import DEFAULTS, Parameters, constrained
 from dials_hybrid.io_displacements import ENOUGH, with_displacements
 from dials_hybrid.io_structures import read_structure
+from dials_hybrid.records import InputError
 
 ISOTROPIC = QUARTZ_CIF[: QUARTZ_CIF.rindex("loop_")].replace("Uani", "Uiso")
 PARAMETERS = 14  # x of Si; x, y, z of O; four of six U of Si, all of O

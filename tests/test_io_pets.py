@@ -24,12 +24,12 @@ from dials_hybrid import (
     job,
     validation,
 )
-from dials_hybrid.data import InputError
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_geometry import Sampling
 from dials_hybrid.io_reflections import Selection, format_table
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import DepthGrid
+from dials_hybrid.records import InputError
 
 WHOLE = 1000.0  # degree, wider than any frame
 ALL = Selection(rsg_max=None, dsg_min=None, rocking_curve="frame")

@@ -16,12 +16,12 @@ import tiny
 from dxtbx.model import ExperimentList
 
 from dials_hybrid import api, io_dials, io_pets, io_pets_frames, io_pets_write, job, validation
-from dials_hybrid.data import InputError
 from dials_hybrid.io_geometry import Sampling, rotation_matrices
 from dials_hybrid.io_pets_write import Cutting
 from dials_hybrid.io_reflections import Selection
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import DepthGrid
+from dials_hybrid.records import InputError
 
 WHOLE = 1000.0  # degree, wider than any frame
 ALL = Selection(rsg_max=None, dsg_min=None, rocking_curve="frame")

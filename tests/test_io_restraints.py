@@ -16,13 +16,13 @@ from cctbx.array_family import flex
 from iotbx.shelx import parse_smtbx_refinement_model
 
 from dials_hybrid import io_bonds, io_restraint_entries, io_restraints, io_settings, io_shelx
-from dials_hybrid.data import InputError
 from dials_hybrid.io_bonds import UNIT, bonds_and_angles, cell_covariance, neighbours
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_cif_loops import add_geometry, add_restraints
 from dials_hybrid.io_restraint_entries import Entry, record
 from dials_hybrid.io_restraints import RestraintOptions, in_basis, restraints_of
 from dials_hybrid.io_structures import read_structure
+from dials_hybrid.records import InputError
 from dials_hybrid.restraints import Restrainer, summary
 
 # a flat ring with a tail, near an inversion centre; the geometry is rough on purpose

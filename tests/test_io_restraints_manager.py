@@ -12,11 +12,11 @@ from cctbx import geometry_restraints as geometry
 from iotbx.shelx import parse_smtbx_refinement_model
 from smtbx.refinement.restraints import manager as Manager
 
-from dials_hybrid.data import InputError
 from dials_hybrid.io_bonds import UNIT
 from dials_hybrid.io_restraint_entries import Entry, record
 from dials_hybrid.io_restraints import RestraintOptions, restraints_of
 from dials_hybrid.io_restraints_manager import entries_of, manager_of
+from dials_hybrid.records import InputError
 
 ADPS = [
     Entry(kind, 0.0, 0.05, tuple((i, UNIT) for i in group))

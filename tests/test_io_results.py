@@ -30,8 +30,9 @@ from dials_hybrid import (
     io_maps,
     io_results,
 )
-from dials_hybrid.data import Fourier, InputError
+from dials_hybrid.data import Fourier
 from dials_hybrid.freedom import Constraints, basis
+from dials_hybrid.records import InputError
 
 
 @pytest.fixture
@@ -682,7 +683,7 @@ def test_old_file_survives_a_failure(
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dials_hybrid.data.os.replace", full)
+    monkeypatch.setattr("dials_hybrid.records.os.replace", full)
     with pytest.raises(InputError, match="No space left on device"):
         WRITERS[name](path, structure, loaded, problem, result)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == [name]

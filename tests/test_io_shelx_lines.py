@@ -9,7 +9,6 @@ import torch
 from test_io_constraints import INS
 from test_io_disorder import INS as PARTED
 
-from dials_hybrid.data import InputError
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_constraints import Parameters, resolve
 from dials_hybrid.io_disorder import parts_of
@@ -18,6 +17,7 @@ from dials_hybrid.io_shelx import read_instructions
 from dials_hybrid.io_shelx_lines import shelx_lines
 from dials_hybrid.io_structures import read_structure
 from dials_hybrid.job import cif_text
+from dials_hybrid.records import InputError
 
 HEAD = """\
 TITL made up

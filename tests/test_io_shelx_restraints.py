@@ -7,9 +7,9 @@ pytest.importorskip("smtbx.refinement.constraints", reason="smtbx is not install
 
 from test_io_restraints import INS, labels_of
 
-from dials_hybrid.data import InputError
 from dials_hybrid.io_restraints import RestraintOptions, restraints_of
 from dials_hybrid.io_structures import read_structure
+from dials_hybrid.records import InputError
 
 
 @pytest.fixture

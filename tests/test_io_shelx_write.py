@@ -27,9 +27,9 @@ from dials_hybrid import (
     io_shelx_write,
     io_structures,
 )
-from dials_hybrid.data import InputError
 from dials_hybrid.freedom import Constraints
 from dials_hybrid.io_restraints import RestraintOptions
+from dials_hybrid.records import InputError
 from dials_hybrid.restraints import Restrainer
 
 
@@ -334,7 +334,7 @@ def test_old_files_survive_a_failure(tmp_path, made, monkeypatch):
     for path in paths:
         path.write_text("old")
     with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left"):
-        patch.setattr("dials_hybrid.data.os.replace", full)
+        patch.setattr("dials_hybrid.records.os.replace", full)
         io_shelx_write.write_shelx(tmp_path / "a", *made)
     assert [path.read_text() for path in paths] == ["old", "old"]
     with pytest.raises(InputError, match="cannot be written"):

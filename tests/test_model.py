@@ -9,13 +9,13 @@ import tiny
 import torch
 
 from dials_hybrid import model as model_room
-from dials_hybrid.data import InputError
 from dials_hybrid.kinematic import kinematic_intensities
 from dials_hybrid.linear import CheapModel, LeastSquares, Linearisation, solve
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.orientation import across_beam
 from dials_hybrid.parallel import in_threads
 from dials_hybrid.propagation import DepthGrid, Splitting
+from dials_hybrid.records import InputError
 from dials_hybrid.refine import build_model
 from dials_hybrid.thickness import HEADS, MODELS
 

@@ -12,12 +12,13 @@ import torch
 from dials_hybrid import correlations, fourier
 from dials_hybrid.absorption import MODELS
 from dials_hybrid.corrections import Term, load_class
-from dials_hybrid.data import InputError, Problem
+from dials_hybrid.data import Problem
 from dials_hybrid.kinematic import power_slopes, powers
 from dials_hybrid.linear import CheapModel, Linearisation
 from dials_hybrid.model import ModelSettings
 from dials_hybrid.nuisance import KINDS, SPREAD, About, kinematic_rocking
 from dials_hybrid.propagation import DepthGrid
+from dials_hybrid.records import InputError
 from dials_hybrid.refine import Refinement, RefineSettings, State, build_model
 
 EVERY = tuple(Term(kind, 0.1) for kind in KINDS)

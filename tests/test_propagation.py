@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 
-from dials_hybrid.data import InputError
 from dials_hybrid.model import HybridModel
 from dials_hybrid.propagation import (
     METHODS,
@@ -29,6 +28,7 @@ from dials_hybrid.propagation.series import (
     exponentials,
     series_order,
 )
+from dials_hybrid.records import InputError
 
 GRID = DepthGrid(20.0, 5)
 

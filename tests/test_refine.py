@@ -12,9 +12,10 @@ from dials_hybrid import plan as plan_room
 from dials_hybrid import refine as refine_room
 from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.crystal import metric
-from dials_hybrid.data import Problem, Result, load_records, save_records
+from dials_hybrid.data import Problem, Result
 from dials_hybrid.ending import UNHELD, Step
 from dials_hybrid.model import ModelSettings
+from dials_hybrid.records import load_records, save_records
 from dials_hybrid.refine import (
     Progress,
     Refinement,
@@ -126,7 +127,7 @@ def test_uncertainties_follow_the_noise(truth):
 
 
 def test_the_result_is_complete(truth, refined, tmp_path):
-    from dials_hybrid.data import save_records
+    from dials_hybrid.records import save_records
 
     problem, _ = truth
     _, result, _ = refined

@@ -18,16 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dials_hybrid import electron, report
-from dials_hybrid.data import (
-    Observations,
-    Problem,
-    Result,
-    Scan,
-    Structure,
-    block_of,
-    load_records,
-    save_records,
-)
+from dials_hybrid.data import Observations, Problem, Result, Scan, Structure, block_of
+from dials_hybrid.records import load_records, save_records
 from dials_hybrid.report import (
     arrays,
     canvas,

@@ -18,7 +18,7 @@ from dxtbx.model.experiment_list import ExperimentListFactory
 from dials_hybrid import crystal, io_dials, phil_files, simulate
 from dials_hybrid.absorption import NoAbsorption, Thermal
 from dials_hybrid.command_line import common, hybrid_simulate
-from dials_hybrid.data import InputError, Problem
+from dials_hybrid.data import Problem
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_dials import (
     Sampling,
@@ -31,6 +31,7 @@ from dials_hybrid.io_dials import (
 from dials_hybrid.losses import r1
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import DepthGrid
+from dials_hybrid.records import InputError
 
 QUARTZ = """\
 data_quartz

@@ -21,7 +21,7 @@ from dials.util.version import dials_version
 from libtbx.utils import Sorry
 
 from .. import __version__, absorption
-from ..data import InputError
+from ..records import InputError
 
 logger = logging.getLogger("dials.hybrid.command_line")
 

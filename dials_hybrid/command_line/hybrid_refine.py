@@ -48,12 +48,12 @@ from libtbx import Auto
 from .. import api, io_shelx_write
 from ..checkpoint import RefineSettings
 from ..corrections import Term
-from ..data import InputError
 from ..io_dials import Sampling, Selection
 from ..model import ModelSettings
 from ..nuisance import KINDS
 from ..phil_files import phil_text
 from ..propagation import METHODS, DepthGrid, Splitting
+from ..records import InputError
 from ..refine import Progress
 from ..thickness import ThicknessPrior
 from ..valence import ValenceSettings

@@ -35,10 +35,11 @@ from dxtbx.model import ExperimentList
 
 from .. import __version__, simulate
 from ..absorption import to_dict
-from ..data import InputError, Structure, replacing
+from ..data import Structure
 from ..io_cctbx import read_structure, to_structure
 from ..io_dials import settings_at
 from ..phil_files import phil_text
+from ..records import InputError, replacing
 from ..report.json_contract import equivalent_u
 from . import common
 from .simulated_experiment import (

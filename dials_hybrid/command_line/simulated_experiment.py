@@ -21,7 +21,7 @@ from dxtbx.model.goniometer import GoniometerFactory
 from scipy.spatial.transform import Rotation as Turn
 
 from .. import electron, simulate
-from ..data import InputError
+from ..records import InputError
 
 WOBBLE_LENGTH = math.radians(15)  # over which drift and orientation error change
 FILL = 0.85  # share of the half image that d_min takes when the distance is chosen

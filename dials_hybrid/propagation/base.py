@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..data import Record
+from ..records import Record
 
 
 @dataclass(frozen=True)

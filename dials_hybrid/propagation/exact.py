@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data import InputError
+from ..records import InputError
 from .base import DepthGrid, Probe, Size, Work, start_waves
 
 _MATRICES = 12  # (N, N) of a sample that a gradient holds at one time, about

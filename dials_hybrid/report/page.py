@@ -10,7 +10,8 @@ from importlib import resources
 
 import jinja2
 
-from ..data import Problem, Result, replacing
+from ..data import Problem, Result
+from ..records import replacing
 from . import setting_tables, structure_tables, tables, words
 from .arrays import Arrays, arrays
 from .figures import draw_all
