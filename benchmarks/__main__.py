@@ -15,6 +15,8 @@ OTHERS = (
     "nuisance",
     "optimisers",
     "precession",
+    "quadrature",
+    "steps",
     "thickness",
     "uncertainties",
 )

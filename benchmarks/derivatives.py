@@ -18,8 +18,8 @@ import torch
 
 from dials_hybrid import api
 from dials_hybrid.fidelity import Fidelity
-from dials_hybrid.linear import CheapModel, solve
-from dials_hybrid.model import HybridModel, Linearisation
+from dials_hybrid.linear import CheapModel, Linearisation, solve
+from dials_hybrid.model import HybridModel
 from dials_hybrid.propagation import Splitting
 from dials_hybrid.refine import Refinement
 from dials_hybrid.uncertainty import curvature_of

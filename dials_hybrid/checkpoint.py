@@ -16,7 +16,7 @@ class RefineSettings:
     """Choices of the loop; see phil/hybrid_refine.phil for their meaning."""
 
     iterations: int = 25
-    cost_tolerance: float = 2e-3
+    cost_tolerance: float = 1e-3
     site_tolerance: float = 5e-4  # A
     seed: int = 0
     checkpoint_seconds: float = 20.0
@@ -43,6 +43,7 @@ class State:
     error_model: ErrorModel = ErrorModel(3.0, 0.2)
     orientation_width: float = 1.0  # of the prior of orientations, in units of their sigma
     parameters: dict = field(default_factory=dict)
+    second: list = field(default_factory=list)  # derivatives by rotations, see the room secant
     structure_step: list = field(default_factory=list)  # of its parameters, when last they moved
     start: dict = field(default_factory=dict)  # intensities before the atoms moved
     history: list = field(default_factory=list)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jacfwd, jvp, vjp, vmap
 
+from . import secant
 from .kinematic import power_slopes, powers
 from .model import HybridModel
 
@@ -48,11 +49,16 @@ class CheapModel:
     """Residuals and Jacobian of everything, given a `Linearisation`.
 
     The vector x holds steps of the structure and orientation away from the point of
-    linearisation, then the values of thickness, scale and nuisance parameters.
+    linearisation, then the values of thickness, scale and nuisance parameters. `second` (F, 2, 2),
+    if given, are the second derivatives of the cost by local rotations that residuals make, see the
+    room secant.
     """
 
-    def __init__(self, model: HybridModel, linearisation: Linearisation):
+    def __init__(
+        self, model: HybridModel, linearisation: Linearisation, second: Tensor | None = None
+    ):
         self.model, self.lin = model, linearisation
+        self.second = None if second is None else secant.positive(second)
         self.block, self.observation = model.portions.block, model.portions.observation
         self.rows = len(model.problem.observations.intensity)
         self.names = [n for n, _ in model.thickness.named_parameters()]
@@ -173,6 +179,22 @@ class CheapModel:
 
     def _local_rotation(self, flat: Tensor) -> Tensor:
         return self.model.orientation.matrix @ flat.view_as(self.model.orientation.offset)
+
+    def local_rotation(self, x: Tensor) -> Tensor:
+        """Return the rotations (F, 2) of the blocks that x steps away by, in sigma."""
+        return self._local_rotation(x[self.parts.orientation])
+
+    @torch.no_grad()
+    def local_gradient(self, pull: Tensor, slopes: Tensor) -> Tensor:
+        """Return the derivatives (F, 2) of sum_r pull_r I_r by the blocks' rotations, at `start`.
+
+        `pull` is (R,), `slopes` (G, 2, D) are derivatives of the profiles.
+        """
+        weight = self.model.thickness()[self.block]
+        local = torch.einsum("ld,lkd->lk", weight, slopes)
+        local *= (self.scales() * pull)[self.observation, None]
+        out = local.new_zeros(len(self.model.orientation.matrix), 2)
+        return out.index_put_((self.block,), local, accumulate=True)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the intensities (R,) and the residuals (m,) of all priors at x."""
@@ -315,7 +337,14 @@ class LeastSquares:
         """Return the cost without the proximity term."""
         intensity, prior = self.cheap.evaluate(x)
         r = (intensity - self.observed) * self.weight
-        return 0.5 * float(r @ r + prior @ prior)
+        return 0.5 * float(r @ r + prior @ prior + self._second(x))
+
+    def _second(self, x: Tensor) -> Tensor | float:
+        """Twice the cost of second derivatives."""
+        if self.cheap.second is None:
+            return 0.0
+        turned = self.cheap.local_rotation(x)
+        return torch.einsum("fi,fij,fj->", turned, self.cheap.second, turned)
 
     def total(self, x: Tensor) -> float:
         """Return the cost with the proximity term."""
@@ -332,7 +361,17 @@ class LeastSquares:
         matrix = j.T @ j + (self.cheap.prior_matrix(x) if priors is None else priors)
         gradient[self.steps] += self.proximity * x[self.steps]
         matrix.diagonal()[self.steps] += self.proximity
+        if self.cheap.second is not None:
+            self._add_second(x, gradient, matrix)
         return gradient, matrix
+
+    def _add_second(self, x: Tensor, gradient: Tensor, matrix: Tensor) -> None:
+        second, knots = self.cheap.second, self.cheap.model.orientation.matrix
+        part, count = self.cheap.parts.orientation, 2 * knots.shape[1]
+        pull = torch.einsum("fij,fj->fi", second, self.cheap.local_rotation(x))
+        gradient[part] += (knots.T @ pull).flatten()
+        spread = torch.einsum("fk,fij->fikj", knots, second).flatten(2)  # (F, 2, 2 K)
+        matrix[part, part] += torch.einsum("fk,fin->kin", knots, spread).reshape(count, count)
 
 
 @torch.no_grad()

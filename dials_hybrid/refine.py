@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import estimates, fourier, losses, uncertainty
+from . import estimates, fourier, losses, secant, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .data import LOWEST_U, Problem, Result
 from .ending import UNHELD, Ending, Step
@@ -112,6 +112,7 @@ class Refinement:
         if self.state.parameters:
             self._restore()
         self.model.orientation.width = self.state.orientation_width
+        self.second = self._second_before()
         self.state.stage = min(self.state.stage, len(self.plan) - 1)
         self.context: dict = {}  # written with every checkpoint, for the one who continues
         self.curvature: uncertainty.Curvature | None = None  # known once `run` has ended
@@ -146,19 +147,37 @@ class Refinement:
         self.state.parameters = {
             k: v.detach().cpu().tolist() for k, v in self.model.named_parameters() if v.numel()
         }
+        self.state.second = self.second.cpu().tolist()
         self.state.seconds = time.monotonic() - self.began
+
+    def _second_before(self) -> Tensor:
+        """Return what is known of second derivatives, (F, 2, 2); nothing at the start."""
+        none = torch.zeros(len(self.model.orientation.matrix), 2, 2).to(self.model.depth)
+        return none.new_tensor(self.state.second) if self.state.second else none
 
     def linearise(self) -> CheapModel:
         """Propagate once, with derivatives, at the model's present parameters."""
         self.age, self.linearised = 0, self._structure_factors()
-        return CheapModel(self.model, self._passed(slopes=self.stage.slopes))
+        return CheapModel(self.model, self._passed(slopes=self.stage.slopes), self.second)
 
-    def follow(self, cheap: CheapModel) -> CheapModel:
+    def follow(self, cheap: CheapModel, x: Tensor | None = None) -> CheapModel:
         """Propagate at the present parameters, but keep the structure's derivatives of `cheap`.
 
-        Those by orientation cost a fraction of theirs, and change most.
+        Those by orientation cost a fraction of theirs, and change most; if x, the step that led
+        from `cheap` here, is given, their change tells second derivatives.
         """
-        return CheapModel(self.model, self._passed(cheap.lin.crystal))
+        lin = self._passed(cheap.lin.crystal)
+        if x is not None:
+            self._learn(cheap, x, lin)
+        return CheapModel(self.model, lin, self.second)
+
+    def _learn(self, cheap: CheapModel, x: Tensor, lin: Linearisation) -> None:
+        there = CheapModel(self.model, lin)
+        calculated = self.intensities(there)
+        problem = LeastSquares(there, self.sigma_w(calculated), 0)
+        pull = (calculated - problem.observed) * problem.weight.square()
+        change = there.local_gradient(pull, lin.orientation - cheap.lin.orientation)
+        self.second = secant.updated(self.second, cheap.local_rotation(x), change)
 
     @torch.no_grad()
     def _structure_factors(self) -> Tensor:
@@ -314,7 +333,7 @@ class Refinement:
             cheap.apply(x)
             gain = -math.inf
             if self._lowest_u() >= min(LOWEST_U, lowest):
-                fresh = self.follow(cheap)
+                fresh = self.follow(cheap, x)
                 trial = LeastSquares(fresh, sigma_w, 0)
                 gain = before - trial.cost(fresh.start())
             if gain > 0.8 * predicted:
@@ -331,6 +350,8 @@ class Refinement:
                 break
             if self._is_stale(self.stage.trusted, SUSPECT):
                 cheap = self.linearise()
+            else:
+                cheap = CheapModel(self.model, cheap.lin, self.second)
             x = cheap.start()
         else:
             fresh, trial = cheap, LeastSquares(cheap, sigma_w, 0)

@@ -27,6 +27,7 @@ LEVELS = {
     "absorption": 2,
     "beams": 2,
     "relevance": 2,
+    "secant": 2,
     "perturbation": 2,
     "batches": 2,
     "structure_matrix": 2,

@@ -196,7 +196,7 @@ def same_state(first, second, rel=1e-9) -> None:
         assert float((a[k] - b[k]).abs().max()) <= rel * scale, k
 
 
-SMALL = {"shift": 0.0, "promise": 1e-3, "gain": 1e-3}
+SMALL = {"shift": 0.0, "promise": 5e-4, "gain": 5e-4}
 
 
 @pytest.mark.parametrize(
@@ -226,9 +226,9 @@ def test_a_hold_is_loosened_until_that_is_in_vain(truth):
     assert held_back() and loop.state.proximity == UNHELD
     assert not loop._held_back(cheap)  # nothing holds it
     loop.ending.settled(Step(0.0, 0.1, 0.1), loop.stage)
-    loop.ending.settled(Step(0.0, 0.1, 1e-3), loop.stage)  # long after it was let go
+    loop.ending.settled(Step(0.0, 0.1, 5e-4), loop.stage)  # long after it was let go
     assert held_back()
-    loop.ending.settled(Step(0.0, 0.1, 1e-3), loop.stage)
+    loop.ending.settled(Step(0.0, 0.1, 5e-4), loop.stage)
     assert not held_back()
     loop._begin()
     assert held_back()
