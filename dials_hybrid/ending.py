@@ -52,18 +52,18 @@ class Ending:
         self.calm = self.calm + 1 if 0 <= step.gain < tolerance else 0
         return step.promise < tolerance or self.calm >= CALM
 
-    def may_be_held_back(self, stage: Stage, proximity: float) -> bool:
-        """Whether steps that a proximity holds may be small for that reason alone.
+    def may_be_held_back(self, stage: Stage, state: State) -> bool:
+        """Whether steps may be small for what holds them alone: a proximity, or second derivatives.
 
-        Not once letting go was in vain, nor after a few times; never where derivatives are
-        approximate, since they promise what does not come, nor where steps that are held no more
-        than at the start have brought little.
+        Those may be of where a refinement was long ago. Not once letting go was in vain, nor after
+        a few times; never where derivatives are approximate, since they promise what does not
+        come, nor where steps that are held no more than at the start have brought little.
         """
         if self.vain or self.loosened >= LOOSENED or stage.rough:
             return False
-        if self.calm >= CALM and proximity <= State.proximity:
+        if self.calm >= CALM and state.proximity <= State.proximity:
             return False
-        return proximity > UNHELD
+        return state.proximity > UNHELD or bool(state.second)
 
     def loosen(self) -> None:
         """Note that the next step is let go."""

@@ -243,6 +243,7 @@ class Refinement:
                     continue
                 if self._held_back(cheap):
                     self.ending.calm = 0
+                    cheap = CheapModel(self.model, cheap.lin, self.second)
                     continue
                 if self.stage is self.plan[-1]:
                     reason, converged = "the last shifts are small against the errors", True
@@ -409,8 +410,9 @@ class Refinement:
         Steps are held near the point of linearisation after one that went too far. Returns
         whether it was let go.
         """
-        if not self.ending.may_be_held_back(self.stage, self.state.proximity):
+        if not self.ending.may_be_held_back(self.stage, self.state):
             return False
+        cheap = CheapModel(self.model, cheap.lin)
         sigma_w = self.sigma_w(self.intensities(cheap))
         free = LeastSquares(cheap, sigma_w, UNHELD)
         before = free.cost(cheap.start())
@@ -419,6 +421,7 @@ class Refinement:
             return False
         self.ending.loosen()
         self.state.proximity = UNHELD
+        self.second = torch.zeros_like(self.second)
         return True
 
     def _record(self, stage: str, problem: LeastSquares, shift: float) -> None:

@@ -234,6 +234,16 @@ def test_a_hold_is_loosened_until_that_is_in_vain(truth):
     assert held_back()
 
 
+def test_second_derivatives_alone_may_hold_a_step(truth):
+    loop = refinement(truth[0], 2)
+    cheap = loop.linearise()
+    loop.state.proximity = UNHELD
+    assert not loop._held_back(cheap)  # nothing holds it
+    loop.second = loop.second + torch.eye(2).double()
+    loop._remember()
+    assert loop._held_back(cheap) and not loop.second.any()
+
+
 def test_a_refinement_can_be_repeated(truth):
     first, second = (refinement(truth[0], 2).run() for _ in range(2))
     same_state(first, second, rel=0)
