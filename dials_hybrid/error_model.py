@@ -35,7 +35,7 @@ class ErrorModel:
     def is_like(self, other: ErrorModel) -> bool:
         """Whether two make much the same weights."""
         pairs = (self.k, other.k), (self.p, other.p)
-        return all(abs(math.log(a / b)) < 0.01 for a, b in pairs)
+        return all(abs(math.log(a / b)) < 0.001 for a, b in pairs)
 
     def sigma(self, noise: Noise, intensity: Tensor) -> Tensor:
         """Return sigma_w (R,) at the intensities (R,)."""
@@ -88,12 +88,13 @@ def fit_error_model(
 
     ks = torch.logspace(math.log10(LEAST_K), math.log10(MOST_K), 22).to(observed)
     ps = torch.logspace(math.log10(LEAST_P), 0, 30).to(observed)
-    around = torch.linspace(-1, 1, 11).to(observed)
-    for _ in range(2):
+    wide_k, wide_p, around = ks[1] / ks[0], ps[1] / ps[0], torch.linspace(-1, 1, 11).to(observed)
+    for _ in range(4):
         # one k at a time, since the whole grid takes kilobytes per reflection and array
         scores = torch.stack([score(k, ps) for k in ks])
         best = int(scores.argmin())
         k, p = ks[best // len(ps)], ps[best % len(ps)]
-        ks = (k * (ks[1] / ks[0]) ** around).clamp(min=LEAST_K)
-        ps = (p * (ps[1] / ps[0]) ** around).clamp(min=LEAST_P)
+        ks = (k * wide_k**around).clamp(min=LEAST_K)
+        ps = (p * wide_p**around).clamp(min=LEAST_P)
+        wide_k, wide_p = wide_k**0.2, wide_p**0.2  # as the places are apart
     return ErrorModel(float(k), float(p))

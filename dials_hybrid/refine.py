@@ -35,7 +35,7 @@ from .records import InputError
 logger = logging.getLogger("dials.hybrid.refine")
 
 NOTHING = 1e-4  # part of the cost that is not worth another trial
-ROUNDS = 8  # of error model and step in turn, at one point of linearisation, at most
+ROUNDS = 20  # of error model and step in turn, at one point of linearisation, at most
 SHORT = 1  # iterations of such a step
 # part of the structure factors that changes derivatives too; where a step failed, a smaller one
 CHANGED, SUSPECT = 0.03, 0.01
