@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jacfwd, jvp, vjp, vmap
+from torch.func import functional_call, jacfwd, vjp
 
 from . import secant
 from .kinematic import power_slopes, powers
 from .model import HybridModel
+from .thickness import slopes_of_blocks
 
 DAMPING_FLOOR = 1e-2  # keeps network weights that the data hardly see from jumping
 
@@ -119,9 +120,7 @@ class CheapModel:
         if not jacobian:
             return distribution(out), None
         by_parameter = jacfwd(self._outputs)(flat)  # (F, K, n)
-        unit = torch.eye(out.shape[1]).to(out)[:, None, :].expand(-1, *out.shape)
-        by_output = vmap(lambda move: jvp(distribution, (out,), (move,))[1])(unit)  # (K, F, D)
-        return distribution(out), by_output.permute(1, 2, 0) @ by_parameter
+        return distribution(out), slopes_of_blocks(distribution, out) @ by_parameter
 
     def _thickness_penalties(self, flat: Tensor) -> Tensor:
         return self.model.thickness.penalties(self._outputs(flat))
@@ -162,7 +161,7 @@ class CheapModel:
         return out.index_put_((self.observation,), values, accumulate=True)
 
     def _moved_profiles(self, x: Tensor) -> Tensor:
-        local = self._local_rotation(x[self.parts.orientation])
+        local = self.local_rotation(x)
         moved = torch.einsum("p,lpd->ld", x[self.parts.crystal], self.lin.crystal)
         moved += torch.einsum("lk,lkd->ld", local[self.block], self.lin.orientation)
         return self.lin.profiles + moved
@@ -177,12 +176,10 @@ class CheapModel:
             return None
         return self.powers + self.power_slopes @ x[self.parts.crystal]
 
-    def _local_rotation(self, flat: Tensor) -> Tensor:
-        return self.model.orientation.matrix @ flat.view_as(self.model.orientation.offset)
-
     def local_rotation(self, x: Tensor) -> Tensor:
         """Return the rotations (F, 2) of the blocks that x steps away by, in sigma."""
-        return self._local_rotation(x[self.parts.orientation])
+        orientation = self.model.orientation
+        return orientation.matrix @ x[self.parts.orientation].view_as(orientation.offset)
 
     @torch.no_grad()
     def local_gradient(self, pull: Tensor, slopes: Tensor) -> Tensor:

@@ -91,8 +91,9 @@ SCHEMES = {
 }
 
 
-LIGHT = "saba_3"  # intensities to a few thousandths, their derivatives to two hundredths, where
-# ABA(10,4) with the same steps has max |dI| of 1e-4
+# intensities to a few thousandths, their derivatives to two hundredths, where ABA(10,4) with the
+# same steps has max |dI| of 1e-4
+LIGHT = "saba_3"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import FINER, ThicknessModel, ThicknessPrior
+from .base import FINER, ThicknessModel, ThicknessPrior, slopes_of_blocks
 from .heads import HEADS
 from .neural import CommonDistribution, NeuralThickness
 from .shapes import Cylinder, Ellipsoid, Lens, Plate, Wedge
@@ -77,4 +77,5 @@ __all__ = [
     "build",
     "direction_features",
     "is_narrow",
+    "slopes_of_blocks",
 ]

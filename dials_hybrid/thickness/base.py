@@ -82,6 +82,16 @@ class ThicknessModel(nn.Module):
         return depth, self.distribution(self.outputs(), depth)
 
 
+def slopes_of_blocks(function, outputs: Tensor) -> Tensor:
+    """Return the derivatives (F, m, K) of function(outputs) (F, m) by the outputs (F, K).
+
+    Each row of the function must follow from the same row of the outputs alone.
+    """
+    unit = torch.eye(outputs.shape[1]).to(outputs)[:, None].expand(-1, len(outputs), -1)
+    slopes = vmap(lambda move: jvp(function, (outputs,), (move,))[1])(unit)  # (K, F, m)
+    return slopes.permute(1, 2, 0)
+
+
 def single(mean: Tensor, grid: Tensor, depth: Tensor) -> Tensor:
     """Return p(t) (F, n) of one thickness: a Gaussian about mean (F, 1), one grid step wide.
 

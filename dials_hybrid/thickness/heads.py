@@ -10,10 +10,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from ..curves import CurveBasis
-from .base import Neighbours, ThicknessPrior, single
+from .base import Neighbours, ThicknessPrior, single, slopes_of_blocks
 from .views import Views
 
 DEPTH_UNIT = 100.0  # A, the length in which the roughness of log p is counted
@@ -56,9 +56,7 @@ class Head(nn.Module):
     def penalty_slopes(self, outputs: Tensor, moves: Tensor) -> Tensor:
         """See `ThicknessModel`; a block has far fewer outputs than the model has parameters."""
         given, moves = outputs[self.neighbours.blocks], moves[self.neighbours.blocks]
-        unit = torch.eye(self.size).to(given)[:, None].expand(-1, len(given), -1)
-        slopes = vmap(lambda move: jvp(self.quantities, (given,), (move,))[1])(unit)
-        return vmap(self.residuals, -1, -1)(slopes.permute(1, 2, 0) @ moves)
+        return vmap(self.residuals, -1, -1)(slopes_of_blocks(self.quantities, given) @ moves)
 
 
 class MeanHead(Head):
