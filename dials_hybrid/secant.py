@@ -19,8 +19,9 @@ SMALLEST = 1e-3  # step, in sigma of the orientations, of which the change of sl
 def updated(second: Tensor, step: Tensor, change: Tensor) -> Tensor:
     """Return S (F, 2, 2) that obeys S step = change, else as near to `second` (F, 2, 2) as can be.
 
-    `step` and `change` are (F, 2). The smallest symmetric change is made (M. J. D. Powell 1970),
-    after `second` has been made as small as it seems along the step, as Dennis, Gay and Welsch do.
+    `step` and `change` are (F, 2). The smallest symmetric change is made (M. J. D. Powell
+    1970, in Nonlinear Programming, Academic Press, 31-65), after `second` has been made as small as
+    it seems along the step, as Dennis, Gay and Welsch do.
     """
     length_sq = step.square().sum(1).clamp(min=SMALLEST**2)[:, None, None]
     expected = torch.einsum("fij,fj->fi", second, step)
