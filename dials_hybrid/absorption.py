@@ -4,12 +4,12 @@ The wave equation sees the optical potential U + iU', so that the structure matr
 anti-Hermitian part i U'_(h-g) m_g m_h / 2K, its diagonal included. A model of absorption is a
 value with the method
 
-    structure_factors(crystal, hkl, elastic, wavelength) -> F'(g) in A, complex (M,), or None
+    of_atoms(structure, hkl, atoms, elastic, wavelength) -> what each atom adds to F'(g) in A
 
-of reflections hkl (M, 3), where U'_g = gamma / (pi V) F'(g) as for U_g, `crystal` is the
-`CrystalModel`, `elastic` its F(g) in A and `wavelength` the electrons', in A. None says that
-nothing is absorbed. F' describes a real potential (F'(-g) = conj F'(g)); a positive mean F'(0)
-takes electrons away.
+complex (M, A) or None, of reflections hkl (M, 3), where U'_g = gamma / (pi V) F'(g) as for U_g,
+`atoms` are the `Atoms`, `elastic` (M, A) is what they add to F(g), in A, and `wavelength` the
+electrons', in A. None says that nothing is absorbed. F' describes a real potential
+(F'(-g) = conj F'(g)); a positive mean F'(0) takes electrons away.
 
 Thermal diffuse scattering: C. R. Hall & P. B. Hirsch 1965, doi:10.1098/rspa.1965.0136, for
 atoms that vibrate independently; form of D. M. Bird & Q. A. King 1990,
@@ -41,21 +41,20 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import jvp
 
 from . import electron
-from .crystal import CrystalModel, reciprocal_length_sq
+from .crystal import Atoms, CrystalModel, in_chunks, reciprocal_length_sq
 from .data import Structure
 from .freedom import equivalent_weights
 from .records import InputError
-
-_CHUNK_ELEMENTS = 2_000_000  # reflections x operators x atoms summed at once, bounds the memory
 
 
 class Absorption(Protocol):
     """The signature of a model; see the docstring of this room."""
 
-    def structure_factors(
-        self, crystal: CrystalModel, hkl: Tensor, elastic: Tensor, wavelength: float
+    def of_atoms(
+        self, structure: Structure, hkl: Tensor, atoms: Atoms, elastic: Tensor, wavelength: float
     ) -> Tensor | None: ...
 
 
@@ -63,7 +62,7 @@ class Absorption(Protocol):
 class NoAbsorption:
     """Elastic scattering alone: no electron is lost."""
 
-    def structure_factors(self, crystal, hkl, elastic, wavelength) -> None:
+    def of_atoms(self, structure, hkl, atoms, elastic, wavelength) -> None:
         """See the docstring of this room."""
         return None
 
@@ -74,7 +73,7 @@ class Proportional:
 
     ratio: float = 0.05
 
-    def structure_factors(self, crystal, hkl, elastic, wavelength) -> Tensor:
+    def of_atoms(self, structure, hkl, atoms, elastic, wavelength) -> Tensor:
         """See the docstring of this room."""
         return self.ratio * elastic
 
@@ -83,10 +82,9 @@ class Proportional:
 class Thermal:
     """Thermal diffuse scattering by each atom's own displacement parameters."""
 
-    def structure_factors(self, crystal, hkl, elastic, wavelength) -> Tensor:
+    def of_atoms(self, structure, hkl, atoms, elastic, wavelength) -> Tensor:
         """See the docstring of this room."""
-        motion = Motion(crystal.site(), crystal.u_iso(), crystal.u_star(), crystal.occ())
-        return thermal_structure_factors(crystal.structure, hkl, motion, wavelength)
+        return thermal_of_atoms(structure, hkl, atoms, wavelength)
 
 
 ELASTIC = NoAbsorption()
@@ -114,28 +112,60 @@ class Optical(nn.Module):
 
     def forward(self, hkl: Tensor) -> Tensor:
         """Return F(g) + iF'(g) in A of reflections hkl (M, 3); complex128 (M,)."""
-        f = self.crystal(hkl)
-        absorbed = self.absorption.structure_factors(self.crystal, hkl, f, self.wavelength)
-        f = torch.where((hkl != 0).any(1), f, torch.zeros_like(f))
+        atoms = self.crystal.atoms()
+        structure = self.crystal.structure
+        return in_chunks(structure, hkl, lambda h: self.of_atoms(h, atoms).sum(-1))
+
+    def of_atoms(self, hkl: Tensor, atoms: Atoms) -> Tensor:
+        """Return what each atom, with its copies by symmetry, adds to F(g) + iF'(g), (M, A)."""
+        f, structure = self.crystal.of_atoms(hkl, atoms), self.crystal.structure
+        absorbed = self.absorption.of_atoms(structure, hkl, atoms, f, self.wavelength)
+        f = torch.where((hkl != 0).any(1, keepdim=True), f, torch.zeros_like(f))
         return f if absorbed is None else f + 1j * absorbed
 
+    def slopes(self, hkl: Tensor) -> Tensor:
+        """Return the derivatives (P, M) by each free parameter, in A per unit of it.
 
-@dataclass(frozen=True)
-class Motion:
-    """Where the atoms are, how they move and, if not as in the structure, how many they are."""
+        An atom's part depends on its own few numbers alone, so that one derivative by, say, x of
+        all atoms at once is enough, however many parameters there are.
+        """
+        crystal = self.crystal
+        if not crystal.count:
+            return hkl.new_zeros(0, len(hkl), dtype=torch.complex128)
+        atoms, ways = Atoms(*(x.detach() for x in crystal.atoms())), _ways(crystal)
 
-    site: Tensor  # (A, 3) fractional
-    u_iso: Tensor  # (A,) A^2
-    u_star: Tensor  # (A, 6)
-    occ: Tensor | None = None  # (A,)
+        def some(hkl: Tensor) -> Tensor:
+            out = hkl.new_zeros(len(hkl), crystal.count, dtype=torch.complex128)
+            for way, by_parameter in ways:
+                _, own = jvp(lambda values: self.of_atoms(hkl, values), (atoms,), (way,))
+                out += own @ by_parameter
+            return out
+
+        return in_chunks(crystal.structure, hkl, some).T
 
 
-def thermal_structure_factors(
-    structure: Structure, hkl: Tensor, motion: Motion, wavelength: float
-) -> Tensor:
-    """Return F'(g) = sum f' occ T exp(2 pi i g.r) in A, complex128 (M,), for hkl (M, 3).
+def _ways(crystal: CrystalModel) -> list[tuple[Atoms, Tensor]]:
+    """Unit steps in one number of every atom, and how far each parameter takes it, (A, P).
 
-    Differentiable once in all of `motion`. Raises InputError when a form factor has a constant
+    Numbers that no parameter changes are left out.
+    """
+    still, out = [torch.zeros_like(x) for x in crystal.atoms()], []
+    for i, slopes in enumerate(crystal.atom_slopes()):
+        numbers = slopes.to(torch.complex128).view(len(slopes), -1, crystal.count)
+        for place, by_parameter in enumerate(numbers.unbind(1)):
+            if by_parameter.any():
+                step = torch.zeros_like(still[i]).view(len(slopes), -1)
+                step[:, place] = 1.0
+                out.append(
+                    (Atoms(*still[:i], step.view_as(still[i]), *still[i + 1 :]), by_parameter)
+                )
+    return out
+
+
+def thermal_of_atoms(structure: Structure, hkl: Tensor, atoms: Atoms, wavelength: float) -> Tensor:
+    """Return what each atom adds to F'(g) = sum f' occ T exp(2 pi i g.r), in A, (M, A) complex128.
+
+    Differentiable once in all of `atoms`. Raises InputError when a form factor has a constant
     term, for which the integral diverges.
     """
     if bool(((structure.ff_b <= 0) & (structure.ff_a != 0)).any()):
@@ -143,31 +173,26 @@ def thermal_structure_factors(
             "absorption.model=thermal needs form factors made of Gaussians alone, without a "
             "constant; use absorption.model=proportional"
         )
-    per_row = len(structure.sym_rot) * len(structure.labels)
-    chunks = hkl.split(max(1, _CHUNK_ELEMENTS // per_row))
-    total = torch.cat([_sum_atoms(structure, h.to(torch.float64), motion) for h in chunks])
-    return 2 * electron.lorentz_factor(wavelength) * wavelength * total
-
-
-def _sum_atoms(structure: Structure, h: Tensor, motion: Motion) -> Tensor:
+    h = hkl.to(torch.float64)
     s_sq = reciprocal_length_sq(structure.cell, h)[:, None, None] / 4
     h_rot = torch.einsum("mi,sij->msj", h, structure.sym_rot)
-    phase = torch.einsum("msj,aj->msa", h_rot, motion.site)
+    phase = torch.einsum("msj,aj->msa", h_rot, atoms.site)
     phase = phase + (h @ structure.sym_trans.T)[:, :, None]
     waves = torch.polar(torch.ones_like(phase), 2 * math.pi * phase)
-    waves = waves * ((structure.occ if motion.occ is None else motion.occ) * structure.weight)
     a, b = structure.ff_a[structure.type], structure.ff_b[structure.type]
     still, moving = ~structure.anisotropic, structure.anisotropic
-    total = 0
+    found = []  # of those that vibrate isotropically, then of the others
     if still.any():
-        along = 8 * math.pi**2 * motion.u_iso[still].clamp(min=0)
+        along = 8 * math.pi**2 * atoms.u_iso[still].clamp(min=0)
         f = thermal_form_factors(a[still], b[still], s_sq, along, along)
-        total = total + (waves[..., still] * f).sum((1, 2))
+        found.append((waves[..., still] * f).sum(1))
     if moving.any():
-        along, across = _along_and_across(structure.cell, h_rot, s_sq, motion.u_star[moving])
+        along, across = _along_and_across(structure.cell, h_rot, s_sq, atoms.u_star[moving])
         f = thermal_form_factors(a[moving], b[moving], s_sq, along, across)
-        total = total + (waves[..., moving] * f).sum((1, 2))
-    return total
+        found.append((waves[..., moving] * f).sum(1))
+    order = torch.argsort(moving.long(), stable=True).argsort()
+    scale = 2 * electron.lorentz_factor(wavelength) * wavelength
+    return scale * torch.cat(found, 1)[:, order] * (atoms.occ * structure.weight)
 
 
 def _along_and_across(cell: Tensor, h_rot: Tensor, s_sq: Tensor, u_star: Tensor):

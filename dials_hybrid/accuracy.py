@@ -131,7 +131,7 @@ class _Trial:
         excitation = excitation[..., samples.to(excitation.device)]
         exact = Eigen() if is_hermitian(potential) else MatrixExp()
         truth = every_intensity(exact, potential, excitation, settings.depth)
-        directions = sum(p.numel() for p in model.crystal.parameters())
+        directions = model.crystal.count
         work = work_of(model, directions, settings.dtype)
         return cls(settings, potential, excitation, truth, work)
 

@@ -9,21 +9,31 @@ doi:10.1107/S0108767395014371), valid to s = |g|/2 = 2 A^-1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, jacfwd
 
 from . import freedom
 from .data import Structure
 from .freedom import metric
 from .records import InputError
-from .valence import INDEPENDENT_ATOMS, Valence, ValenceSettings, neutral_charges
+from .valence import (
+    INDEPENDENT_ATOMS,
+    Valence,
+    ValenceSettings,
+    moments,
+    neutral_charges,
+    shell_form_factor,
+)
 
 G_LIMIT = 4.0  # A^-1, where the tabulated form factors end
 SITE_UNIT = 0.01  # A, the step in which free site parameters are counted
 U_UNIT = 0.003  # A^2, the same for displacement parameters: equal curvatures help the optimiser
 OCC_UNIT = 0.05  # and for occupancies
-_CHUNK_ELEMENTS = 4_000_000  # reflections x operators x atoms summed at once, bounds the memory
+_CHUNK_ELEMENTS = 200_000  # reflections x operators x atoms at once: what caches hold
 
 
 def cell_volume(cell: Tensor) -> float:
@@ -36,6 +46,24 @@ def reciprocal_length_sq(cell: Tensor, hkl: Tensor) -> Tensor:
     g_star = torch.linalg.inv(metric(cell)).to(hkl.device)
     h = hkl.to(torch.float64)
     return torch.einsum("...i,ij,...j->...", h, g_star, h)
+
+
+class Atoms(NamedTuple):
+    """What makes each of A atoms scatter as it does, apart from its element."""
+
+    site: Tensor  # (A, 3) fractional
+    u_iso: Tensor  # (A,) A^2
+    u_star: Tensor  # (A, 6)
+    occ: Tensor  # (A,)
+    charge: Tensor  # (A,) e
+    dipole: Tensor  # (A, 3) e times fractional coordinates
+
+    @classmethod
+    def of(cls, structure: Structure) -> Atoms:
+        """Return the atoms of a structure, without charges and dipoles."""
+        none = torch.zeros_like(structure.site)
+        values = (getattr(structure, name) for name in cls._fields[:4])
+        return cls(*values, none[:, 0], none)
 
 
 class CrystalModel(nn.Module):
@@ -109,17 +137,41 @@ class CrystalModel(nn.Module):
             settings.radius,
         )
 
+    def atoms(self) -> Atoms:
+        """Return what each atom scatters by; it is linear in the parameters."""
+        valence, structure = self.valence(), self.structure
+        atoms = Atoms.of(structure)._replace(
+            site=self.site(), u_iso=self.u_iso(), u_star=self.u_star(), occ=self.occ()
+        )
+        if valence is None:
+            return atoms
+        return atoms._replace(charge=valence.charge[structure.type], dipole=valence.dipole)
+
+    @property
+    def count(self) -> int:
+        """The number P of free parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def atom_slopes(self) -> Atoms:
+        """Return the derivatives of `atoms` by the P free parameters, with P > 0 as last axis."""
+        module = _AtomsOf(self)
+        named = {f"crystal.{name}": part for name, part in self.slices().items()}
+
+        def atoms(flat: Tensor) -> Atoms:
+            return functional_call(module, {name: flat[part] for name, part in named.items()}, ())
+
+        return jacfwd(atoms)(torch.cat([p.detach() for p in self.parameters()]))
+
     def forward(self, hkl: Tensor) -> Tensor:
         """Return F(g) in A of reflections hkl (M, 3); complex128 (M,)."""
-        return structure_factors(
-            self.structure,
-            hkl,
-            self.site(),
-            self.u_iso(),
-            self.u_star(),
-            self.valence(),
-            self.occ(),
-        )
+        atoms = self.atoms()
+        return in_chunks(self.structure, hkl, lambda h: self.of_atoms(h, atoms).sum(-1))
+
+    def of_atoms(self, hkl: Tensor, atoms: Atoms) -> Tensor:
+        """Return what each atom, with its copies by symmetry, adds to F(g) in A, (M, A)."""
+        settings = self.valence_settings
+        radius = None if settings.model == "none" else settings.radius
+        return _of_atoms(self.structure, hkl, atoms, radius)
 
     def slices(self) -> dict[str, slice]:
         """Return where each parameter lies in the vector of all, in their fixed order."""
@@ -150,6 +202,17 @@ class CrystalModel(nn.Module):
         )
 
 
+class _AtomsOf(nn.Module):
+    """Calls for the atoms of a crystal in a functional call."""
+
+    def __init__(self, crystal: CrystalModel):
+        super().__init__()
+        self.crystal = crystal
+
+    def forward(self) -> Atoms:
+        return self.crystal.atoms()
+
+
 def form_factors(structure: Structure, s_sq: Tensor) -> Tensor:
     """Return f_e (M, K) in A at s^2 = |g|^2/4 (M,) in A^-2.
 
@@ -173,39 +236,52 @@ def structure_factors(
     u_iso: Tensor,
     u_star: Tensor,
     valence: Valence | None = None,
-    occ: Tensor | None = None,
 ) -> Tensor:
     """Return F(g) = sum f_e occ T exp(2 pi i g.r) in A, complex128 (M,), for hkl (M, 3).
 
     The sign is the crystallographers' (International Tables B, 1.2); the order of indices in the
     room model takes it to the convention of the wave equation. `valence`, if given, adds what
-    charges and dipoles scatter; `occ` (A,) replaces the structure's occupancies. Differentiable in
-    all but the structure: site (A, 3), u_iso (A,) in A^2, u_star (A, 6), charge, dipole and occ.
+    charges and dipoles scatter. Differentiable in all but the structure: site (A, 3), u_iso (A,)
+    in A^2, u_star (A, 6), charge and dipole.
     """
-    share = (structure.occ if occ is None else occ) * structure.weight
+    atoms, radius = Atoms.of(structure)._replace(site=site, u_iso=u_iso, u_star=u_star), None
+    if valence is not None:
+        charge, radius = valence.charge[structure.type], valence.radius
+        atoms = atoms._replace(charge=charge, dipole=valence.dipole)
+    return in_chunks(structure, hkl, lambda h: _of_atoms(structure, h, atoms, radius).sum(-1))
+
+
+def in_chunks(structure: Structure, hkl: Tensor, calculate: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what `calculate` gives (m, ...) of some reflections (m, 3), of all hkl (M, 3)."""
     per_row = len(structure.sym_rot) * len(structure.labels)
     chunks = hkl.split(max(1, _CHUNK_ELEMENTS // per_row))
-    return torch.cat(
-        [_sum_atoms(structure, h, site, u_iso, u_star, valence, share) for h in chunks]
-    )
+    return torch.cat([calculate(some) for some in chunks])
 
 
-def _sum_atoms(structure, hkl, site, u_iso, u_star, valence, share) -> Tensor:
+def _of_atoms(structure: Structure, hkl: Tensor, atoms: Atoms, radius: float | None) -> Tensor:
+    """What each atom adds to F(g), (M, A); `radius` (A) of the valence shell, None without."""
     g_sq = reciprocal_length_sq(structure.cell, hkl)
     h = hkl.to(torch.float64)
     # h.(R x + t) = (h R).x + h.t: rotate the index, not the atoms
     h_rot = torch.einsum("mi,sij->msj", h, structure.sym_rot)
-    phase = torch.einsum("msj,aj->msa", h_rot, site) + (h @ structure.sym_trans.T)[:, :, None]
+    phase = torch.einsum("msj,aj->msa", h_rot, atoms.site)
+    phase = phase + (h @ structure.sym_trans.T)[:, :, None]
+    waves = torch.polar(_damping(structure, h_rot, atoms.u_star), 2 * math.pi * phase)
+    u_iso = torch.where(structure.anisotropic, torch.zeros_like(atoms.u_iso), atoms.u_iso)
+    share = torch.exp(-2 * math.pi**2 * g_sq[:, None] * u_iso) * (atoms.occ * structure.weight)
+    f = form_factors(structure, g_sq / 4)[:, structure.type]
+    found = waves.sum(1) * f
+    if radius is not None:
+        shared = (waves * moments(h_rot, atoms.charge, atoms.dipole)).sum(1)
+        found = found + shared * shell_form_factor(g_sq / 4, radius)[:, None]
+    return found * share
+
+
+def _damping(structure: Structure, h_rot: Tensor, u_star: Tensor) -> Tensor:
+    """Factors (M, S, A) by which atoms that vibrate anisotropically scatter less; others one."""
+    if not structure.anisotropic.any():
+        return h_rot.new_ones(()).expand(*h_rot.shape[:2], len(u_star))
     x, y, z = h_rot.unbind(-1)
     products = torch.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], dim=-1)
     u_star = torch.where(structure.anisotropic[:, None], u_star, torch.zeros_like(u_star))
-    damping = torch.exp(-2 * math.pi**2 * torch.einsum("msk,ak->msa", products, u_star))
-    waves = torch.polar(damping, 2 * math.pi * phase)
-    u_iso = torch.where(structure.anisotropic, torch.zeros_like(u_iso), u_iso)
-    share = torch.exp(-2 * math.pi**2 * g_sq[:, None] * u_iso) * share
-    f = form_factors(structure, g_sq / 4)[:, structure.type]
-    total = (waves.sum(1) * (f * share)).sum(-1)
-    if valence is None:
-        return total
-    shared = (waves * valence.moments(h_rot, structure.type)).sum(1)
-    return total + (shared * share).sum(-1) * valence.shape(g_sq / 4)
+    return torch.exp(-2 * math.pi**2 * torch.einsum("msk,ak->msa", products, u_star))

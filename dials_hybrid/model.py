@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd
 
 from . import absorption, beams, crystal, electron, fourier, propagation, thickness
 from .absorption import Absorption, NoAbsorption
@@ -200,6 +199,7 @@ class HybridModel(nn.Module):
         factor = _potential_factor(self.problem)
         self.wavenumber = beams.inner_wavenumber(self.problem.scan.s0, factor * f_zero)
         self.matrix = StructureMatrix(
+            self.problem.structure,
             self.beams,
             self._weak_beams(relevance),
             factor / (2 * float(self.wavenumber.mean())),
@@ -268,7 +268,7 @@ class HybridModel(nn.Module):
         slots = int(torch.bincount(self.problem.observations.link_block).max())
         size = Size(int(self.beams.counts.max()), self.problem.scan.angle.shape[1], slots)
         depth, propagator = self.settings.depth, self.settings.propagator
-        structure = sum(p.numel() for p in self.crystal.parameters())
+        structure = self.crystal.count
         # these count arrays that are alive together; tests/test_memory.py holds them up
         tangents = _DIRECTIONS * propagator.tangent_numbers(size, depth)
         tangents += 2.5 * (structure + 2) * slots * depth.count
@@ -410,29 +410,11 @@ class HybridModel(nn.Module):
 
     def potential_moves(self) -> Tensor:
         """(P, M + 1): derivative of the potential table by each free structure parameter."""
-        per_g = 200 * len(self.crystal.structure.sym_rot) * len(self.crystal.structure.labels)
-        count = sum(p.numel() for p in self.crystal.parameters())
-        if count == 0:  # all is fixed, and torch has no derivatives by nothing
-            width = len(self.matrix.couplings.hkl) + 1
-            return self.matrix.couplings.hkl.new_zeros(0, width, dtype=torch.complex128)
-        chunks = self.matrix.couplings.hkl.split(
-            max(32, int(self.settings.memory / (per_g * (count + 1))))
-        )
-        moves = torch.cat([self.structure_factor_moves(hkl) for hkl in chunks], 1)
-        return torch.cat([moves, moves.new_zeros(len(moves), 1)], 1)
+        return self.matrix.table(self.optical().slopes)
 
     def structure_factor_moves(self, hkl: Tensor) -> Tensor:
         """(P, m): derivative of U_g / 2K in A^-1 of some g (m, 3) by each structure parameter."""
-        optical = self.optical()
-        given = {name: p.detach() for name, p in optical.named_parameters()}
-
-        def table(values):
-            f = functional_call(optical, values, (hkl,))
-            return torch.view_as_real(f * self.matrix.factor)
-
-        slopes = jacfwd(table)(given)
-        moves = torch.cat([slopes[name] for name in given], -1)
-        return torch.view_as_complex(moves.permute(2, 0, 1).contiguous())
+        return self.optical().slopes(hkl) * self.matrix.factor
 
     def batch_tangents(
         self, batch, table, moved, rotation, turns: bool = True

@@ -125,7 +125,7 @@ def operations(model: HybridModel, directions: int | None = None) -> float:
     By the orientation, and by `directions` of the structure, by default all.
     """
     if directions is None:
-        directions = sum(p.numel() for p in model.crystal.parameters())
+        directions = model.crystal.count
     return _operations(model, directions)
 
 

@@ -214,7 +214,7 @@ class Refinement:
     def _held(self, profiles: Tensor) -> CheapModel:
         """Return the model in which atoms and orientations stay: their derivatives are zero."""
         portions, depths = profiles.shape
-        count = sum(p.numel() for p in self.model.crystal.parameters())
+        count = self.model.crystal.count
         none = profiles.new_zeros(1, 1, 1)
         slopes = (none.expand(portions, n, depths) for n in (count, 2))
         return CheapModel(self.model, Linearisation(profiles, *slopes))

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from . import beams, crystal, electron
-from .absorption import ELASTIC, Absorption
+from .absorption import ELASTIC, Absorption, NoAbsorption
 from .crystal import CrystalModel
 from .data import Structure
 from .records import InputError
@@ -292,9 +292,14 @@ def _structure_factors(structure: Structure, hkl, absorption: Absorption, s0: np
     """F and F' (None where nothing is absorbed) in A of hkl (M, 3)."""
     with torch.no_grad():
         model = CrystalModel(structure)
-        f = model(hkl)
-        wavelength = 1 / float(np.linalg.norm(s0))
-        absorbed = absorption.structure_factors(model, hkl, f, wavelength)
+        f, atoms, wavelength = model(hkl), model.atoms(), 1 / float(np.linalg.norm(s0))
+
+        def absorbed_of(some):
+            elastic = model.of_atoms(some, atoms)
+            return absorption.of_atoms(structure, some, atoms, elastic, wavelength).sum(-1)
+
+        absorbs = not isinstance(absorption, NoAbsorption)
+        absorbed = crystal.in_chunks(structure, hkl, absorbed_of) if absorbs else None
     return f.numpy(), None if absorbed is None else absorbed.numpy()
 
 

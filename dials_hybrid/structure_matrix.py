@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .batches import Batch
 from .beams import BeamSet, Couplings
+from .data import Structure
+from .equivalents import Equivalents
 from .perturbation import WeakBeams, second_order
 
 
@@ -25,6 +27,7 @@ class StructureMatrix:
 
     def __init__(
         self,
+        structure: Structure,
         beam_set: BeamSet,
         weak: WeakBeams | None,
         factor: float,
@@ -34,10 +37,11 @@ class StructureMatrix:
         self.weak, self.factor, self.dtype, self.hermitian = weak, factor, dtype, hermitian
         far = None if weak is None else (weak.hkl, weak.valid)
         self.couplings = Couplings.of(beam_set, far)
+        self.equivalents = Equivalents.of(structure, self.couplings.hkl)
 
     def to(self, device: str) -> None:
         """Take all tensors to the device."""
-        self.couplings = self.couplings.to(device)
+        self.couplings, self.equivalents = self.couplings.to(device), self.equivalents.to(device)
         self.weak = None if self.weak is None else self.weak.to(device)
 
     @property
@@ -46,13 +50,14 @@ class StructureMatrix:
         return 0 if self.weak is None else self.weak.hkl.shape[1]
 
     def table(self, structure_factor: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return (U + iU') / 2K (A^-1) of the couplings, with a zero at the end, (M + 1,).
+        """Return (U + iU') / 2K (A^-1) of the couplings, with a zero at the end, (..., M + 1).
 
-        `structure_factor` takes hkl (M, 3) to F + iF' in A. That of g = 0 is kept, for U'_0;
-        U_0 is in the wavenumber.
+        `structure_factor` takes hkl (m, 3) to F + iF' in A (..., m), or to changes of it that have
+        the symmetry of the crystal. That of g = 0 is kept, for U'_0; U_0 is in the wavenumber.
         """
-        f = structure_factor(self.couplings.hkl) * self.factor
-        return torch.cat([f, f.new_zeros(1)])
+        unique = self.equivalents
+        f = unique.spread(structure_factor(unique.hkl) * self.factor)
+        return torch.cat([f, f.new_zeros(*f.shape[:-1], 1)], -1)
 
     def __call__(self, batch: Batch, table: Tensor) -> Tensor:
         """Return V (f, N, N) of a batch from a table (M + 1,)."""

@@ -55,20 +55,26 @@ class Valence:
     dipole: Tensor  # (A, 3) e times fractional coordinates
     radius: float  # A
 
-    def shape(self, s_sq: Tensor) -> Tensor:
-        """Return the form factor of unit charge in A at s^2 (M,) in A^-2; zero at s = 0.
 
-        There the charges of a neutral cell cancel, and its dipole has no meaning in the bulk.
-        """
-        b = 8 * math.pi**2 * self.radius**2 / 3
-        away = s_sq > 0
-        safe = torch.where(away, s_sq, torch.ones_like(s_sq))
-        return torch.where(away, MOTT_BETHE * torch.exp(-b * safe) / safe, torch.zeros_like(safe))
+def shell_form_factor(s_sq: Tensor, radius: float) -> Tensor:
+    """Return the form factor of unit charge in A at s^2 (M,) in A^-2; zero at s = 0.
 
-    def moments(self, h_rot: Tensor, kind: Tensor) -> Tensor:
-        """Return q + 2 pi i g.mu (M, S, A) for rotated indices h_rot (M, S, 3), kinds (A,)."""
-        turned = 2 * math.pi * torch.einsum("msj,aj->msa", h_rot, self.dipole)
-        return torch.complex(self.charge[kind].expand_as(turned), turned)
+    There the charges of a neutral cell cancel, and its dipole has no meaning in the bulk. `radius`
+    is that of the valence shell in A.
+    """
+    b = 8 * math.pi**2 * radius**2 / 3
+    away = s_sq > 0
+    safe = torch.where(away, s_sq, torch.ones_like(s_sq))
+    return torch.where(away, MOTT_BETHE * torch.exp(-b * safe) / safe, torch.zeros_like(safe))
+
+
+def moments(h_rot: Tensor, charge: Tensor, dipole: Tensor) -> Tensor:
+    """Return q + 2 pi i g.mu (M, S, A) for rotated indices h_rot (M, S, 3).
+
+    `charge` (A,) is in e, `dipole` (A, 3) in e times fractional coordinates.
+    """
+    turned = 2 * math.pi * torch.einsum("msj,aj->msa", h_rot, dipole)
+    return torch.complex(charge.expand_as(turned), turned)
 
 
 def neutral_charges(count: Tensor) -> Tensor:

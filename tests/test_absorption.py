@@ -9,8 +9,8 @@ import tiny
 import torch
 
 from dials_hybrid import absorption, electron
-from dials_hybrid.absorption import MODELS, Motion, NoAbsorption, Proportional, Thermal
-from dials_hybrid.crystal import CrystalModel
+from dials_hybrid.absorption import MODELS, NoAbsorption, Proportional, Thermal
+from dials_hybrid.crystal import Atoms
 from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import (
     SCHEMES,
@@ -64,6 +64,12 @@ def planck_over_speed() -> float:
     gamma = 1 + VOLTAGE / electron.REST_ENERGY_V
     speed = electron.SPEED_OF_LIGHT * math.sqrt(1 - gamma**-2)
     return electron.PLANCK / (electron.ELECTRON_MASS * speed) / electron.ANGSTROM
+
+
+def thermal(structure, hkl, wavelength=0.0251, **moved):
+    """F'(g) of the atoms of a structure, some of their numbers replaced."""
+    atoms = Atoms.of(structure)._replace(**moved)
+    return Thermal().of_atoms(structure, hkl, atoms, None, wavelength).sum(-1)
 
 
 def damped(element, s, along, across) -> np.ndarray:
@@ -135,9 +141,7 @@ def test_mean_absorption_is_the_cross_section():
     structure = tiny.triclinic([[0.1, 0.2, 0.3]], [2.0], [3.0])
     structure = structure.replace(u_iso=tiny.f64([0.01]))
     wavelength = electron.wavelength(VOLTAGE)
-    f_zero = Thermal().structure_factors(
-        CrystalModel(structure), torch.zeros(1, 3, dtype=torch.int64), None, wavelength
-    )
+    f_zero = thermal(structure, torch.zeros(1, 3, dtype=torch.int64), wavelength)
     volume = 6 * 6 * 5.0
     u = electron.potential_factor(wavelength, volume) * f_zero.detach() * wavelength / 2
     grid = DepthGrid(100.0, 3)
@@ -158,7 +162,7 @@ def test_mean_absorption_is_the_cross_section():
 def test_a_constant_form_factor_is_refused():
     structure = tiny.triclinic([[0, 0, 0]], [1.0], [0.0])
     with pytest.raises(InputError, match="absorption"):
-        Thermal().structure_factors(CrystalModel(structure), torch.zeros(1, 3).long(), None, 0.025)
+        thermal(structure, torch.zeros(1, 3).long())
 
 
 def test_empty_places_of_the_table_change_nothing():
@@ -172,11 +176,6 @@ def test_empty_places_of_the_table_change_nothing():
 # --- structure factors ----------------------------------------------------------------------
 
 HKL = torch.tensor([[0, 0, 0], [1, 0, 0], [-1, 2, 3], [0, 0, 3], [4, -1, 2]])
-
-
-def thermal(structure, hkl, **moved):
-    motion = {name: getattr(structure, name) for name in ("site", "u_iso", "u_star")}
-    return absorption.thermal_structure_factors(structure, hkl, Motion(**motion | moved), 0.0251)
 
 
 def test_structure_factors_are_differentiable_in_all_of_the_motion():
@@ -221,8 +220,7 @@ def test_anisotropic_atoms_absorb_as_in_the_mean_over_directions_of_the_beam(hkl
         ff_a=a, ff_b=b, u_star=tiny.f64([star.tolist()]), anisotropic=torch.tensor([True])
     )
     wavelength = electron.wavelength(VOLTAGE)
-    motion = Motion(structure.site, structure.u_iso, structure.u_star)
-    found = absorption.thermal_structure_factors(structure, torch.tensor([hkl]), motion, wavelength)
+    found = thermal(structure, torch.tensor([hkl]), wavelength)
     g = np.array(hkl) / edges
     x = g / np.linalg.norm(g)
     y = np.cross(x, [0.3, -0.5, 0.8])
@@ -407,7 +405,7 @@ def test_the_matrix_has_the_mean_absorption_on_its_diagonal(problem):
     model = HybridModel(problem, tiny.settings(absorption=Thermal()))
     wavelength = problem.scan.wavelength
     zero = torch.zeros(1, 3, dtype=torch.int64)
-    mean = Thermal().structure_factors(model.crystal, zero, None, wavelength).real.detach()
+    mean = thermal(problem.structure, zero, wavelength).real
     table = model.potential_table().detach()
     for batch in model.batches:
         v = model.matrix(batch, table)
@@ -457,8 +455,8 @@ def test_thermal_absorption_is_a_few_percent_of_the_potential(problem):
     model = HybridModel(problem, tiny.settings())
     hkl = problem.observations.hkl
     f = model.crystal(hkl).detach()
-    absorbed = Thermal().structure_factors(model.crystal, hkl, f, problem.scan.wavelength)
-    ratio = (absorbed.detach().abs() / f.abs())[f.abs() > 0.2 * f.abs().max()]
+    absorbed = thermal(problem.structure, hkl, problem.scan.wavelength)
+    ratio = (absorbed.abs() / f.abs())[f.abs() > 0.2 * f.abs().max()]
     assert ratio.min() > 0.002 and ratio.max() < 0.1
 
 
