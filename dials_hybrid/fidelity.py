@@ -18,7 +18,9 @@ from .data import Problem, Scan
 class Fidelity:
     """Cut-offs of the beams, samples of the rotation that become one, whether steps are light.
 
-    g_max and s_max are in A^-1, `left_out` is the share of the current in beams left out.
+    g_max and s_max are in A^-1, `left_out` is the share of the current in beams left out. With
+    `bloch`, derivatives by the structure are those of the Bloch waves that carry the current; with
+    `near`, they leave as it is what beams far from the Ewald sphere do.
     """
 
     g_max: float
@@ -26,6 +28,13 @@ class Fidelity:
     left_out: float | None
     thinning: int = 1
     light: bool = False
+    bloch: bool = False
+    near: bool = False
+
+    @property
+    def of_beams(self) -> Fidelity:
+        """The beams and samples alone."""
+        return Fidelity(self.g_max, self.s_max, self.left_out, self.thinning)
 
 
 def thinned(problem: Problem, factor: int) -> Problem:

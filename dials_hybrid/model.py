@@ -23,7 +23,7 @@ from .nuisance import About
 from .orientation import SIGMA, OrientationCurve
 from .parallel import ALONE, Alone, Team, in_threads
 from .perturbation import Reach, WeakBeams
-from .propagation import DepthGrid, Moves, Propagator, Size, Splitting
+from .propagation import Bloch, DepthGrid, Moves, Propagator, Size, Splitting
 from .relevance import Relevance
 from .restraints import RestrainedCrystal, Restrainer
 from .structure_matrix import StructureMatrix
@@ -75,6 +75,7 @@ class ModelSettings:
     def coarser(self, fidelity: Fidelity) -> ModelSettings:
         """Return the settings of passes at that fidelity."""
         propagator = propagation.light(self.propagator) if fidelity.light else self.propagator
+        propagator = Bloch(propagator, far=not fidelity.near) if fidelity.bloch else propagator
         return dataclasses.replace(
             self,
             g_max=fidelity.g_max,
@@ -236,14 +237,21 @@ class HybridModel(nn.Module):
         return self._coarser[fidelity]
 
     def _made_coarser(self, fidelity: Fidelity) -> HybridModel:
-        settings = self.settings.coarser(fidelity)
-        own = dataclasses.replace(settings, propagator=self.settings.propagator)
-        if own == self.settings and fidelity.thinning == 1:
+        beams = fidelity.of_beams
+        own = self.settings.g_max, self.settings.s_max, self.settings.left_out
+        if beams == Fidelity(*own):
             model = copy.copy(self)  # of the same beams and blocks
-            model.settings = settings
-            return model
+        elif beams != fidelity:
+            model = copy.copy(self.coarser(beams))
+        else:
+            model = self._of_beams(fidelity)
+        model.settings = self.settings.coarser(fidelity)
+        return model
+
+    def _of_beams(self, fidelity: Fidelity) -> HybridModel:
         problem = thinned(self.problem.to("cpu"), fidelity.thinning)
-        model = HybridModel(problem, settings, str(self.depth.device), self.share)
+        settings, device = self.settings.coarser(fidelity), str(self.depth.device)
+        model = HybridModel(problem, settings, device, self.share)
         for name, module in self.named_children():
             setattr(model, name, module)
         return model
@@ -423,22 +431,34 @@ class HybridModel(nn.Module):
 
         Structure directions go in groups, so that memory does not grow with the structure.
         """
-        dtype = self.settings.dtype
-        excitation = self.excitation(batch, rotation).to(dtype.to_real())
-        tilts = self._excitation_moves(batch, rotation).to(dtype.to_real())
+        real, propagator = self.settings.dtype.to_real(), self.settings.propagator
+        given = self.matrix(batch, table), self.excitation(batch, rotation).to(real)
+        tilts = self._excitation_moves(batch, rotation).to(real) if turns else None
+        if isinstance(propagator, Bloch) and len(moved):
+            actions = self.matrix.actions(batch, table, moved, propagator.far)
+            profiles, slopes = propagator.slopes(*given, actions, batch.probe, self.settings.depth)
+            if turns:
+                turned = self._along(given, moved[:0], tilts, batch, table)[1]
+                slopes = torch.cat([slopes, turned])
+        else:
+            profiles, slopes = self._along(given, moved, tilts, batch, table)
+        picked = slopes.permute(1, 2, 0, 3).flatten(0, 1)[batch.slot]
+        return profiles.flatten(0, 1)[batch.slot].double(), picked.double()
+
+    def _along(self, given, moved, tilts, batch, table) -> tuple[Tensor, Tensor]:
+        """Profiles (f, B, D) and slopes (P + Q, f, B, D), carried along with the waves."""
         groups = moved.split(_DIRECTIONS) if len(moved) else [moved]
+        none = given[1].new_zeros(0, *given[1].shape)
         out = []
         for i, group in enumerate(groups):
-            change = self.matrix.moved(batch, table, group)
-            moves = Moves(change, tilts if turns and i == 0 else tilts[:0])
+            turned = none if tilts is None or i else tilts
+            moves = Moves(self.matrix.moved(batch, table, group), turned)
             profiles, slopes = self.settings.propagator.tangents(
-                self.matrix(batch, table), excitation, moves, batch.probe, self.settings.depth
+                *given, moves, batch.probe, self.settings.depth
             )
             out.append(slopes)
-        rotations = out[0][len(groups[0]) :]
-        ordered = torch.cat([out[0][: len(groups[0])], *out[1:], rotations])
-        picked = ordered.permute(1, 2, 0, 3).flatten(0, 1)[batch.slot]
-        return profiles.flatten(0, 1)[batch.slot].double(), picked.double()
+        first = len(groups[0])
+        return profiles, torch.cat([out[0][:first], *out[1:], out[0][first:]])
 
     def _excitation_moves(self, batch: Batch, rotation: Tensor) -> Tensor:
         """m_g^2 dS_g/d(local rotation), dS_g = -((K + g).(e x g)) / K, (2, f, N, T), per sigma."""

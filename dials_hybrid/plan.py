@@ -14,6 +14,7 @@ times, so that a refinement takes the same way on every machine.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from . import propagation
@@ -32,6 +33,7 @@ STALE_IN_STAGES = 10  # the same where they are approximate at any age
 # |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
 SPACINGS = (1.25, 2.0)
 LEFT_OUT = (1e-3, 3e-3, 1e-2)  # shares of the current in beams that are left out
+SELDOM = 4  # work of a pass by the structure over that by the orientation, of which there are more
 USUAL_PASSES, USUAL_STEPS = 3, 11  # with derivatives by the structure, and by the orientation
 
 
@@ -66,10 +68,11 @@ def make_plan(model: HybridModel, limit: float | None) -> tuple[Stage, ...]:
     whole = (Stage("joint", None, light, None, 1.0),)
     if limit is None or not isinstance(model.settings.propagator, (Splitting, Chebyshev)):
         return whole
-    if operations(model.coarser(light)) <= limit * TERA:
+    by_structure = SELDOM * limit * TERA
+    if operations(model, 0) <= limit * TERA and operations(model.coarser(light)) <= by_structure:
         return whole
     rungs = ladder(model)
-    slopes = _first_within(model, rungs, limit * TERA)
+    slopes = _first_within(model, [_by_bloch_waves(model, rung) for rung in rungs], by_structure)
     turns = _first_within(model, [None, *rungs], limit * TERA, directions=0)
     first_turns = turns or rungs[0]
     return (
@@ -79,11 +82,25 @@ def make_plan(model: HybridModel, limit: float | None) -> tuple[Stage, ...]:
 
 
 def light_fidelity(model: HybridModel) -> Fidelity | None:
-    """Return all beams and samples with steps of fewer stages, None if there are no such steps."""
+    """Return the fidelity of derivatives by the structure with all beams and samples.
+
+    That is the one of least work; None stands for what intensities come from.
+    """
     settings = model.settings
-    if propagation.light(settings.propagator) == settings.propagator:
+    if not isinstance(settings.propagator, (Splitting, Chebyshev)):
         return None
-    return Fidelity(settings.g_max, settings.s_max, settings.left_out, light=True)
+    own = settings.g_max, settings.s_max, settings.left_out
+    makes_steps = propagation.light(settings.propagator) != settings.propagator
+    steps = Fidelity(*own, light=True) if makes_steps else None
+    waves = Fidelity(*own, light=makes_steps, bloch=True)
+    return min((steps, waves), key=lambda choice: operations(model.coarser(choice)))
+
+
+def _by_bloch_waves(model: HybridModel, rung: Fidelity) -> Fidelity:
+    """Return a rung with derivatives by the structure from Bloch waves, if that is less work."""
+    waves = dataclasses.replace(rung, bloch=True, near=True)
+    own, other = operations(model.coarser(rung)), operations(model.coarser(waves))
+    return waves if other < own else rung
 
 
 def _first_within(
@@ -175,5 +192,7 @@ def _described(fidelity: Fidelity | None) -> str:
         if fidelity.left_out is None
         else f"all but {fidelity.left_out:g} of the current"
     )
-    steps = ", light steps" if fidelity.light else ""
+    steps = ", light steps" if fidelity.light and not fidelity.bloch else ""
+    if fidelity.bloch:
+        steps = ", Bloch waves of most current"
     return f"{beams}, one orientation sample of {fidelity.thinning}{steps}"

@@ -7,6 +7,7 @@ sphere add what they do to the others; see the room perturbation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from .beams import BeamSet, Couplings
 from .data import Structure
 from .equivalents import Equivalents
 from .perturbation import WeakBeams, second_order
+from .propagation.series import plain
+
+_NOTHING = 1e-6  # an imaginary part of the changes that rounding alone made, in real ones
+_ROWS = 32  # of changes of the matrix that are made at once, so that caches hold them
 
 
 class StructureMatrix:
@@ -86,6 +91,39 @@ class StructureMatrix:
                 change += second_order(into, self._coupled(of_table, near, far), inverse)
         return out
 
+    def actions(
+        self, batch: Batch, table: Tensor, moved: Tensor, with_far: bool = True
+    ) -> list[Changes]:
+        """Return what changes of the table (P, M + 1) do to V of each block, on waves.
+
+        What far beams do stays as it is unless `with_far`.
+        """
+        real = self.dtype.to_real()
+        small = bool(moved.imag.abs().max() <= _NOTHING * moved.real.abs().max())
+        moved = (moved.real if small else moved).to(real if small else self.dtype)
+        with_far = with_far and self.weak is not None
+        beams, far = _beams_of(batch), None
+        if with_far:
+            far, inverse = self._far(batch)
+            into, back = self._coupled(table, far, beams), self._coupled(table, beams, far)
+        out = []
+        for f in range(len(batch.blocks)):
+            near = tuple(x[f, None] for x in beams)
+            terms = [(self._entries(moved, near, near), None, None)]
+            if with_far:
+                distant = tuple(x[f, None] for x in far)
+                there, here = -inverse[f, :, None] * into[f], -back[f] * inverse[f]
+                terms.append((self._entries(moved, near, distant), plain(there), None))
+                terms.append((self._entries(moved, distant, near), None, plain(here)))
+            out.append(Changes(tuple(terms), len(moved)))
+        return out
+
+    def _entries(self, moved: Tensor, rows: tuple, columns: tuple) -> _Entries:
+        """Return the changes of couplings of one block's beams in the rows to others."""
+        places = self.couplings.places(rows[:2], columns[:2])[0]
+        m, n = (x[2][0].to(moved.real.dtype) for x in (rows, columns))
+        return _Entries(moved, places, m, n)
+
     def _far(self, batch: Batch) -> tuple[tuple, Tensor]:
         """The beams that act to second order on a batch, and their 1 / S (f, M) in A."""
         weak, blocks = self.weak, batch.blocks
@@ -99,6 +137,56 @@ class StructureMatrix:
         """
         places, (*_, m), (*_, n) = self.couplings.places(rows[:2], columns[:2]), rows, columns
         return (table[..., places] * (m[:, :, None] * n[:, None, :])).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """P changes of the couplings of N beams to M others, made as they are used."""
+
+    table: Tensor  # (P, couplings + 1) A^-1
+    places: Tensor  # (N, M) into them
+    rows: Tensor  # (N,) m of the beams in the rows
+    columns: Tensor  # (M,)
+
+    def __call__(self, waves: Tensor) -> Tensor:
+        """Return what they make of waves (M, m), (N, P, m)."""
+        dtype = torch.promote_types(self.table.dtype, waves.dtype)
+        waves = (self.columns[:, None] * waves).to(dtype)
+        out = waves.new_empty(len(self.rows), len(self.table), waves.shape[1])
+        for some in torch.arange(len(self.rows), device=waves.device).split(_ROWS):
+            picked = self.table[:, self.places[some].flatten()].view(-1, len(waves)).to(dtype)
+            found = (picked @ waves).view(len(self.table), len(some), -1)
+            torch.mul(
+                found.transpose(0, 1), self.rows[some, None, None], out=out[some[0] : some[-1] + 1]
+            )
+        return out
+
+
+@dataclass(frozen=True)
+class Changes:
+    """P changes dV of a block's matrix as they act on waves.
+
+    Each term is B dE A: changes dE of couplings, after A and before B, None where there is none.
+    """
+
+    terms: tuple[tuple[_Entries, Tensor | None, Tensor | None], ...]
+    directions: int  # P
+
+    def __call__(self, waves: Tensor) -> Tensor:
+        """Return dV waves (N, P, m) of waves (N, m)."""
+        out = None
+        for entries, first, last in self.terms:
+            found = entries(waves if first is None else _times(first, waves))
+            if last is not None:
+                found = _times(last, found.flatten(1)).view(len(last), *found.shape[1:])
+            out = found if out is None else out + found
+        return out
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b of matrices of which either may be real."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype) @ b.to(dtype)
 
 
 def _beams_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

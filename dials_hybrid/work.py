@@ -22,9 +22,11 @@ def work_of(model: HybridModel, directions: int | None, dtype: torch.dtype | Non
     another complex dtype.
     """
     potential, eps = _strongest(model), torch.finfo(dtype or model.settings.dtype).eps
+    links = model.problem.observations.link_block
     limit = 4 * eps * potential.real.abs().max()
     return Work(
         beams=model.beams.counts,
+        slots=torch.bincount(links, minlength=len(model.beams.counts)),
         samples=model.problem.scan.angle.shape[1],
         directions=directions,
         half_range=_half_range(model),

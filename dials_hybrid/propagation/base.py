@@ -63,6 +63,7 @@ class Work:
     """
 
     beams: Tensor  # (F,)
+    slots: Tensor  # (F,) reflections that are asked for
     samples: int
     directions: int | None
     half_range: Tensor  # (F, k) A^-1
