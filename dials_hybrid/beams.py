@@ -197,11 +197,26 @@ def near_sphere(
 
     Beside them comes S (T, M) of its samples. `wavenumber` (F,) is in A^-1.
     """
+    hkl = _in_reach(hkl, scan, block, wavenumber, s_max)
     s = excitation_of(hkl, scan, block, wavenumber)
     # a beam may cross the sphere between two samples
     crosses = (s.amax(0) > 0) & (s.amin(0) < 0)
     near = crosses | (s.abs().amin(0) <= s_max)
     return hkl[near], s[:, near]
+
+
+def _in_reach(hkl: Tensor, scan: Scan, block: int, wavenumber: Tensor, s_max: float) -> Tensor:
+    """Leave out hkl (M, 3) that are far from the sphere wherever the block takes them.
+
+    From the middle of the block, no g moves by more than its length times what the others turn by.
+    """
+    setting = scan.setting[block]
+    middle = setting[len(setting) // 2]
+    turned = setting @ torch.linalg.inv(middle) - torch.eye(3).to(setting)
+    most = 1.01 * float(torch.linalg.matrix_norm(turned, ord=2).max())
+    vectors = hkl.to(torch.float64) @ middle.T
+    s = excitation_errors(vectors[None], scan.s0[block, None], wavenumber[block, None])[0]
+    return hkl[s.abs() <= s_max + most * vectors.norm(dim=1)]
 
 
 def _merge(linked: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:

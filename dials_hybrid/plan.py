@@ -15,6 +15,7 @@ times, so that a refinement takes the same way on every machine.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from . import propagation
@@ -33,7 +34,7 @@ STALE_IN_STAGES = 10  # the same where they are approximate at any age
 # |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
 SPACINGS = (1.25, 2.0)
 LEFT_OUT = (1e-3, 3e-3, 1e-2)  # shares of the current in beams that are left out
-SELDOM = 4  # work of a pass by the structure over that by the orientation, of which there are more
+SELDOM = 2  # work of a pass by the structure over that by the orientation, of which there are more
 USUAL_PASSES, USUAL_STEPS = 3, 11  # with derivatives by the structure, and by the orientation
 
 
@@ -72,7 +73,7 @@ def make_plan(model: HybridModel, limit: float | None) -> tuple[Stage, ...]:
     if operations(model, 0) <= limit * TERA and operations(model.coarser(light)) <= by_structure:
         return whole
     rungs = ladder(model)
-    slopes = _first_within(model, [_by_bloch_waves(model, rung) for rung in rungs], by_structure)
+    slopes = _first_within(model, (_by_bloch_waves(model, rung) for rung in rungs), by_structure)
     turns = _first_within(model, [None, *rungs], limit * TERA, directions=0)
     first_turns = turns or rungs[0]
     return (
@@ -93,19 +94,24 @@ def light_fidelity(model: HybridModel) -> Fidelity | None:
     makes_steps = propagation.light(settings.propagator) != settings.propagator
     steps = Fidelity(*own, light=True) if makes_steps else None
     waves = Fidelity(*own, light=makes_steps, bloch=True)
-    return min((steps, waves), key=lambda choice: operations(model.coarser(choice)))
+    return _less_work(model, steps, waves)
 
 
 def _by_bloch_waves(model: HybridModel, rung: Fidelity) -> Fidelity:
     """Return a rung with derivatives by the structure from Bloch waves, if that is less work."""
-    waves = dataclasses.replace(rung, bloch=True, near=True)
-    own, other = operations(model.coarser(rung)), operations(model.coarser(waves))
-    return waves if other < own else rung
+    return _less_work(model, rung, dataclasses.replace(rung, bloch=True, near=True))
+
+
+def _less_work(model: HybridModel, steps: Fidelity | None, waves: Fidelity) -> Fidelity | None:
+    """Return the fidelity of less work; GPUs are slow at diagonalising one sample after another."""
+    if model.depth.device.type != "cpu":
+        return steps
+    return min((steps, waves), key=lambda choice: operations(model.coarser(choice)))
 
 
 def _first_within(
     model: HybridModel,
-    rungs: list[Fidelity | None],
+    rungs: Iterable[Fidelity | None],
     limit: float,
     directions: int | None = None,
 ) -> Fidelity | None:
@@ -116,8 +122,8 @@ def _first_within(
     """
     for rung in rungs:
         if operations(model.coarser(rung), directions) <= limit:
-            return rung
-    return rungs[-1]
+            break
+    return rung
 
 
 def ladder(model: HybridModel) -> list[Fidelity]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from . import losses, thickness
 from .data import Problem
 from .model import HybridModel, ModelSettings
+from .propagation import Chebyshev
 from .thickness import Views
+from .work import work_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ def quick_r1(problem: Problem, settings: ModelSettings, device: str = "cpu") -> 
     several places, between which only the broad distribution decides.
     """
     model = HybridModel(problem, settings, device)
+    methods, work = (settings.propagator, Chebyshev()), work_of(model, None)
+    chosen = min(methods, key=lambda method: method.operations(work, settings.depth))
+    model.settings = dataclasses.replace(settings, propagator=chosen)
     profiles = model.value_profiles()
     means = model.depth[::2].tolist()
     return min((_r1_of(model, profiles, _start(model, mean)), mean) for mean in means)

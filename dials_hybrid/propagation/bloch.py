@@ -27,10 +27,11 @@ from .exact import is_hermitian
 from .series import plain
 
 LEFT_OUT = 5e-3
-_SHARE = 1 / 16  # Bloch waves that are kept of all, about, for estimates of work
-_DIAGONALISED = 8, 32  # operations of a diagonalisation over N^3, real and complex, about
-_SLOWER = 3  # than other methods' products, for which operations stand
-_CALLS = 4e7  # operations in whose time what is done for a sample besides could be done
+# for estimates of work, against other methods' products
+_KEPT = 0.6  # Bloch waves kept of all, over coupling by half the range of S: of quartz to CsPbBr3
+_DIAGONALISED = 8, 32  # operations of a diagonalisation over N^3, real and complex
+_SMALL = 300  # operations in whose time a number of dpsi is made
+_CALLS = 4e7  # and what is done for a sample besides
 _MORE_WITH_FAR = 2.5  # work of what changes do to waves by way of far beams as well
 _DIRECTIONS = 16  # that are worked on at one time
 _NUMBERS = 20_000_000  # changes of waves that are held, at most, if not of a single sample
@@ -86,11 +87,12 @@ class Bloch:
         if not work.directions:
             return self.waves.operations(work, grid)
         n, p = work.beams.double(), work.directions
-        solved = _DIAGONALISED[not work.real] * n**3
-        changed = (4 if work.real else 16) * _SHARE * n**3 * p
-        seen = (4 if work.real else 8) * work.slots * n * grid.count * p
-        slower = _SLOWER * (_MORE_WITH_FAR if self.far else 1)
-        return float(work.samples * (slower * (solved + changed + seen) + _CALLS).sum())
+        kept = (_KEPT * work.coupling / work.half_range.mean(1)).clamp(max=1) * n
+        real = 1 if work.real else 4
+        changed = real * 4 * n**2 * kept * (_MORE_WITH_FAR if self.far else 1)
+        seen = (_SMALL + min(real, 2) * 4 * work.slots) * n * grid.count
+        solved = _DIAGONALISED[not work.real] * n**3 + _CALLS
+        return float(work.samples * (solved + p * (changed + seen)).sum())
 
     @torch.no_grad()
     def slopes(
