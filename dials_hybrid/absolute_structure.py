@@ -83,15 +83,19 @@ def verdict(
     right: str,
     difference: float,
     share: str = "inversion-twin fraction",
+    unseen: ZScore | None = None,
 ) -> str:
     """Return one sentence on the setting `right` (a space group, or words) against another.
 
-    `difference` is by how much R1 of the other one is higher, `share` names the twin fraction.
+    `difference` is by how much R1 of the other one is higher, `share` names the twin fraction,
+    `unseen` is the score with every reflection predicted by fits to the others: it depends less on
+    how much noise the wrong setting has been made to fit.
     """
     x = "not known" if twin.value is None else with_uncertainty(twin.value, twin.su)
+    left_out = "" if unseen is None else f" ({unseen.z:.1f} with each left out once)"
     numbers = (
-        f"R1 differs by {difference:+.4f}, z = {score.z:.1f} over {score.reflections} reflections, "
-        f"{share} is {x}"
+        f"R1 differs by {difference:+.4f}, z = {score.z:.1f} over {score.reflections} reflections"
+        f"{left_out}, {share} is {x}"
     )
     known = twin.value is not None and twin.su < POWER
     if score.z <= -SIGNIFICANT:

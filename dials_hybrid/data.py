@@ -338,6 +338,8 @@ class Result(Record):
     thickness_su: Tensor | None = None  # (F, D)
     thickness_mean_su: Tensor | None = None  # (F,) A, of the mean of p(t)
     thickness_average_su: Tensor | None = None  # (D,) of p(t) averaged over all blocks
+    # (R,) what fits to all but a reflection and its equivalents predict for it, to first order
+    unseen: Tensor | None = None
 
     def __post_init__(self):
         r, d, f = len(self.calculated), len(self.depth), len(self.orientation)
@@ -347,11 +349,12 @@ class Result(Record):
         self._expect("thickness", f, d)
         self._expect("block_scale", f)
         self._expect("orientation", f, 3)
-        su_shapes = {
+        optional = {
             "thickness_su": (f, d),
             "thickness_mean_su": (f,),
             "thickness_average_su": (d,),
+            "unseen": (r,),
         }
-        for name, shape in su_shapes.items():
+        for name, shape in optional.items():
             if getattr(self, name) is not None:
                 self._expect(name, *shape)

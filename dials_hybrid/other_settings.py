@@ -46,6 +46,7 @@ class Alternative:
     result: Result | None  # None where it was compared as it stood
     r1: float  # of I > 3 sigma
     score: absolute_structure.ZScore
+    unseen: absolute_structure.ZScore | None  # by predictions of fits to the other reflections
     twin: absolute_structure.TwinFraction  # its share in the crystal
 
     @property
@@ -179,7 +180,8 @@ def _alternative(first: Refined, other: tuple, progress: Progress) -> Alternativ
         refinement,
         result,
         _r1(first, calculated),
-        _score(first, calculated),
+        _score(first, first.result.calculated, calculated),
+        _unseen_score(first, result),
         _twin(first, as_it_stands),
     )
 
@@ -235,10 +237,16 @@ def _r1(first: Refined, calculated: Tensor) -> float:
     return losses.r1(o.intensity, calculated.to(o.intensity), o.observed & ~o.free)
 
 
-def _score(first: Refined, calculated: Tensor) -> absolute_structure.ZScore:
+def _score(first: Refined, own: Tensor, other: Tensor) -> absolute_structure.ZScore:
     o = first.job.problem.observations
-    own, other = (x.to(o.intensity) for x in (first.result.calculated, calculated))
+    own, other = (x.to(o.intensity) for x in (own, other))
     return absolute_structure.z_score(o.intensity, own, other, o.observed & ~o.free)
+
+
+def _unseen_score(first: Refined, other: Result | None) -> absolute_structure.ZScore | None:
+    """The score of predictions by fits to the other reflections; None where there are none."""
+    own = first.result.unseen  # results of earlier versions have none
+    return None if own is None or other is None else _score(first, own, other.unseen)
 
 
 def _twin(first: Refined, other: Tensor) -> absolute_structure.TwinFraction:
@@ -334,7 +342,7 @@ def _facts(chosen: Refined, mirror: Alternative) -> dict:
     r1 = chosen.result.summary["final"]["r1_obs"]
     difference = mirror.r1 - r1
     sentence = absolute_structure.verdict(
-        mirror.score, mirror.twin, _hand_of(chosen, mirror), difference
+        mirror.score, mirror.twin, _hand_of(chosen, mirror), difference, unseen=mirror.unseen
     )
     if INTERRUPTED in mirror.result.stop_reason:
         sentence = "undetermined: the refinement of the other hand was interrupted"
@@ -354,6 +362,7 @@ def _facts(chosen: Refined, mirror: Alternative) -> dict:
             "other_hand_time_s": mirror.result.summary["wall_time_s"],
         },
         "z_score": mirror.score.z,
+        "z_score_left_out": None if mirror.unseen is None else mirror.unseen.z,
         "probability": mirror.score.probability,
         "reflections": mirror.score.reflections,
         "better": mirror.score.better,

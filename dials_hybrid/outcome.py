@@ -53,6 +53,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
     kinematic = calculated.new_tensor(state.start["kinematic"])
     with torch.no_grad():
         depth, thickness = model.thickness.fine()
+        unseen, agreements_unseen = _unseen(final, calculated, sigma_w)
         result = Result(
             structure=model.crystal.refined(),
             start_structure=model.problem.structure,
@@ -66,6 +67,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
             thickness_su=bands.distribution,
             thickness_mean_su=bands.mean,
             thickness_average_su=bands.average,
+            unseen=unseen,
             orientation=model.orientation(),
             block_scale=model.scale(model.block_matrix),
             site_su=errors.site,
@@ -79,7 +81,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
                 **_of_the_run(end, errors),
                 "su_time_s": seconds,
                 **_agreements(o, (kinematic, start, calculated), sigma_w),
-                **_unseen(final, calculated, sigma_w),
+                **agreements_unseen,
                 **_correlations(end.cheap, errors.curvature),
                 "shift_over_su": _shift_over_su(end, errors.curvature.covariance),
                 "thickness_su": bands.overall,
@@ -165,15 +167,20 @@ def _agreement(o: Observations, calculated: Tensor, sigma_w: Tensor) -> dict:
     }
 
 
-def _unseen(final: LeastSquares, calculated: Tensor, sigma_w: Tensor) -> dict:
-    """R1 of merged amplitudes, and of reflections left out with their equivalents."""
+def _unseen(
+    final: LeastSquares, calculated: Tensor, sigma_w: Tensor
+) -> tuple[Tensor, dict[str, dict]]:
+    """Predictions (R,) of reflections left out with their equivalents, and R1 of these.
+
+    Beside it comes R1 of merged amplitudes.
+    """
     model = final.cheap.model
     o, structure = model.problem.observations, model.problem.structure
     groups = cross_validation.unique_groups(structure, o.hkl)
     unseen = cross_validation.left_out(final, groups)
     power = model.crystal(o.hkl).abs().square()
     merged = cross_validation.merged_r1(o, calculated, sigma_w, power, groups)
-    return {
+    return unseen, {
         "merged": {"r1_obs": number(merged)},
         "cross_validated": {
             "r1_obs": losses.r1(o.intensity, unseen, o.observed & ~o.free),

@@ -88,3 +88,10 @@ def test_the_verdict_says_what_is_known(score, twin, start):
 )
 def test_the_twin_fraction_is_told_with_its_uncertainty(twin, words):
     assert words in verdict(ZScore(800, 500), twin, "P 32 2 1", 0.02)
+
+
+def test_the_verdict_has_the_score_of_predictions_too():
+    sentence = verdict(
+        ZScore(400, 260), TwinFraction(0.02, 0.02), "P 31", 0.01, unseen=ZScore(400, 250)
+    )
+    assert "z = 6.0 over 400 reflections (5.0 with each left out once)" in sentence

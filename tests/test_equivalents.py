@@ -25,7 +25,7 @@ def test_all_structure_factors_follow():
     assert torch.allclose(found.spread(model(found.hkl)), expected, atol=1e-12)
 
 
-@given(st.lists(st.tuples(*[st.integers(-9, 9)] * 3), max_size=20))
+@given(st.lists(st.tuples(*[st.integers(-6, 6)] * 3), max_size=20))
 def test_any_reflections(indices):
     """Also those that are there without their mates, or twice, or none at all."""
     structure = tiny.quartz()

@@ -21,6 +21,7 @@ LEVELS = {
     "fidelity": 2,
     "valence": 1,
     "freedom": 1,
+    "equivalents": 2,
     "torsions": 1,
     "parallel": 2,
     "crystal": 2,

@@ -56,6 +56,7 @@ def absolute_structure(contract: dict) -> list[tuple[str, str]]:
         ("R1 of the other hand", _of(percent(other), refined.get("space_group_other_hand"))),
         ("Difference of R1", f"{100 * (other - own):+.2f} %"),
         ("z-score", f"{z:.1f} over {found['reflections']} reflections"),
+        ("z-score, each reflection left out once", scalar(found.get("z_score_left_out"))),
         ("Probability of this hand", probability(z)),
         (
             "Inversion-twin fraction",
