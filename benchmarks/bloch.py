@@ -35,7 +35,7 @@ def model_of(name: str) -> HybridModel:
     crystal = read_structure(folder / structure, block=block)
     atoms = to_structure(loaded.reconcile(crystal, structure))
     settings = ModelSettings(depth=DEPTH, thickness="distribution", thickness_start=thickness)
-    model = HybridModel(problem_of(loaded, atoms, every, 1.0), settings)
+    model = HybridModel(problem_of(loaded, atoms, 2 * every, 1.0), settings)
     methods = settings.propagator, Chebyshev()
     costs = [plan.operations(_with(model, method)) for method in methods]
     return _with(model, methods[costs.index(min(costs))])

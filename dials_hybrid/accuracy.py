@@ -16,6 +16,7 @@ from .data import Problem
 from .model import HybridModel, ModelSettings, relevance_of
 from .propagation import (
     SCHEMES,
+    Bloch,
     DepthGrid,
     Eigen,
     MatrixExp,
@@ -145,11 +146,12 @@ class _Trial:
     def operations(self, propagator: Propagator) -> float:
         """Return the operations of this block in a pass and those that usually follow it.
 
-        The first has derivatives by the structure, from light steps, the others by the orientation
-        alone.
+        The first has derivatives by the structure, from light steps or Bloch waves, the others by
+        the orientation alone.
         """
         depth, turns = self.settings.depth, dataclasses.replace(self.work, directions=0)
-        first = light(propagator).operations(self.work, depth)
+        ways = light(propagator), Bloch(propagator)
+        first = min(way.operations(self.work, depth) for way in ways)
         return first + FOLLOWING * propagator.operations(turns, depth)
 
 

@@ -31,8 +31,9 @@ LOOSE = 5.0  # the first stage need not converge as the last one does
 STALE = 5  # steps after which derivatives by the structure are formed anew
 STALE_IN_STAGES = 10  # the same where they are approximate at any age
 # 1 / (|g| t) is the spacing (rad) of samples that integrates a rocking curve exactly: as
-# |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t
-SPACINGS = (1.25, 2.0)
+# |psi|^2 comes from a crystal of thickness t, its Fourier transform over S ends at t. With two
+# times that, derivatives are wrong by a fifth
+SPACING = 1.25
 LEFT_OUT = (1e-3, 3e-3, 1e-2)  # shares of the current in beams that are left out
 SELDOM = 2  # work of a pass by the structure over that by the orientation, of which there are more
 USUAL_PASSES, USUAL_STEPS = 3, 11  # with derivatives by the structure, and by the orientation
@@ -136,10 +137,10 @@ def ladder(model: HybridModel) -> list[Fidelity]:
     scan, cell = model.problem.scan, model.problem.structure.cell
     reach = float(reciprocal_length_sq(cell, o.hkl).max().sqrt())
     spacing = float(scan.sample_width.max()) if scan.angle.shape[1] > 1 else 1
-    fine, coarse = (max(1, int(c / (reach * settings.thickness_start * spacing))) for c in SPACINGS)
-    more = [max(share, settings.left_out or 0) for share in LEFT_OUT]
-    rungs = [(settings.left_out, fine), *((share, fine) for share in more), (more[-1], coarse)]
-    return [Fidelity(settings.g_max, settings.s_max, *rung, light=True) for rung in rungs]
+    thinning = max(1, int(SPACING / (reach * settings.thickness_start * spacing)))
+    shares = [settings.left_out, *(max(share, settings.left_out or 0) for share in LEFT_OUT)]
+    limits = settings.g_max, settings.s_max
+    return [Fidelity(*limits, share, thinning, light=True) for share in shares]
 
 
 def operations(model: HybridModel, directions: int | None = None) -> float:
