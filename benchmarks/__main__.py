@@ -9,6 +9,7 @@ import sys
 DEFAULT = ("propagation", "integrators", "quartz", "pets", "simulated")
 OTHERS = (
     "beams",
+    "bloch",
     "frames",
     "jana",
     "missing_atoms",

@@ -1,4 +1,7 @@
-"""Are the standard uncertainties right? Simulated data of known truth, refined, 30 times.
+"""Are the standard uncertainties right? Simulated data of known truth, refined many times.
+
+python -m benchmarks.uncertainties [COUNT]: data sets, 30 by default; each takes about half a minute
+of a core with each of two models.
 
 The data are Bloch waves averaged over p(t) in closed form (`dials_hybrid.simulate`), a path of
 its own; the noise is that of counts and an error in proportion to the intensity. Every data set
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 
 import numpy as np
@@ -258,8 +262,9 @@ def table(errors: list[dict[str, float]]) -> list[dict]:
     ]
 
 
-def main(seeds=range(30)) -> None:
+def main() -> None:
     """Print the tables and write benchmarks/results/uncertainties.json."""
+    seeds = range(int(sys.argv[1]) if sys.argv[1:] else 30)
     rows = []
     models = {
         "defaults": SETTINGS,
