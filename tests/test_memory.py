@@ -11,7 +11,7 @@ from test_refine import SETTINGS, make_truth
 from dials_hybrid import model as model_room
 from dials_hybrid.data import Problem
 from dials_hybrid.model import HybridModel
-from dials_hybrid.propagation import Chebyshev, DepthGrid
+from dials_hybrid.propagation import Bloch, Chebyshev, DepthGrid, Splitting
 from dials_hybrid.refine import Refinement, RefineSettings
 
 MANY_BEAMS = {"g_max": 1.7, "s_max": 0.02}
@@ -72,6 +72,14 @@ def test_batches_hold_less_than_the_setting_and_not_much_less(case, blocks, monk
     model = made(*CASES[case], memory=setting)
     assert [len(batch.blocks) for batch in model.batches] == [blocks] * (4 // blocks)
     assert setting / 4 < batch_peak(model) < setting
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bloch_waves_hold_less_than_the_estimate(case):
+    scan, choices = CASES[case]
+    method = Bloch(choices.get("propagator", Splitting()))
+    model = made(scan, {**choices, "propagator": method})
+    assert batch_peak(model) < model.block_bytes() * max(len(b.blocks) for b in model.batches)
 
 
 def repeated(problem, times) -> Problem:

@@ -26,7 +26,7 @@ from .base import DepthGrid, Moves, Probe, Propagator, Size, Work
 from .exact import is_hermitian
 from .series import plain
 
-LEFT_OUT = 5e-3
+LEFT_OUT = 5e-3  # derivatives are then right to a hundredth or better, see docs/integrators.md
 # for estimates of work, against other methods' products
 _KEPT = 0.6  # Bloch waves kept of all, over coupling by half the range of S: of quartz to CsPbBr3
 _DIAGONALISED = 8, 32  # operations of a diagonalisation over N^3, real and complex
@@ -71,10 +71,11 @@ class Bloch:
         return self.waves.gradient_numbers(size, grid)
 
     def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
-        """See the base class."""
-        solved = size.beams**2 * size.samples / _DIRECTIONS
-        waves = 2 * _NUMBERS / _DIRECTIONS + (4 * size.beams + 3 * size.slots) * grid.count
-        return max(self.waves.tangent_numbers(size, grid), solved + waves)
+        """See the base class: matrices of samples, and changes of their waves."""
+        matrices = size.beams**2 * size.samples
+        waves = min(3 * _NUMBERS / _DIRECTIONS, 3 * matrices)
+        seen = (6 * size.beams + 4 * size.slots) * grid.count
+        return max(self.waves.tangent_numbers(size, grid), matrices / _DIRECTIONS + waves + seen)
 
     def tangents(
         self, potential: Tensor, excitation: Tensor, moves: Moves, probe: Probe, grid: DepthGrid
