@@ -12,6 +12,7 @@ OTHERS = (
     "bloch",
     "frames",
     "jana",
+    "known_truth",
     "missing_atoms",
     "nuisance",
     "optimisers",
