@@ -21,7 +21,7 @@ from dials_hybrid.model import HybridModel, ModelSettings
 from dials_hybrid.propagation import Bloch, Chebyshev, DepthGrid, Splitting
 
 from . import common
-from .frames import SETS, problem_of
+from .frames import SETS, present, problem_of
 
 SHARES = 1e-3, 5e-3, 2e-2  # of the current in Bloch waves that are left out
 DEPTH = DepthGrid(40.0, 30)
@@ -89,12 +89,7 @@ def rows_of(name: str) -> list[dict]:
 def main() -> None:
     """Print the table and write benchmarks/results/bloch.json."""
     torch.set_num_threads(1)
-    rows = []
-    for name, (folder, *_) in SETS.items():
-        if (common.data_folder() / folder).is_dir():
-            rows += rows_of(name)
-        else:
-            print(f"{name}: no data in {common.data_folder()}; set DIALS_HYBRID_DATA")
+    rows = [row for name in present() for row in rows_of(name)]
     if rows:
         common.print_table("Derivatives by the structure from Bloch waves", rows)
         common.save("bloch", rows)

@@ -100,18 +100,23 @@ def run_case(name: str) -> list[dict]:
     return rows
 
 
+def present() -> list[str]:
+    """Return the sets whose data are there, and say where they are looked for if none is."""
+    found = [
+        name for name, (folder, *_) in SETS.items() if (common.data_folder() / folder).is_dir()
+    ]
+    if not found:
+        print(f"no data in {common.data_folder()}; set DIALS_HYBRID_DATA")
+    return found
+
+
 def main() -> None:
     """Print the table and write benchmarks/results/frames.json."""
     torch.set_num_threads(1)
-    rows = []
-    for name, (folder, *_) in SETS.items():
-        if (common.data_folder() / folder).is_dir():
-            rows += run_case(name)
-    if not rows:
-        print(f"no data in {common.data_folder()}; set DIALS_HYBRID_DATA")
-        return
-    common.save("frames", rows)
-    common.print_table("Frames of PETS2, whole and cut", rows)
+    rows = [row for name in present() for row in run_case(name)]
+    if rows:
+        common.save("frames", rows)
+        common.print_table("Frames of PETS2, whole and cut", rows)
 
 
 if __name__ == "__main__":
