@@ -48,6 +48,7 @@ def absolute_structure(contract: dict) -> list[tuple[str, str]]:
     """Return (name, value) rows on two refined hands; none if one was not refined."""
     found = contract["absolute_structure"] or {}
     refined, z = found.get("refined") or {}, found.get("z_score")
+    unseen = found.get("z_score_left_out")
     if not refined or z is None:
         return []
     own, other = refined["r1_obs"], refined["r1_obs_other_hand"]
@@ -56,7 +57,7 @@ def absolute_structure(contract: dict) -> list[tuple[str, str]]:
         ("R1 of the other hand", _of(percent(other), refined.get("space_group_other_hand"))),
         ("Difference of R1", f"{100 * (other - own):+.2f} %"),
         ("z-score", f"{z:.1f} over {found['reflections']} reflections"),
-        ("z-score, each reflection left out once", scalar(found.get("z_score_left_out"))),
+        ("z-score, each left out once", scalar(None) if unseen is None else f"{unseen:.1f}"),
         ("Probability of this hand", probability(z)),
         (
             "Inversion-twin fraction",
