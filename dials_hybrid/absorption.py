@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from . import electron
-from .crystal import Atoms, CrystalModel, in_chunks, reciprocal_length_sq
+from .crystal import Atoms, CrystalModel, in_chunks, quadratic, reciprocal_length_sq, rotated
 from .data import Structure
 from .freedom import equivalent_weights
 from .records import InputError
@@ -173,12 +173,9 @@ def thermal_of_atoms(structure: Structure, hkl: Tensor, atoms: Atoms, wavelength
             "absorption.model=thermal needs form factors made of Gaussians alone, without a "
             "constant; use absorption.model=proportional"
         )
-    h = hkl.to(torch.float64)
-    s_sq = reciprocal_length_sq(structure.cell, h)[:, None, None] / 4
-    h_rot = torch.einsum("mi,sij->msj", h, structure.sym_rot)
-    phase = torch.einsum("msj,aj->msa", h_rot, atoms.site)
-    phase = phase + (h @ structure.sym_trans.T)[:, :, None]
-    waves = torch.polar(torch.ones_like(phase), 2 * math.pi * phase)
+    s_sq = reciprocal_length_sq(structure.cell, hkl)[:, None, None] / 4
+    h_rot, angle = rotated(structure, hkl, atoms.site)
+    waves = torch.polar(torch.ones_like(angle), angle)
     a, b = structure.ff_a[structure.type], structure.ff_b[structure.type]
     still, moving = ~structure.anisotropic, structure.anisotropic
     found = []  # of those that vibrate isotropically, then of the others
@@ -200,12 +197,10 @@ def _along_and_across(cell: Tensor, h_rot: Tensor, s_sq: Tensor, u_star: Tensor)
 
     At g = 0 both are the mean over all directions.
     """
-    x, y, z = h_rot.unbind(-1)
-    products = torch.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], dim=-1)
     zero = s_sq == 0
     unit = 2 * math.pi**2 / torch.where(zero, torch.ones_like(s_sq), s_sq)
     mean = 8 * math.pi**2 * (u_star @ equivalent_weights(cell).to(u_star))
-    along = unit * torch.einsum("msk,ak->msa", products, u_star)
+    along = unit * quadratic(h_rot, u_star)
     along = torch.where(zero, mean.expand_as(along), along)
     return along.clamp(min=0), ((3 * mean - along) / 2).clamp(min=0)
 

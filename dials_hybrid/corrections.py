@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jvp
 
+from .calls import call
 from .nuisance import KINDS, About, Nuisance
 from .records import InputError
 
@@ -197,8 +198,7 @@ class Terms(nn.Module):
 
     def penalties(self, flat: Tensor) -> Tensor:
         """Return what `prior_residuals` does, with parameters (n,)."""
-        named = {f"module.{k}": v for k, v in self._named(flat).items()}
-        return functional_call(_Priors(self), named, ())
+        return call(lambda terms: terms.prior_residuals(), self, self._named(flat))
 
     def penalty_slopes(self, flat: Tensor) -> Tensor:
         """Return the derivatives (m, n) of `penalties`."""
@@ -229,21 +229,10 @@ class Terms(nn.Module):
         return {k: v.view(p.shape) for (k, p), v in zip(named.items(), parts, strict=True)}
 
 
-class _Priors(nn.Module):
-    """Calls terms for their prior residuals in a functional call."""
-
-    def __init__(self, module: Terms):
-        super().__init__()
-        self.module = module
-
-    def forward(self) -> Tensor:
-        return self.module.prior_residuals()
-
-
 def _told(term: Nuisance, covariance: Tensor) -> dict:
     """Values of a term's quantities and their s.u. from the covariance (k, k) of its parameters."""
-    given = {f"term.{name}": p.detach() for name, p in term.named_parameters()}
-    slopes = jacfwd(lambda values: functional_call(_Quantities(term), values, ()))(given)
+    given = {name: p.detach() for name, p in term.named_parameters()}
+    slopes = jacfwd(lambda values: call(_quantities, term, values))(given)
     by_parameter = torch.cat([s.flatten(1) for s in slopes.values()], 1)
     variance = torch.einsum("qi,ij,qj->q", by_parameter, covariance, by_parameter)
     found = {name: value.detach() for name, value in term.quantities().items()}
@@ -254,12 +243,6 @@ def _told(term: Nuisance, covariance: Tensor) -> dict:
     }
 
 
-class _Quantities(nn.Module):
-    """Calls a term for its quantities, in one vector, in a functional call."""
-
-    def __init__(self, term: Nuisance):
-        super().__init__()
-        self.term = term
-
-    def forward(self) -> Tensor:
-        return torch.cat([q.flatten() for q in self.term.quantities().values()])
+def _quantities(term: Nuisance) -> Tensor:
+    """A term's quantities in one vector."""
+    return torch.cat([q.flatten() for q in term.quantities().values()])

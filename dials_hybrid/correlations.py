@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jacfwd
+from torch.func import jacfwd
 
+from .calls import call
 from .freedom import star_lengths
 from .linear import CheapModel
 from .uncertainty import Curvature
@@ -116,9 +117,9 @@ def _padded(gradient: Tensor, cheap: CheapModel, part: str) -> Tensor:
 
 def _structure(crystal) -> list[tuple[str, Tensor]]:
     """Names and gradients, by the parameters of the structure, of what the structure has."""
-    structure, module = crystal.structure, _Physical(crystal)
-    given = {f"crystal.{k}": p.detach() for k, p in crystal.named_parameters()}
-    slopes = jacfwd(lambda values: functional_call(module, values, ()))(given)
+    structure = crystal.structure
+    given = {name: p.detach() for name, p in crystal.named_parameters()}
+    slopes = jacfwd(lambda values: call(_physical, crystal, values))(given)
     rows = torch.cat([slopes[name] for name in given], -1)
     names = [f"{axis}({label})" for label in structure.labels for axis in "xyz"]
     names += [f"U({label})" for label in structure.labels]
@@ -131,21 +132,14 @@ def _structure(crystal) -> list[tuple[str, Tensor]]:
     return list(zip(names, rows, strict=True))
 
 
-class _Physical(torch.nn.Module):
+def _physical(crystal) -> Tensor:
     """All coordinates, U, occupancies and valence terms of a structure in one vector."""
-
-    def __init__(self, crystal):
-        super().__init__()
-        self.crystal = crystal
-
-    def forward(self) -> Tensor:
-        crystal = self.crystal
-        u = crystal.u_star() / star_lengths(crystal.structure.cell).to(crystal.u_star())
-        parts = [crystal.site().flatten(), crystal.u_iso(), u.flatten(), crystal.occ()]
-        valence = crystal.valence()
-        if valence is not None:
-            parts += [valence.charge, valence.dipole.flatten()]
-        return torch.cat(parts)
+    u = crystal.u_star() / star_lengths(crystal.structure.cell).to(crystal.u_star())
+    parts = [crystal.site().flatten(), crystal.u_iso(), u.flatten(), crystal.occ()]
+    valence = crystal.valence()
+    if valence is not None:
+        parts += [valence.charge, valence.dipole.flatten()]
+    return torch.cat(parts)
 
 
 def _independent(rows: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:

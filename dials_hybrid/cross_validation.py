@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import losses
 from .data import Observations, Structure
+from .equivalents import images, numbered
 from .linear import LeastSquares
 
 _NO_FREEDOM = 1e-8  # 1 - leverage that rounding alone leaves
@@ -23,14 +24,9 @@ def unique_groups(structure: Structure, hkl: Tensor) -> Tensor:
 
     Symmetry operators act on the indices hkl (R, 3) as h R.
     """
-    # in double precision, since devices multiply no matrices of integers
-    every = torch.einsum("ri,sij->rsj", hkl.to(structure.sym_rot), structure.sym_rot)
-    every = every.round().to(torch.int64)
-    every = torch.cat([every, -every], 1)
-    reach = int(every.abs().max()) + 1
-    base = 2 * reach + 1
-    rank = ((every[..., 0] + reach) * base + every[..., 1] + reach) * base + every[..., 2] + reach
-    return torch.unique(rank.amax(1), return_inverse=True)[1]
+    every = images(structure, hkl)
+    rank = numbered(torch.cat([every, -every])).amax(0)
+    return torch.unique(rank, return_inverse=True)[1]
 
 
 def choose_free(groups: Tensor, fraction: float, seed: int) -> Tensor:

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd
+from torch.func import jacfwd
 
 from . import freedom
+from .calls import call
 from .data import Structure
 from .freedom import metric
 from .records import InputError
@@ -154,11 +155,10 @@ class CrystalModel(nn.Module):
 
     def atom_slopes(self) -> Atoms:
         """Return the derivatives of `atoms` by the P free parameters, with P > 0 as last axis."""
-        module = _AtomsOf(self)
-        named = {f"crystal.{name}": part for name, part in self.slices().items()}
 
         def atoms(flat: Tensor) -> Atoms:
-            return functional_call(module, {name: flat[part] for name, part in named.items()}, ())
+            values = {name: flat[part] for name, part in self.slices().items()}
+            return call(lambda crystal: crystal.atoms(), self, values)
 
         return jacfwd(atoms)(torch.cat([p.detach() for p in self.parameters()]))
 
@@ -200,17 +200,6 @@ class CrystalModel(nn.Module):
             u_star=self.u_star().clone(),
             occ=self.occ().clone(),
         )
-
-
-class _AtomsOf(nn.Module):
-    """Calls for the atoms of a crystal in a functional call."""
-
-    def __init__(self, crystal: CrystalModel):
-        super().__init__()
-        self.crystal = crystal
-
-    def forward(self) -> Atoms:
-        return self.crystal.atoms()
 
 
 def form_factors(structure: Structure, s_sq: Tensor) -> Tensor:
@@ -261,12 +250,8 @@ def in_chunks(structure: Structure, hkl: Tensor, calculate: Callable[[Tensor], T
 def _of_atoms(structure: Structure, hkl: Tensor, atoms: Atoms, radius: float | None) -> Tensor:
     """What each atom adds to F(g), (M, A); `radius` (A) of the valence shell, None without."""
     g_sq = reciprocal_length_sq(structure.cell, hkl)
-    h = hkl.to(torch.float64)
-    # h.(R x + t) = (h R).x + h.t: rotate the index, not the atoms
-    h_rot = torch.einsum("mi,sij->msj", h, structure.sym_rot)
-    phase = torch.einsum("msj,aj->msa", h_rot, atoms.site)
-    phase = phase + (h @ structure.sym_trans.T)[:, :, None]
-    waves = torch.polar(_damping(structure, h_rot, atoms.u_star), 2 * math.pi * phase)
+    h_rot, angle = rotated(structure, hkl, atoms.site)
+    waves = torch.polar(_damping(structure, h_rot, atoms.u_star), angle)
     u_iso = torch.where(structure.anisotropic, torch.zeros_like(atoms.u_iso), atoms.u_iso)
     share = torch.exp(-2 * math.pi**2 * g_sq[:, None] * u_iso) * (atoms.occ * structure.weight)
     f = form_factors(structure, g_sq / 4)[:, structure.type]
@@ -281,7 +266,21 @@ def _damping(structure: Structure, h_rot: Tensor, u_star: Tensor) -> Tensor:
     """Factors (M, S, A) by which atoms that vibrate anisotropically scatter less; others one."""
     if not structure.anisotropic.any():
         return h_rot.new_ones(()).expand(*h_rot.shape[:2], len(u_star))
+    u_star = torch.where(structure.anisotropic[:, None], u_star, torch.zeros_like(u_star))
+    return torch.exp(-2 * math.pi**2 * quadratic(h_rot, u_star))
+
+
+def rotated(structure: Structure, hkl: Tensor, site: Tensor) -> tuple[Tensor, Tensor]:
+    """Return h R (M, S, 3) of hkl (M, 3), and the phases 2 pi h.(R x + t) (M, S, A) of sites."""
+    h = hkl.to(torch.float64)
+    # h.(R x + t) = (h R).x + h.t: rotate the index, not the atoms
+    h_rot = torch.einsum("mi,sij->msj", h, structure.sym_rot)
+    phase = torch.einsum("msj,aj->msa", h_rot, site)
+    return h_rot, 2 * math.pi * (phase + (h @ structure.sym_trans.T)[:, :, None])
+
+
+def quadratic(h_rot: Tensor, u_star: Tensor) -> Tensor:
+    """Return h U* h (M, S, A) of rotated indices (M, S, 3) and u_star (A, 6)."""
     x, y, z = h_rot.unbind(-1)
     products = torch.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], dim=-1)
-    u_star = torch.where(structure.anisotropic[:, None], u_star, torch.zeros_like(u_star))
-    return torch.exp(-2 * math.pi**2 * torch.einsum("msk,ak->msa", products, u_star))
+    return torch.einsum("msk,ak->msa", products, u_star)

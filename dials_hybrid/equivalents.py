@@ -12,6 +12,19 @@ from .data import Structure
 from .records import Record
 
 
+def images(structure: Structure, hkl: Tensor) -> Tensor:
+    """Return h R of reflections hkl (M, 3) by the structure's S operators, (S, M, 3) int64."""
+    # in double precision, since devices multiply no matrices of integers
+    moved = torch.einsum("mi,sij->smj", hkl.to(structure.sym_rot), structure.sym_rot)
+    return moved.round().to(torch.int64)
+
+
+def numbered(hkl: Tensor) -> Tensor:
+    """Return a number (...) for each of some reflections (..., 3), distinct ones for distinct."""
+    span = 2 * int(hkl.abs().max()) + 1
+    return (hkl[..., 0] * span + hkl[..., 1]) * span + hkl[..., 2]
+
+
 @dataclass(frozen=True)
 class Equivalents(Record):
     """One of each set of equivalent reflections, and how the M given ones follow from these U."""
@@ -27,9 +40,8 @@ class Equivalents(Record):
         if not len(hkl):
             none = structure.sym_trans.new_zeros(0)
             return cls(hkl, hkl.new_zeros(0), torch.polar(none, none))
-        moved = torch.einsum("mi,sij->smj", hkl, structure.sym_rot.round().long())
-        span = 2 * int(moved.abs().max()) + 1
-        key, operator = (moved @ hkl.new_tensor([span**2, span, 1])).max(0)
+        moved = images(structure, hkl)
+        key, operator = numbered(moved).max(0)
         _, place = torch.unique(key, return_inverse=True)
         chosen = hkl.new_zeros(int(place.max()) + 1, 3)
         chosen[place] = moved[operator, torch.arange(len(hkl), device=hkl.device)]

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from .crystal import reciprocal_length_sq
 from .data import Fourier, Result, Structure
+from .equivalents import images, numbered
 from .parallel import in_threads
 
 PROBES = 6  # random signs; the curvature is known to sqrt(1 / PROBES) of itself
@@ -170,15 +171,12 @@ class _Orbits:
 
     def __init__(self, structure: Structure, hkl: Tensor):
         hkl = hkl.to(structure.sym_rot.device)
-        moved = torch.einsum("mi,sij->smj", hkl, structure.sym_rot.round().long())
-        span = 2 * int(torch.maximum(hkl.abs().max(), moved.abs().max())) + 1
-        steps = hkl.new_tensor([span**2, span, 1])
-        key, order = (hkl @ steps).sort()
-
-        def place(wanted: Tensor) -> Tensor:
-            return order[torch.searchsorted(key, wanted @ steps).clamp(max=len(key) - 1)]
-
-        self.place, self.mates = place(moved), place(-hkl)  # (S, M) of h R, (M,) of -h
+        moved = images(structure, hkl)
+        own, *wanted = numbered(torch.cat([hkl[None], moved, -hkl[None]]))
+        key, order = own.sort()
+        found = torch.searchsorted(key, torch.stack(wanted)).clamp(max=len(key) - 1)
+        *rotated, self.mates = order[found]  # (M,) of -h
+        self.place = torch.stack(rotated)  # (S, M) of h R
         # F(h) = exp(2 pi i h.t) F(h R)
         turn = 2 * math.pi * (structure.sym_trans @ hkl.double().T)
         there = (hkl[self.place] == moved).all(-1)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jacfwd, vjp
+from torch.func import jacfwd, vjp
 
 from . import secant
+from .calls import call
 from .kinematic import power_slopes, powers
 from .model import HybridModel
 from .thickness import slopes_of_blocks
@@ -128,8 +129,7 @@ class CheapModel:
     def _outputs(self, flat: Tensor) -> Tensor:
         """The outputs (F, K) of the thickness model with the parameters (n,)."""
         given = dict(zip(self.names, self._split(flat), strict=True))
-        named = {f"module.{k}": v for k, v in given.items()}
-        return functional_call(_Outputs(self.model.thickness), named, ())
+        return call(lambda module: module.outputs(), self.model.thickness, given)
 
     def intensities(self) -> Tensor:
         """Return the calculated intensities (R,) at the point of linearisation."""
@@ -304,17 +304,6 @@ class CheapModel:
             mine = torch.nonzero(self.block == block).flatten()
             out[mine] = profiles[mine] @ dp[block]
         return out
-
-
-class _Outputs(torch.nn.Module):
-    """Calls a thickness model for its outputs in a functional call."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self):
-        return self.module.outputs()
 
 
 class LeastSquares:

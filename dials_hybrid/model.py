@@ -248,6 +248,12 @@ class HybridModel(nn.Module):
         model.settings = self.settings.coarser(fidelity)
         return model
 
+    def propagated_by(self, method: Propagator) -> HybridModel:
+        """Return a model of the same parameters, beams and blocks with another method."""
+        model = copy.copy(self)
+        model.settings = dataclasses.replace(self.settings, propagator=method)
+        return model
+
     def _of_beams(self, fidelity: Fidelity) -> HybridModel:
         problem = thinned(self.problem.to("cpu"), fidelity.thinning)
         settings, device = self.settings.coarser(fidelity), str(self.depth.device)

@@ -292,15 +292,16 @@ def _structure_factors(structure: Structure, hkl, absorption: Absorption, s0: np
     """F and F' (None where nothing is absorbed) in A of hkl (M, 3)."""
     with torch.no_grad():
         model = CrystalModel(structure)
-        f, atoms, wavelength = model(hkl), model.atoms(), 1 / float(np.linalg.norm(s0))
+        if isinstance(absorption, NoAbsorption):
+            return model(hkl).numpy(), None
+        atoms, wavelength = model.atoms(), 1 / float(np.linalg.norm(s0))
 
-        def absorbed_of(some):
+        def both(some):
             elastic = model.of_atoms(some, atoms)
-            return absorption.of_atoms(structure, some, atoms, elastic, wavelength).sum(-1)
+            absorbed = absorption.of_atoms(structure, some, atoms, elastic, wavelength)
+            return torch.stack([elastic, absorbed], 1).sum(-1)
 
-        absorbs = not isinstance(absorption, NoAbsorption)
-        absorbed = crystal.in_chunks(structure, hkl, absorbed_of) if absorbs else None
-    return f.numpy(), None if absorbed is None else absorbed.numpy()
+        return crystal.in_chunks(structure, hkl, both).T.numpy()
 
 
 class _Block:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -36,8 +35,7 @@ def quick_r1(problem: Problem, settings: ModelSettings, device: str = "cpu") -> 
     model = HybridModel(problem, settings, device)
     methods, work = (settings.propagator, Chebyshev()), work_of(model, None)
     chosen = min(methods, key=lambda method: method.operations(work, settings.depth))
-    model.settings = dataclasses.replace(settings, propagator=chosen)
-    profiles = model.value_profiles()
+    profiles = model.propagated_by(chosen).value_profiles()
     means = model.depth[::2].tolist()
     return min((_r1_of(model, profiles, _start(model, mean)), mean) for mean in means)
 

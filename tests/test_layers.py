@@ -15,6 +15,7 @@ LEVELS = {
     "electron": 0,
     "noise": 0,
     "records": 0,
+    "calls": 0,
     "data": 1,
     "notation": 1,
     "curves": 1,

@@ -7,7 +7,8 @@ import tiny
 import torch
 
 from dials_hybrid import uncertainty
-from dials_hybrid.correlations import _Physical
+from dials_hybrid.calls import call
+from dials_hybrid.correlations import _physical
 from dials_hybrid.error_model import NORMAL_SCALE, ErrorModel, fit_error_model
 from dials_hybrid.freedom import star_lengths
 from dials_hybrid.linear import LeastSquares
@@ -165,11 +166,10 @@ def test_uncertainties_are_those_of_the_coordinates_and_u_of_the_cif():
     errors = uncertainty.standard_uncertainties(
         LeastSquares(cheap, problem.observations.sigma, 0), ErrorModel()
     )
-    physical = _Physical(model.crystal)
-    names = [f"crystal.{name}" for name in model.crystal.slices()]
+    names = list(model.crystal.slices())
 
     def coordinates(*values):
-        return torch.func.functional_call(physical, dict(zip(names, values, strict=True)), ())
+        return call(_physical, model.crystal, dict(zip(names, values, strict=True)))
 
     rows = torch.cat(
         torch.autograd.functional.jacobian(coordinates, tuple(model.crystal.parameters())), 1
