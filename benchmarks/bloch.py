@@ -15,7 +15,8 @@ from torch import Tensor
 from dials_hybrid import io_pets, plan
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_structures import read_structure
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import Bloch, Chebyshev, DepthGrid, Splitting
 
 from . import common

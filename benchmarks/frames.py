@@ -18,7 +18,8 @@ from dials_hybrid.io_geometry import Sampling
 from dials_hybrid.io_reflections import Selection
 from dials_hybrid.io_structures import read_structure
 from dials_hybrid.losses import amplitudes
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import Chebyshev, DepthGrid
 
 from . import common

@@ -20,7 +20,8 @@ from dials_hybrid.crystal import metric
 from dials_hybrid.data import Observations, Problem, Scan
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_structures import read_structure
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import SCHEMES, DepthGrid
 
 from . import common

@@ -24,7 +24,8 @@ from cctbx import adptbx
 from dials_hybrid import beams, crystal, electron, simulate
 from dials_hybrid.data import Observations, Problem, Result, Scan, Structure
 from dials_hybrid.io_cctbx import to_structure
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import DepthGrid
 from dials_hybrid.refine import Refinement, RefineSettings
 from dials_hybrid.uncertainty import star_lengths

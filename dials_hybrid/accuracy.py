@@ -13,7 +13,8 @@ from torch import Tensor
 from . import beams, losses, validation
 from .crystal import CrystalModel
 from .data import Problem
-from .model import HybridModel, ModelSettings, relevance_of
+from .model import HybridModel, relevance_of
+from .model_settings import ModelSettings
 from .propagation import (
     SCHEMES,
     Bloch,

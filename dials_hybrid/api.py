@@ -58,7 +58,7 @@ from .job import (
     read,
     remembering_warnings,
 )
-from .model import ModelSettings
+from .model_settings import ModelSettings
 from .other_settings import compared, decide
 from .plan import format_plan
 from .records import InputError

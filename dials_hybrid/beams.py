@@ -98,6 +98,21 @@ def excitation_errors(vectors: Tensor, s0: Tensor, wavenumber: Tensor) -> Tensor
     return -along - vectors.square().sum(-1) / (2 * wavenumber.reshape(shape))
 
 
+def excitation_moves(vectors: Tensor, s0: Tensor, wavenumber: Tensor, directions: Tensor) -> Tensor:
+    """Return dS_g = -((K + g).(e x g)) / K (2, F, ...) in A^-1 per rad of rotations about e.
+
+    For g `vectors` (F, ..., 3), beams s0 (F, 3), K (F,), and two e of each, directions (F, 2, 3).
+    """
+    shape = (len(s0),) + (1,) * (vectors.ndim - 2)
+    k = wavenumber[:, None] * s0 / s0.norm(dim=-1, keepdim=True)
+    k_plus_g = k.reshape(*shape, 3) + vectors
+    out = []
+    for e in directions.unbind(1):
+        turned = torch.linalg.cross(e.reshape(*shape, 3).expand_as(vectors), vectors)
+        out.append(-(k_plus_g * turned).sum(-1) / wavenumber.reshape(shape))
+    return torch.stack(out)
+
+
 def obliquity(scan: Scan, blocks: Tensor, hkl: Tensor, wavenumber: Tensor) -> Tensor:
     """Return m_g = 1 / sqrt(1 + g_n / K_n) of beams hkl (f, N, 3) of some blocks (f,).
 

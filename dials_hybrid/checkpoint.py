@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .data import Problem, Result
 from .error_model import ErrorModel
-from .model import ModelSettings
+from .model_settings import ModelSettings
 from .records import InputError, load_records, save_records
 
 

@@ -12,24 +12,22 @@ import torch
 from torch import Tensor
 
 from .data import Problem, Scan
+from .propagation import Propagator
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Cut-offs of the beams, samples of the rotation that become one, whether steps are light.
+    """Cut-offs of the beams, samples of the rotation that become one, and the method.
 
-    g_max and s_max are in A^-1, `left_out` is the share of the current in beams left out. With
-    `bloch`, derivatives by the structure are those of the Bloch waves that carry the current; with
-    `near`, they leave as it is what beams far from the Ewald sphere do.
+    g_max and s_max are in A^-1, `left_out` is the share of the current in beams left out. No
+    propagator stands for that of the model.
     """
 
     g_max: float
     s_max: float
     left_out: float | None
     thinning: int = 1
-    light: bool = False
-    bloch: bool = False
-    near: bool = False
+    propagator: Propagator | None = None
 
     @property
     def of_beams(self) -> Fidelity:

@@ -20,7 +20,7 @@ from .io_disorder import KEY, Parts, cif_columns, parts_of
 from .io_measurement import stated
 from .io_restraints import RestraintOptions, count_kinds, in_basis, restraints_of
 from .io_structures import read_structure
-from .model import ModelSettings
+from .model_settings import ModelSettings
 from .records import InputError
 from .refine import Refinement
 

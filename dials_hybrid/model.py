@@ -4,108 +4,32 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from . import absorption, beams, crystal, electron, fourier, propagation, thickness
-from .absorption import Absorption, NoAbsorption
+from . import absorption, beams, crystal, electron, fourier, thickness
+from .absorption import NoAbsorption
 from .batches import Batch, Portions, Replayed, make_batch
-from .corrections import Term, Terms
+from .corrections import Terms
 from .curves import CurveBasis
 from .data import Problem
 from .fidelity import Fidelity, thinned
 from .kinematic import powers
 from .losses import SmoothScale
+from .model_settings import ModelSettings
 from .nuisance import About
 from .orientation import SIGMA, OrientationCurve
 from .parallel import ALONE, Alone, Team, in_threads
 from .perturbation import Reach, WeakBeams
-from .propagation import Bloch, DepthGrid, Moves, Propagator, Size, Splitting
+from .propagation import DIRECTIONS, Propagator, Size
 from .relevance import Relevance
 from .restraints import RestrainedCrystal, Restrainer
 from .structure_matrix import StructureMatrix
-from .thickness import ThicknessPrior, Views
-from .valence import ValenceSettings
+from .thickness import Views
 
-_DIRECTIONS = 16  # structure parameters differentiated together
 _FAR = 5  # arrays over beams and those that act on them to second order
 _CACHE_ELEMENTS = 150_000  # waves of a batch that still fit the processor's caches
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Choices of the model. Lengths in A, reciprocal lengths in A^-1, angles in rad.
-
-    `left_out` is the share of the current that may pass through beams that are left out, None
-    keeps all within g_max and s_max. Beams beyond s_max, up to `perturbation`, act to second order;
-    None leaves them out. `precision` is "single" or "double"; `memory` bounds the
-    working arrays of a batch, bytes.
-    """
-
-    g_max: float = 2.0
-    s_max: float = 0.02
-    left_out: float | None = 1e-4
-    perturbation: float | None = 0.1
-    depth: DepthGrid = DepthGrid(40.0, 30)
-    propagator: Propagator = Splitting()
-    absorption: Absorption = NoAbsorption()
-    precision: str = "single"
-    thickness: str = "neural"
-    thickness_start: float = 400.0
-    thickness_head: str = "free"
-    thickness_features: str = "angle"
-    prior: ThicknessPrior = ThicknessPrior()
-    valence: ValenceSettings = ValenceSettings()
-    scale_spacing: float = math.radians(10)
-    scale_stiffness: float = 1.0
-    orientation_spacing: float = math.radians(1)
-    orientation_sigma: float | None = SIGMA  # None: as the data say
-    orientation_stiffness: float = 0.1
-    nuisance: tuple[Term, ...] = ()
-    memory: float = 2e9
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Complex dtype of the waves."""
-        return {"single": torch.complex64, "double": torch.complex128}[self.precision]
-
-    def coarser(self, fidelity: Fidelity) -> ModelSettings:
-        """Return the settings of passes at that fidelity."""
-        propagator = propagation.light(self.propagator) if fidelity.light else self.propagator
-        propagator = Bloch(propagator, far=not fidelity.near) if fidelity.bloch else propagator
-        return dataclasses.replace(
-            self,
-            g_max=fidelity.g_max,
-            s_max=fidelity.s_max,
-            left_out=fidelity.left_out,
-            propagator=propagator,
-        )
-
-    def to_dict(self) -> dict:
-        """Return nested dicts of plain numbers, for files."""
-        return {
-            **dataclasses.asdict(self),
-            "absorption": absorption.to_dict(self.absorption),
-            "propagator": propagation.to_dict(self.propagator),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict) -> ModelSettings:
-        """Return the settings that `to_dict` described."""
-        nested = {
-            "depth": DepthGrid(**values["depth"]),
-            "propagator": propagation.from_dict(values["propagator"]),
-            # files of earlier versions have neither absorption nor valence nor nuisance terms,
-            # leave no beam out and have none to second order
-            "absorption": absorption.from_dict(values.get("absorption", {"model": "none"})),
-            "prior": ThicknessPrior(**values["prior"]),
-            "valence": ValenceSettings(**values.get("valence", {"model": "none"})),
-            "nuisance": tuple(Term(**term) for term in values.get("nuisance", ())),
-        }
-        return cls(**{"left_out": None, "perturbation": None, **values, **nested})
 
 
 def _potential_factor(problem: Problem) -> float:
@@ -269,7 +193,7 @@ class HybridModel(nn.Module):
 
     def _batch_size(self) -> int:
         """Blocks per batch: large enough to keep the processor busy, small enough to fit."""
-        waves = (_DIRECTIONS + 3) * int(self.beams.counts.max()) * self.problem.scan.angle.shape[1]
+        waves = (DIRECTIONS + 3) * int(self.beams.counts.max()) * self.problem.scan.angle.shape[1]
         fits = int(self.settings.memory // (self.workers * self.block_bytes()))
         return max(1, min(fits, _CACHE_ELEMENTS // waves))
 
@@ -284,7 +208,7 @@ class HybridModel(nn.Module):
         depth, propagator = self.settings.depth, self.settings.propagator
         structure = self.crystal.count
         # these count arrays that are alive together; tests/test_memory.py holds them up
-        tangents = _DIRECTIONS * propagator.tangent_numbers(size, depth)
+        tangents = DIRECTIONS * propagator.tangent_numbers(size, depth)
         tangents += 2.5 * (structure + 2) * slots * depth.count
         gradient = propagator.gradient_numbers(size, depth)
         far = _FAR * self.matrix.far * size.beams
@@ -433,49 +357,28 @@ class HybridModel(nn.Module):
     def batch_tangents(
         self, batch, table, moved, rotation, turns: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Return profiles (l, D) and slopes (l, P + 2, D) of one batch, (l, P, D) without turns.
-
-        Structure directions go in groups, so that memory does not grow with the structure.
-        """
-        real, propagator = self.settings.dtype.to_real(), self.settings.propagator
-        given = self.matrix(batch, table), self.excitation(batch, rotation).to(real)
-        tilts = self._excitation_moves(batch, rotation).to(real) if turns else None
-        if isinstance(propagator, Bloch) and len(moved):
-            actions = self.matrix.actions(batch, table, moved, propagator.far)
-            profiles, slopes = propagator.slopes(*given, actions, batch.probe, self.settings.depth)
-            if turns:
-                turned = self._along(given, moved[:0], tilts, batch, table)[1]
-                slopes = torch.cat([slopes, turned])
-        else:
-            profiles, slopes = self._along(given, moved, tilts, batch, table)
+        """Return profiles (l, D) and slopes (l, P + 2, D) of one batch, (l, P, D) without turns."""
+        real, settings = self.settings.dtype.to_real(), self.settings
+        changes = self.matrix.changes(batch, table, moved)
+        tilts = self.excitation_moves(batch, rotation)[: 2 * turns]
+        profiles, slopes = settings.propagator.derivatives(
+            self.matrix(batch, table),
+            self.excitation(batch, rotation).to(real),
+            changes,
+            tilts.to(real),
+            batch.probe,
+            settings.depth,
+        )
         picked = slopes.permute(1, 2, 0, 3).flatten(0, 1)[batch.slot]
         return profiles.flatten(0, 1)[batch.slot].double(), picked.double()
 
-    def _along(self, given, moved, tilts, batch, table) -> tuple[Tensor, Tensor]:
-        """Profiles (f, B, D) and slopes (P + Q, f, B, D), carried along with the waves."""
-        groups = moved.split(_DIRECTIONS) if len(moved) else [moved]
-        none = given[1].new_zeros(0, *given[1].shape)
-        out = []
-        for i, group in enumerate(groups):
-            turned = none if tilts is None or i else tilts
-            moves = Moves(self.matrix.moved(batch, table, group), turned)
-            profiles, slopes = self.settings.propagator.tangents(
-                *given, moves, batch.probe, self.settings.depth
-            )
-            out.append(slopes)
-        first = len(groups[0])
-        return profiles, torch.cat([out[0][:first], *out[1:], out[0][first:]])
-
-    def _excitation_moves(self, batch: Batch, rotation: Tensor) -> Tensor:
-        """m_g^2 dS_g/d(local rotation), dS_g = -((K + g).(e x g)) / K, (2, f, N, T), per sigma."""
+    def excitation_moves(self, batch: Batch, rotation: Tensor) -> Tensor:
+        """m_g^2 dS_g/d(local rotation) (2, f, N, T) in A^-1 per prior sigma of the rotation."""
         scan, blocks = self.problem.scan, batch.blocks
-        vectors = self._vectors(batch, rotation)
-        s0 = scan.s0[blocks]
-        k = s0 / s0.norm(dim=-1, keepdim=True) * self.wavenumber[blocks, None]
-        k_plus_g = k[:, None, None] + vectors
-        out = []
-        for e in self.orientation.directions[blocks].unbind(1):
-            turned = torch.linalg.cross(e[:, None, None].expand_as(vectors), vectors)
-            out.append(-(k_plus_g * turned).sum(-1) / self.wavenumber[blocks, None, None])
-        scale = self.orientation.sigma * batch.obliquity.square()[:, :, None]
-        return scale * torch.stack(out)
+        moves = beams.excitation_moves(
+            self._vectors(batch, rotation),
+            scan.s0[blocks],
+            self.wavenumber[blocks],
+            self.orientation.directions[blocks],
+        )
+        return self.orientation.sigma * batch.obliquity.square()[:, :, None] * moves

@@ -23,7 +23,7 @@ from .crystal import reciprocal_length_sq
 from .fidelity import Fidelity
 from .fourier import PROBES
 from .model import HybridModel
-from .propagation import Chebyshev, Splitting
+from .propagation import Bloch, Chebyshev, Splitting
 from .work import work_of
 
 TERA = 1e12
@@ -92,15 +92,15 @@ def light_fidelity(model: HybridModel) -> Fidelity | None:
     if not isinstance(settings.propagator, (Splitting, Chebyshev)):
         return None
     own = settings.g_max, settings.s_max, settings.left_out
-    makes_steps = propagation.light(settings.propagator) != settings.propagator
-    steps = Fidelity(*own, light=True) if makes_steps else None
-    waves = Fidelity(*own, light=makes_steps, bloch=True)
-    return _less_work(model, steps, waves)
+    light = propagation.light(settings.propagator)
+    steps = None if light == settings.propagator else Fidelity(*own, propagator=light)
+    return _less_work(model, steps, Fidelity(*own, propagator=Bloch(light)))
 
 
 def _by_bloch_waves(model: HybridModel, rung: Fidelity) -> Fidelity:
     """Return a rung with derivatives by the structure from Bloch waves, if that is less work."""
-    return _less_work(model, rung, dataclasses.replace(rung, bloch=True, near=True))
+    waves = Bloch(rung.propagator, far=False)
+    return _less_work(model, rung, dataclasses.replace(rung, propagator=waves))
 
 
 def _less_work(model: HybridModel, steps: Fidelity | None, waves: Fidelity) -> Fidelity | None:
@@ -140,7 +140,8 @@ def ladder(model: HybridModel) -> list[Fidelity]:
     thinning = max(1, int(SPACING / (reach * settings.thickness_start * spacing)))
     shares = [settings.left_out, *(max(share, settings.left_out or 0) for share in LEFT_OUT)]
     limits = settings.g_max, settings.s_max
-    return [Fidelity(*limits, share, thinning, light=True) for share in shares]
+    light = propagation.light(settings.propagator)
+    return [Fidelity(*limits, share, thinning, light) for share in shares]
 
 
 def operations(model: HybridModel, directions: int | None = None) -> float:
@@ -199,7 +200,9 @@ def _described(fidelity: Fidelity | None) -> str:
         if fidelity.left_out is None
         else f"all but {fidelity.left_out:g} of the current"
     )
-    steps = ", light steps" if fidelity.light and not fidelity.bloch else ""
-    if fidelity.bloch:
-        steps = ", Bloch waves of most current"
-    return f"{beams}, one orientation sample of {fidelity.thinning}{steps}"
+    method = ""
+    if isinstance(fidelity.propagator, Bloch):
+        method = ", Bloch waves of most current"
+    elif isinstance(fidelity.propagator, Splitting):
+        method = ", light steps"
+    return f"{beams}, one orientation sample of {fidelity.thinning}{method}"

@@ -26,7 +26,8 @@ from .fidelity import Fidelity
 from .freedom import least_u, lengths
 from .kinematic import kinematic_intensities
 from .linear import CheapModel, LeastSquares, Linearisation, solve
-from .model import HybridModel, ModelSettings
+from .model import HybridModel
+from .model_settings import ModelSettings
 from .outcome import End, number, result_of
 from .parallel import ALONE, Alone, Team
 from .plan import Stage, make_plan

@@ -6,7 +6,7 @@ sphere add what they do to the others; see the room perturbation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from .beams import BeamSet, Couplings
 from .data import Structure
 from .equivalents import Equivalents
 from .perturbation import WeakBeams, second_order
+from .propagation import DIRECTIONS
 from .propagation.series import plain
 
 _NOTHING = 1e-6  # an imaginary part of the changes that rounding alone made, in real ones
@@ -91,9 +92,13 @@ class StructureMatrix:
                 change += second_order(into, self._coupled(of_table, near, far), inverse)
         return out
 
+    def changes(self, batch: Batch, table: Tensor, moved: Tensor) -> Changes:
+        """Return the changes of V by changes of the table (P, M + 1), made as they are used."""
+        return Changes(self, batch, table, moved)
+
     def actions(
-        self, batch: Batch, table: Tensor, moved: Tensor, with_far: bool = True
-    ) -> list[Changes]:
+        self, batch: Batch, table: Tensor, moved: Tensor, with_far: bool
+    ) -> list[BlockChanges]:
         """Return what changes of the table (P, M + 1) do to V of each block, on waves.
 
         What far beams do stays as it is unless `with_far`.
@@ -115,7 +120,7 @@ class StructureMatrix:
                 there, here = -inverse[f, :, None] * into[f], -back[f] * inverse[f]
                 terms.append((self._entries(moved, near, distant), plain(there), None))
                 terms.append((self._entries(moved, distant, near), None, plain(here)))
-            out.append(Changes(tuple(terms), len(moved)))
+            out.append(BlockChanges(tuple(terms), len(moved)))
         return out
 
     def _entries(self, moved: Tensor, rows: tuple, columns: tuple) -> _Entries:
@@ -137,6 +142,29 @@ class StructureMatrix:
         """
         places, (*_, m), (*_, n) = self.couplings.places(rows[:2], columns[:2]), rows, columns
         return (table[..., places] * (m[:, :, None] * n[:, None, :])).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Changes of V of a batch by those of the table, see `propagation.base.Changes`."""
+
+    matrix: StructureMatrix
+    batch: Batch
+    table: Tensor  # (M + 1,) A^-1
+    moved: Tensor  # (P, M + 1)
+
+    def __len__(self) -> int:
+        """Return P."""
+        return len(self.moved)
+
+    def matrices(self) -> Iterator[Tensor]:
+        """Yield them (p, f, N, N), some at a time."""
+        for some in self.moved.split(DIRECTIONS):
+            yield self.matrix.moved(self.batch, self.table, some)
+
+    def actions(self, far: bool) -> list[BlockChanges]:
+        """Return those of each block, as they act on waves."""
+        return self.matrix.actions(self.batch, self.table, self.moved, far)
 
 
 @dataclass(frozen=True)
@@ -163,7 +191,7 @@ class _Entries:
 
 
 @dataclass(frozen=True)
-class Changes:
+class BlockChanges:
     """P changes dV of a block's matrix as they act on waves.
 
     Each term is B dE A: changes dE of couplings, after A and before B, None where there is none.

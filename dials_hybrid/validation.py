@@ -9,7 +9,8 @@ from torch import Tensor
 
 from . import losses, thickness
 from .data import Problem
-from .model import HybridModel, ModelSettings
+from .model import HybridModel
+from .model_settings import ModelSettings
 from .propagation import Chebyshev
 from .thickness import Views
 from .work import work_of

@@ -11,7 +11,8 @@ import torch
 from dials_hybrid import absorption, electron
 from dials_hybrid.absorption import MODELS, NoAbsorption, Proportional, Thermal
 from dials_hybrid.crystal import Atoms
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import (
     SCHEMES,
     Chebyshev,

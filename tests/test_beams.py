@@ -58,7 +58,7 @@ def test_rotation_matrices_turn_right_handed_about_the_vector():
 def test_excitation_moves_are_the_derivatives_by_the_local_rotation(problem):
     model = HybridModel(problem, tiny.settings())
     batch = model.batches[0]
-    moves = model._excitation_moves(batch, model.orientation().detach())
+    moves = model.excitation_moves(batch, model.orientation().detach())
     directions = model.orientation.directions * model.orientation.sigma
     step = 1e-3
     for k in range(2):

@@ -27,7 +27,8 @@ from dials_hybrid import (
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.io_geometry import Sampling
 from dials_hybrid.io_reflections import Selection, format_table
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import DepthGrid
 from dials_hybrid.records import InputError
 

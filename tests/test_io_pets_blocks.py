@@ -12,7 +12,8 @@ from dials_hybrid.data import block_of
 from dials_hybrid.io_geometry import Sampling, rotation_matrices
 from dials_hybrid.io_pets_frames import CONTINUOUS, PRECESSION, Window, path_of, pieces_of
 from dials_hybrid.io_reflections import Selection
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import DepthGrid
 
 STEP = 0.05  # degree

@@ -19,7 +19,8 @@ from dials_hybrid import api, io_dials, io_pets, io_pets_frames, io_pets_write, 
 from dials_hybrid.io_geometry import Sampling, rotation_matrices
 from dials_hybrid.io_pets_write import Cutting
 from dials_hybrid.io_reflections import Selection
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import DepthGrid
 from dials_hybrid.records import InputError
 

@@ -42,6 +42,7 @@ LEVELS = {
     "corrections": 2,
     "restraints": 2,
     "fourier": 2,
+    "model_settings": 2,
     "model": 3,
     "linear": 3,
     "kinematic": 3,

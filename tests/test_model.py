@@ -9,9 +9,11 @@ import tiny
 import torch
 
 from dials_hybrid import model as model_room
+from dials_hybrid import structure_matrix
 from dials_hybrid.kinematic import kinematic_intensities
 from dials_hybrid.linear import CheapModel, LeastSquares, Linearisation, solve
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.orientation import across_beam
 from dials_hybrid.parallel import in_threads
 from dials_hybrid.propagation import DepthGrid, Splitting
@@ -118,7 +120,7 @@ def test_tangents_without_the_structure_are_the_same_but_for_it(model):
 
 
 def test_tangents_without_the_orientation_are_the_same_but_for_it(model, monkeypatch):
-    monkeypatch.setattr(model_room, "_DIRECTIONS", 3)
+    monkeypatch.setattr(structure_matrix, "DIRECTIONS", 3)
     profiles, crystal, _ = model.tangents()
     found = model.tangents(turns=False)
     assert torch.allclose(found[0], profiles, rtol=1e-12)
@@ -128,7 +130,7 @@ def test_tangents_without_the_orientation_are_the_same_but_for_it(model, monkeyp
 
 def test_many_directions_go_in_groups(model, monkeypatch):
     whole = model.tangents()
-    monkeypatch.setattr(model_room, "_DIRECTIONS", 3)
+    monkeypatch.setattr(structure_matrix, "DIRECTIONS", 3)
     for a, b in zip(whole, model.tangents(), strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-18)
 

@@ -15,7 +15,7 @@ from dials_hybrid.corrections import Term, load_class
 from dials_hybrid.data import Problem
 from dials_hybrid.kinematic import power_slopes, powers
 from dials_hybrid.linear import CheapModel, Linearisation
-from dials_hybrid.model import ModelSettings
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.nuisance import KINDS, SPREAD, About, kinematic_rocking
 from dials_hybrid.propagation import DepthGrid
 from dials_hybrid.records import InputError

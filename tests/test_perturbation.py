@@ -9,7 +9,8 @@ import torch
 
 from dials_hybrid import perturbation
 from dials_hybrid.absorption import Thermal
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import Chebyshev, DepthGrid, Eigen
 
 SETTINGS = tiny.settings(

@@ -21,7 +21,7 @@ from dials_hybrid.plan import (
     operations,
     value_operations,
 )
-from dials_hybrid.propagation import Chebyshev, DepthGrid, Splitting
+from dials_hybrid.propagation import Chebyshev, DepthGrid, Splitting, light
 from dials_hybrid.propagation.splitting import LIGHT
 from dials_hybrid.refine import Progress, Refinement, RefineSettings, build_model
 
@@ -40,8 +40,8 @@ def model(problem):
 
 def enough(model) -> float:
     """Return the limit that all passes of one stage keep."""
-    light = operations(model.coarser(light_fidelity(model)))
-    return max(light / SELDOM, operations(model, 0)) / TERA
+    by_structure = operations(model.coarser(light_fidelity(model)))
+    return max(by_structure / SELDOM, operations(model, 0)) / TERA
 
 
 def same(model, **changes) -> Fidelity:
@@ -49,6 +49,10 @@ def same(model, **changes) -> Fidelity:
     settings = model.settings
     own = {"g_max": settings.g_max, "s_max": settings.s_max, "left_out": settings.left_out}
     return Fidelity(**{**own, **changes})
+
+
+def lighter(model) -> Fidelity:
+    return same(model, propagator=light(model.settings.propagator))
 
 
 # --- thinning -------------------------------------------------------------------------------
@@ -129,7 +133,7 @@ def test_a_small_problem_has_one_stage(model):
     for limit in (None, enough(model)):
         (stage,) = make_plan(model, limit)
         assert stage.values is None and stage.turns is None and not stage.rough
-        assert stage.slopes == same(model, light=True)
+        assert stage.slopes == lighter(model)
 
 
 @pytest.mark.parametrize("method", [Splitting("strang", 20), Chebyshev()])
@@ -140,7 +144,7 @@ def test_methods_that_cannot_be_lighter_give_their_own_derivatives(problem, meth
 
 
 def test_light_steps_use_the_beams_and_blocks_of_the_model(model):
-    coarse = model.coarser(same(model, light=True))
+    coarse = model.coarser(lighter(model))
     assert coarse.beams is model.beams and coarse.batches is model.batches
     assert coarse.settings.propagator == Splitting(LIGHT, model.settings.propagator.substeps)
     assert model.settings.propagator.scheme != LIGHT
@@ -155,8 +159,8 @@ def test_derivatives_from_light_steps_are_right_to_some_hundredths(factor):
     settings, check = accuracy.choose_step(problem, settings, 1e-4)
     assert check.error_measured < 1e-4
     model = build_model(problem, settings, 0)
-    exact, light = (model.tangents(fidelity=f)[1] for f in (None, same(model, light=True)))
-    assert 1e-4 < float((light - exact).norm() / exact.norm()) < 0.03
+    exact, found = (model.tangents(fidelity=f)[1] for f in (None, lighter(model)))
+    assert 1e-4 < float((found - exact).norm() / exact.norm()) < 0.03
 
 
 def test_the_log_says_where_standard_uncertainties_come_from(model):
@@ -246,12 +250,12 @@ def test_light_derivatives_lead_where_exact_ones_do(truth, monkeypatch):
             monkeypatch.setattr(plan, "light_fidelity", lambda model: None)
         loops.append(Refinement(problem, SETTINGS, RefineSettings(20)))
     assert loops[0].plan[0].slopes is not None and loops[1].plan[0].slopes is None
-    light, exact = (loop.run() for loop in loops)
-    assert_of_the_full_model(loops[0], light)
-    assert light.converged and distances(problem, light.structure.site, sites).max() < 0.002
-    apart = (light.structure.site - exact.structure.site).abs() * problem.structure.cell[:3]
+    led, exact = (loop.run() for loop in loops)
+    assert_of_the_full_model(loops[0], led)
+    assert led.converged and distances(problem, led.structure.site, sites).max() < 0.002
+    apart = (led.structure.site - exact.structure.site).abs() * problem.structure.cell[:3]
     assert (apart <= 0.2 * exact.site_su + 1e-6).all()
-    assert torch.allclose(light.site_su, exact.site_su, rtol=0.05)
+    assert torch.allclose(led.site_su, exact.site_su, rtol=0.05)
 
 
 def test_derivatives_are_formed_anew_once_the_structure_has_changed(truth):
@@ -316,7 +320,9 @@ def test_settings_of_the_stage_reach_the_propagation(model):
     assert coarse.propagator == model.settings.propagator
     twice = dataclasses.replace(model.settings.propagator, substeps=2)
     fine = dataclasses.replace(model.settings, propagator=twice)
-    assert fine.coarser(Fidelity(0.5, 0.004, None, light=True)).propagator == Splitting(LIGHT, 2)
+    assert fine.coarser(
+        Fidelity(0.5, 0.004, None, propagator=light(twice))
+    ).propagator == Splitting(LIGHT, 2)
 
 
 # --- the sample nearest to a centroid -------------------------------------------------------

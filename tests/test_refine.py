@@ -14,7 +14,7 @@ from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.crystal import metric
 from dials_hybrid.data import Problem, Result
 from dials_hybrid.ending import UNHELD, Step
-from dials_hybrid.model import ModelSettings
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.records import load_records, save_records
 from dials_hybrid.refine import (
     Progress,

@@ -16,7 +16,8 @@ from commands import PETS_OUTPUTS, failure
 from dials_hybrid import accuracy, api, io_cctbx, io_pets
 from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.command_line import hybrid_refine
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import DepthGrid
 from dials_hybrid.refine import Refinement
 

@@ -29,7 +29,8 @@ from dials_hybrid.io_dials import (
     settings_at,
 )
 from dials_hybrid.losses import r1
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import DepthGrid
 from dials_hybrid.records import InputError
 

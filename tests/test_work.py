@@ -10,7 +10,8 @@ import torch
 from dials_hybrid import accuracy
 from dials_hybrid.absorption import Proportional
 from dials_hybrid.data import Structure
-from dials_hybrid.model import HybridModel, ModelSettings
+from dials_hybrid.model import HybridModel
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.plan import ladder, make_plan, operations, value_operations
 from dials_hybrid.propagation import Chebyshev, DepthGrid, Eigen, MatrixExp, Splitting
 from dials_hybrid.propagation.recurrence import coefficients, norm_bound, terms_needed

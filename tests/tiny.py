@@ -8,7 +8,7 @@ import torch
 
 from dials_hybrid import beams, crystal, electron
 from dials_hybrid.data import Observations, Problem, Scan, Structure
-from dials_hybrid.model import ModelSettings
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.propagation import DepthGrid, Splitting
 
 CELL = (4.916, 4.916, 5.4054, 90.0, 90.0, 120.0)

@@ -49,7 +49,7 @@ from .. import api, io_shelx_write
 from ..checkpoint import RefineSettings
 from ..corrections import Term
 from ..io_dials import Sampling, Selection
-from ..model import ModelSettings
+from ..model_settings import ModelSettings
 from ..nuisance import KINDS
 from ..phil_files import phil_text
 from ..propagation import METHODS, DepthGrid, Splitting

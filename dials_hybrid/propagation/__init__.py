@@ -16,7 +16,7 @@ All solve dpsi/dz = 2 pi i (diag(S) + V) psi with psi(0) = 1 for the incident be
 
 import dataclasses
 
-from .base import DepthGrid, Moves, Probe, Propagator, Size, Work
+from .base import DIRECTIONS, DepthGrid, Moves, Probe, Propagator, Size, Work
 from .bloch import Bloch
 from .chebyshev import Chebyshev
 from .exact import Eigen, MatrixExp, is_hermitian
@@ -30,6 +30,7 @@ METHODS = {
 }
 
 __all__ = [
+    "DIRECTIONS",
     "METHODS",
     "SCHEMES",
     "Bloch",

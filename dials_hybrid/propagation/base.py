@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..records import Record
+
+DIRECTIONS = 16  # changes of the potential that are worked on together
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,28 @@ class Moves:
 
     potential: Tensor  # (P, F, N, N)
     excitation: Tensor  # (Q, F, N, T)
+
+
+class Action(Protocol):
+    """P changes dV of one block's potential, as they act on waves."""
+
+    directions: int  # P
+
+    def __call__(self, waves: Tensor) -> Tensor:
+        """Return dV waves (N, P, m) of waves (N, m)."""
+
+
+class Changes(Protocol):
+    """P changes dV of a batch's potential, made as they are used."""
+
+    def __len__(self) -> int:
+        """Return P."""
+
+    def matrices(self) -> Iterator[Tensor]:
+        """Yield them (p, F, N, N), at most DIRECTIONS at a time; no P is one group of none."""
+
+    def actions(self, far: bool) -> list[Action]:
+        """Return those of each block; unless `far`, what far beams do stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +108,34 @@ class Propagator(Protocol):
     def __call__(
         self, potential: Tensor, excitation: Tensor, probe: Probe, grid: DepthGrid
     ) -> Tensor: ...
+
+    def tangents(
+        self, potential: Tensor, excitation: Tensor, moves: Moves, probe: Probe, grid: DepthGrid
+    ) -> tuple[Tensor, Tensor]:
+        """Return the profiles (F, B, D) and their derivatives (P + Q, F, B, D) along the moves."""
+        raise NotImplementedError(f"{type(self).__name__} has no derivatives along moves")
+
+    def derivatives(
+        self,
+        potential: Tensor,
+        excitation: Tensor,
+        changes: Changes,
+        turns: Tensor,
+        probe: Probe,
+        grid: DepthGrid,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the profiles (F, B, D) and their derivatives (P + Q, F, B, D).
+
+        Those are by changes of the potential and, `turns` (Q, F, N, T), of the excitation. Changes
+        go in groups, so that memory does not grow with them.
+        """
+        by_structure, by_turn = [], None
+        for group in changes.matrices():
+            moves = Moves(group, turns if by_turn is None else turns[:0])
+            profiles, slopes = self.tangents(potential, excitation, moves, probe, grid)
+            by_structure.append(slopes[: len(group)])
+            by_turn = slopes[len(group) :] if by_turn is None else by_turn
+        return profiles, torch.cat([*by_structure, by_turn])
 
     def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
         """Return a bound of the complex numbers that a gradient holds for each block."""

@@ -17,12 +17,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .base import DepthGrid, Moves, Probe, Propagator, Size, Work
+from .base import (
+    DIRECTIONS,
+    Action,
+    Changes,
+    DepthGrid,
+    Moves,
+    Probe,
+    Propagator,
+    Size,
+    Work,
+)
 from .exact import is_hermitian
 from .series import plain
 
@@ -33,21 +42,11 @@ _DIAGONALISED = 8, 32  # operations of a diagonalisation over N^3, real and comp
 _SMALL = 300  # operations in whose time a number of dpsi is made
 _CALLS = 4e7  # and what is done for a sample besides
 _MORE_WITH_FAR = 2.5  # work of what changes do to waves by way of far beams as well
-_DIRECTIONS = 16  # that are worked on at one time
 _NUMBERS = 20_000_000  # changes of waves that are held, at most, if not of a single sample
 
 
-class Action(Protocol):
-    """P changes dV of a block's potential, as they act on waves."""
-
-    directions: int  # P
-
-    def __call__(self, waves: Tensor) -> Tensor:
-        """Return dV waves (N, P, m) of waves (N, m)."""
-
-
 @dataclass(frozen=True)
-class Bloch:
+class Bloch(Propagator):
     """Derivatives by the structure from Bloch waves; all else is of another method, `waves`.
 
     With absorption a Bloch wave fades by what its absorption is on average (first order in U', P.
@@ -73,15 +72,35 @@ class Bloch:
     def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
         """See the base class: matrices of samples, and changes of their waves."""
         matrices = size.beams**2 * size.samples
-        waves = min(3 * _NUMBERS / _DIRECTIONS, 3 * matrices)
+        waves = min(3 * _NUMBERS / DIRECTIONS, 3 * matrices)
         seen = (6 * size.beams + 4 * size.slots) * grid.count
-        return max(self.waves.tangent_numbers(size, grid), matrices / _DIRECTIONS + waves + seen)
+        return max(self.waves.tangent_numbers(size, grid), matrices / DIRECTIONS + waves + seen)
 
     def tangents(
         self, potential: Tensor, excitation: Tensor, moves: Moves, probe: Probe, grid: DepthGrid
     ) -> tuple[Tensor, Tensor]:
         """Return those of the other method, by the structure and the orientation."""
         return self.waves.tangents(potential, excitation, moves, probe, grid)
+
+    def derivatives(
+        self,
+        potential: Tensor,
+        excitation: Tensor,
+        changes: Changes,
+        turns: Tensor,
+        probe: Probe,
+        grid: DepthGrid,
+    ) -> tuple[Tensor, Tensor]:
+        """Return those by the orientation of the other method; see the base class."""
+        moves = Moves(potential.new_zeros(0, *potential.shape), turns)
+        if not len(changes):
+            return self.waves.tangents(potential, excitation, moves, probe, grid)
+        actions = changes.actions(self.far)
+        profiles, slopes = self.slopes(potential, excitation, actions, probe, grid)
+        if len(turns):
+            _, by_turn = self.waves.tangents(potential, excitation, moves, probe, grid)
+            slopes = torch.cat([slopes, by_turn])
+        return profiles, slopes
 
     def operations(self, work: Work, grid: DepthGrid) -> float:
         """See the base class; those of derivatives by the structure alone, where there are any."""
@@ -135,7 +154,7 @@ class Bloch:
                 profiles += weight * (seen.psi.real.square() + seen.psi.imag.square())
                 weighted = 2 * weight * seen.psi
                 for out, some in zip(
-                    slopes.split(_DIRECTIONS), changed.split(_DIRECTIONS, 1), strict=True
+                    slopes.split(DIRECTIONS), changed.split(DIRECTIONS, 1), strict=True
                 ):
                     moved = seen.moved(some)
                     out += weighted.real * moved.real + weighted.imag * moved.imag

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import DepthGrid, Moves, Probe, Size, Work, start_waves
+from .base import DepthGrid, Moves, Probe, Propagator, Size, Work, start_waves
 from .recurrence import GROUP, Potential, Recurrence, Sum, advance, terms_needed
 from .series import plain
 from .strips import Cut, in_chunks, intensities
@@ -28,7 +28,7 @@ _MORE_SAMPLES = 12  # that would take the time in which a product fetches its ma
 
 
 @dataclass(frozen=True)
-class Chebyshev:
+class Chebyshev(Propagator):
     """Chebyshev series to the rounding of the waves' precision: there is no step to choose."""
 
     def __call__(

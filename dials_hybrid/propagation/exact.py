@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..records import InputError
-from .base import DepthGrid, Probe, Size, Work, start_waves
+from .base import DepthGrid, Probe, Propagator, Size, Work, start_waves
 
 _MATRICES = 12  # (N, N) of a sample that a gradient holds at one time, about
 
@@ -86,7 +86,7 @@ def _divided_differences(values: Tensor, depth: Tensor) -> Tensor:
     return 2j * math.pi * depth * mean * torch.sinc(depth * gap)
 
 
-class _SampleBySample:
+class _SampleBySample(Propagator):
     """What methods need that work on the matrix of every orientation sample."""
 
     def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:

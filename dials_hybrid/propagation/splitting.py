@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .base import DepthGrid, Moves, Probe, Size, Work, start_waves
+from .base import DepthGrid, Moves, Probe, Propagator, Size, Work, start_waves
 from .series import Series
 from .strips import Cut, in_chunks, intensities
 
@@ -278,7 +278,7 @@ _POWERS = 24  # products in the series of an exponential's derivative, twice tho
 
 
 @dataclass(frozen=True)
-class Splitting:
+class Splitting(Propagator):
     """Splitting integrator; `substeps` steps between neighbouring depths of the grid."""
 
     scheme: str = "aba_104"
