@@ -20,8 +20,9 @@ import torch
 from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.command_line import hybrid_refine
 from dials_hybrid.data import block_of
+from dials_hybrid.history import Progress, format_row
 from dials_hybrid.losses import r1
-from dials_hybrid.refine import Progress, Refinement, format_row
+from dials_hybrid.refine import Refinement
 
 from . import common
 

@@ -22,16 +22,10 @@ import torch
 
 from . import parallel
 from .checkpoint import Checkpoint
+from .history import HEADER, Progress, format_row
 from .plan import format_plan
 from .records import InputError
-from .refine import (
-    HEADER,
-    Progress,
-    Refinement,
-    build_model,
-    format_row,
-    out_of_memory_explained,
-)
+from .refine import Refinement, build_model, out_of_memory_explained
 
 MAX_THREADS = 8  # more wait for each other on matrices of these sizes
 

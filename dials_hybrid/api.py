@@ -34,6 +34,7 @@ from .checkpoint import Checkpoint, RefineSettings, State
 from .choices import choose_setting, hands, with_step
 from .data import Problem, Result
 from .freedom import Constraints
+from .history import Progress
 from .ideal_hydrogens import settled
 from .io_bonds import bonds_and_angles, cell_covariance
 from .io_cctbx import as_recorded, update_xray_structure
@@ -62,7 +63,7 @@ from .model_settings import ModelSettings
 from .other_settings import compared, decide
 from .plan import format_plan
 from .records import InputError
-from .refine import Progress, Refinement, out_of_memory_explained
+from .refine import Refinement, out_of_memory_explained
 
 __all__ = [
     "Cutting",

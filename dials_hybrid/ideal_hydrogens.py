@@ -12,10 +12,11 @@ import logging
 
 from .data import Structure
 from .freedom import lengths
+from .history import Progress
 from .io_constraints import with_freedom
 from .io_riding import put_back
 from .job import INTERRUPTED, Job, Refined, context
-from .refine import Progress, Refinement
+from .refine import Refinement
 
 logger = logging.getLogger("dials.hybrid.ideal_hydrogens")
 

@@ -19,12 +19,13 @@ from torch import Tensor
 from . import absolute_structure, io_settings, losses
 from .checkpoint import State
 from .data import Problem, Result
+from .history import Progress
 from .ideal_hydrogens import are_off, settled
 from .io_cctbx import other_hand, to_structure, update_xray_structure
 from .io_constraints import in_basis
 from .job import INTERRUPTED, Job, Refined, context, in_setting
 from .model import HybridModel
-from .refine import Progress, Refinement
+from .refine import Refinement
 from .uncertainty import curvature_of
 
 logger = logging.getLogger("dials.hybrid.other_settings")

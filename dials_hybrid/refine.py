@@ -12,24 +12,23 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from . import estimates, fourier, losses, secant, uncertainty
+from . import estimates, fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .data import LOWEST_U, Problem, Result
 from .ending import UNHELD, Ending, Step
-from .fidelity import Fidelity
 from .freedom import least_u, lengths
+from .history import Progress
 from .kinematic import kinematic_intensities
-from .linear import CheapModel, LeastSquares, Linearisation, solve
+from .linear import CheapModel, LeastSquares, solve
 from .model import HybridModel
 from .model_settings import ModelSettings
 from .outcome import End, number, result_of
 from .parallel import ALONE, Alone, Team
+from .passing import Passing
 from .plan import Stage, make_plan
 from .records import InputError
 
@@ -40,29 +39,6 @@ ROUNDS = 20  # of error model and step in turn, at one point of linearisation, a
 SHORT = 1  # iterations of such a step
 # part of the structure factors that changes derivatives too; where a step failed, a smaller one
 CHANGED, SUSPECT = 0.03, 0.01
-
-
-HEADER = (
-    f"  {'step':>4} {'stage':<10} {'loss':>10} {'R1(obs)':>8} {'R1(free)':>8} "
-    f"{'shift/A':>8} {'time/s':>7}"
-)
-
-
-def format_row(row: dict) -> str:
-    """Return one row of the history as a line below HEADER."""
-    free = "-" if row["r1_free"] is None else f"{row['r1_free']:.4f}"
-    return (
-        f"  {row['iteration']:>4} {row['stage']:<10} {row['loss']:>10.1f} {row['r1_obs']:>8.4f} "
-        f"{free:>8} {row['site_shift']:>8.4f} {row['time']:>7.1f}"
-    )
-
-
-@dataclass
-class Progress:
-    """What a caller may listen to: `report(row)` after every iteration, `save` for checkpoints."""
-
-    report: Callable[[dict], None] = lambda row: None
-    checkpoint: str | None = None
 
 
 @contextlib.contextmanager
@@ -113,7 +89,7 @@ class Refinement:
         if self.state.parameters:
             self._restore()
         self.model.orientation.width = self.state.orientation_width
-        self.second = self._second_before()
+        self.passing = Passing(self.model, self.passes, self.state.second)
         self.state.stage = min(self.state.stage, len(self.plan) - 1)
         self.context: dict = {}  # written with every checkpoint, for the one who continues
         self.curvature: uncertainty.Curvature | None = None  # known once `run` has ended
@@ -148,18 +124,12 @@ class Refinement:
         self.state.parameters = {
             k: v.detach().cpu().tolist() for k, v in self.model.named_parameters() if v.numel()
         }
-        self.state.second = self.second.cpu().tolist()
+        self.state.second = self.passing.second.cpu().tolist()
         self.state.seconds = time.monotonic() - self.began
-
-    def _second_before(self) -> Tensor:
-        """Return what is known of second derivatives, (F, 2, 2); nothing at the start."""
-        none = torch.zeros(len(self.model.orientation.matrix), 2, 2).to(self.model.depth)
-        return none.new_tensor(self.state.second) if self.state.second else none
 
     def linearise(self) -> CheapModel:
         """Propagate once, with derivatives, at the model's present parameters."""
-        self.age, self.linearised = 0, self._structure_factors()
-        return CheapModel(self.model, self._passed(slopes=self.stage.slopes), self.second)
+        return self.passing.linearise(self.stage)
 
     def follow(self, cheap: CheapModel, x: Tensor | None = None) -> CheapModel:
         """Propagate at the present parameters, but keep the structure's derivatives of `cheap`.
@@ -167,58 +137,12 @@ class Refinement:
         Those by orientation cost a fraction of theirs, and change most; if x, the step that led
         from `cheap` here, is given, their change tells second derivatives.
         """
-        lin = self._passed(cheap.lin.crystal)
-        if x is not None:
-            self._learn(cheap, x, lin)
-        return CheapModel(self.model, lin, self.second)
-
-    def _learn(self, cheap: CheapModel, x: Tensor, lin: Linearisation) -> None:
-        there = CheapModel(self.model, lin)
-        calculated = self.intensities(there)
-        problem = LeastSquares(there, self.sigma_w(calculated), 0)
-        pull = (calculated - problem.observed) * problem.weight.square()
-        change = there.local_gradient(pull, lin.orientation - cheap.lin.orientation)
-        self.second = secant.updated(self.second, cheap.local_rotation(x), change)
-
-    @torch.no_grad()
-    def _structure_factors(self) -> Tensor:
-        return self.model.crystal(self.problem.observations.hkl)
-
-    def _is_stale(self, steps: int, changed: float) -> bool:
-        """Whether derivatives by the structure are those of another structure.
-
-        That is after enough steps, if they have changed a larger part of the structure factors.
-        """
-        if self.age < steps:
-            return False
-        change = self._structure_factors() - self.linearised
-        return float(change.norm()) > changed * float(self.linearised.norm())
-
-    def _passed(
-        self, crystal: Tensor | None = None, slopes: Fidelity | None = None
-    ) -> Linearisation:
-        """Return profiles and slopes as the stage asks, those by the structure unless given."""
-        stage, passes, given = self.stage, self.passes, crystal is not None
-        apart = given or stage.turns != slopes
-        if not given:
-            profiles, crystal, turns = passes.tangents(turns=not apart, fidelity=slopes)
-        if apart:
-            profiles, _, turns = passes.tangents(structure=False, fidelity=stage.turns)
-        if stage.values != stage.turns:
-            profiles = passes.value_profiles(fidelity=stage.values)
-        return Linearisation(profiles, crystal, turns)
-
-    def _values(self) -> CheapModel:
-        """Propagate at the present parameters, without derivatives."""
-        return self._held(self.passes.value_profiles())
-
-    def _held(self, profiles: Tensor) -> CheapModel:
-        """Return the model in which atoms and orientations stay: their derivatives are zero."""
-        portions, depths = profiles.shape
-        count = self.model.crystal.count
-        none = profiles.new_zeros(1, 1, 1)
-        slopes = (none.expand(portions, n, depths) for n in (count, 2))
-        return CheapModel(self.model, Linearisation(profiles, *slopes))
+        there = self.passing.follow(self.stage, cheap)
+        if x is None:
+            return there
+        plain = CheapModel(self.model, there.lin)
+        problem = LeastSquares(plain, self.sigma_w(self.intensities(plain)), 0)
+        return self.passing.learnt(cheap, x, problem)
 
     def intensities(self, cheap: CheapModel) -> Tensor:
         """Return the calculated intensities at the point of linearisation."""
@@ -237,14 +161,14 @@ class Refinement:
             while self.state.iteration < self.settings.iterations:
                 if self._stage_ends():
                     cheap = self._next_stage(cheap)
-                if self._is_stale(self.stage.stale, CHANGED):
+                if self.passing.is_stale(self.stage.stale, CHANGED):
                     cheap = self.linearise()
                 cheap, step = self._iterate(cheap)
                 if not self.ending.settled(step, self.stage):
                     continue
                 if self._held_back(cheap):
                     self.ending.calm = 0
-                    cheap = CheapModel(self.model, cheap.lin, self.second)
+                    cheap = self.passing.around(cheap.lin)
                     continue
                 if self.stage is self.plan[-1]:
                     reason, converged = "the last shifts are small against the errors", True
@@ -277,11 +201,11 @@ class Refinement:
             return self.linearise()
         if len(self.plan) == 1:
             cheap = self.linearise()
-            self._start(self._held(cheap.lin.profiles))
+            self._start(self.passing.held(cheap.lin.profiles))
             return cheap
         self.state.stage = len(self.plan) - 1  # the start that is reported is the full model's
         try:
-            self._start(self._values())
+            self._start(self.passing.held(self.passes.value_profiles()))
         finally:
             self.state.stage = 0
         self._checkpoint()
@@ -296,7 +220,7 @@ class Refinement:
         """Go on to the next stage of the plan at the present parameters."""
         self.ending.calm = 0
         self.state.stage += 1
-        self.age += 1
+        self.passing.age += 1
         return self.follow(cheap)  # all stages have the same derivatives
 
     def _start(self, cheap: CheapModel) -> None:
@@ -344,16 +268,16 @@ class Refinement:
                 state.proximity *= 4
             if gain > 0 or (math.isfinite(gain) and predicted < NOTHING * before):
                 state.structure_step = x[cheap.parts.crystal].tolist()
-                self.age += 1
+                self.passing.age += 1
                 break
             self._restore()
             if abs(predicted) < self.tolerance * before:  # no more than a settled end may promise
                 fresh, trial = cheap, LeastSquares(cheap, sigma_w, 0)
                 break
-            if self._is_stale(self.stage.trusted, SUSPECT):
+            if self.passing.is_stale(self.stage.trusted, SUSPECT):
                 cheap = self.linearise()
             else:
-                cheap = CheapModel(self.model, cheap.lin, self.second)
+                cheap = self.passing.around(cheap.lin)
             x = cheap.start()
         else:
             fresh, trial = cheap, LeastSquares(cheap, sigma_w, 0)
@@ -422,7 +346,7 @@ class Refinement:
             return False
         self.ending.loosen()
         self.state.proximity = UNHELD
-        self.second = torch.zeros_like(self.second)
+        self.passing.forget()
         return True
 
     def _record(self, stage: str, problem: LeastSquares, shift: float) -> None:

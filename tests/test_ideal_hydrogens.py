@@ -17,6 +17,7 @@ from test_io_hydrogens import RIDING, angles, around, made
 from dials_hybrid.checkpoint import Checkpoint, State
 from dials_hybrid.data import Problem
 from dials_hybrid.freedom import Constraints, lengths, to_cartesian
+from dials_hybrid.history import Progress
 from dials_hybrid.ideal_hydrogens import KEY, NEAR, are_off, settled
 from dials_hybrid.io_bonds import bonds_and_angles
 from dials_hybrid.io_cctbx import update_xray_structure
@@ -25,7 +26,7 @@ from dials_hybrid.io_hydrogen_sites import HydrogenGroup
 from dials_hybrid.io_shelx import Instructions
 from dials_hybrid.job import Job, Options, Refined, context
 from dials_hybrid.other_settings import compared
-from dials_hybrid.refine import Progress, Refinement, RefineSettings, build_model
+from dials_hybrid.refine import Refinement, RefineSettings, build_model
 
 CELL = (5.6, 4.9, 4.6, 90, 90, 90)
 SETTINGS = tiny.settings(g_max=1.2, thickness="distribution", thickness_start=140.0)

@@ -15,9 +15,10 @@ from cctbx.array_family import flex
 
 from dials_hybrid import other_settings
 from dials_hybrid.crystal import CrystalModel
+from dials_hybrid.history import Progress
 from dials_hybrid.io_cctbx import other_hand, to_structure
 from dials_hybrid.job import Job, Options, context
-from dials_hybrid.refine import Progress, Refinement, RefineSettings
+from dials_hybrid.refine import Refinement, RefineSettings
 from dials_hybrid.valence import ValenceSettings
 
 

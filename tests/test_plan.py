@@ -10,6 +10,7 @@ from test_refine import continued, distances, make_truth
 
 from dials_hybrid import accuracy, plan
 from dials_hybrid.fidelity import Fidelity, thinned
+from dials_hybrid.history import Progress
 from dials_hybrid.kinematic import _nearest_samples
 from dials_hybrid.plan import (
     SELDOM,
@@ -23,7 +24,7 @@ from dials_hybrid.plan import (
 )
 from dials_hybrid.propagation import Chebyshev, DepthGrid, Splitting, light
 from dials_hybrid.propagation.splitting import LIGHT
-from dials_hybrid.refine import Progress, Refinement, RefineSettings, build_model
+from dials_hybrid.refine import Refinement, RefineSettings, build_model
 
 LONG = DepthGrid(40.0, 20)
 
@@ -261,11 +262,11 @@ def test_light_derivatives_lead_where_exact_ones_do(truth, monkeypatch):
 def test_derivatives_are_formed_anew_once_the_structure_has_changed(truth):
     loop = Refinement(truth[0], SETTINGS, RefineSettings(20))
     loop.linearise()
-    assert not loop._is_stale(0, 0.0)
+    assert not loop.passing.is_stale(0, 0.0)
     with torch.no_grad():
         loop.model.crystal.site_shift += 1.0
-    assert loop._is_stale(0, 0.01) and not loop._is_stale(0, 1e3)
-    assert not loop._is_stale(1, 0.01), "no step was made"
+    assert loop.passing.is_stale(0, 0.01) and not loop.passing.is_stale(0, 1e3)
+    assert not loop.passing.is_stale(1, 0.01), "no step was made"
 
 
 @pytest.mark.parametrize("when", [1, 3])

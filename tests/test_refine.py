@@ -14,15 +14,10 @@ from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.crystal import metric
 from dials_hybrid.data import Problem, Result
 from dials_hybrid.ending import UNHELD, Step
+from dials_hybrid.history import Progress
 from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.records import load_records, save_records
-from dials_hybrid.refine import (
-    Progress,
-    Refinement,
-    RefineSettings,
-    State,
-    build_model,
-)
+from dials_hybrid.refine import Refinement, RefineSettings, State, build_model
 from dials_hybrid.valence import ValenceSettings
 
 NOISE = 0.01  # relative error of the intensities
@@ -239,9 +234,9 @@ def test_second_derivatives_alone_may_hold_a_step(truth):
     cheap = loop.linearise()
     loop.state.proximity = UNHELD
     assert not loop._held_back(cheap)  # nothing holds it
-    loop.second = loop.second + torch.eye(2).double()
+    loop.passing.second = loop.passing.second + torch.eye(2).double()
     loop._remember()
-    assert loop._held_back(cheap) and not loop.second.any()
+    assert loop._held_back(cheap) and not loop.passing.second.any()
 
 
 def test_a_refinement_can_be_repeated(truth):

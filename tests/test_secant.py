@@ -6,7 +6,6 @@ import torch
 from test_model import disturbed
 from test_refine import make_truth
 
-from dials_hybrid import refine as refine_room
 from dials_hybrid import secant
 from dials_hybrid.linear import CheapModel, LeastSquares, Linearisation
 from dials_hybrid.refine import Refinement, RefineSettings
@@ -125,7 +124,7 @@ def test_second_derivatives_are_those_of_the_intensities():
     x[cheap.parts.orientation] += 0.02 * normal(len(x[cheap.parts.orientation]), seed=5)
     cheap.apply(x)
     loop.follow(cheap, x)
-    found, turned = loop.second.clone(), cheap.local_rotation(x)
+    found, turned = loop.passing.second.clone(), cheap.local_rotation(x)
     o, now = loop.problem.observations, loop.linearise()
     calculated = loop.intensities(now)
     pull = (calculated - o.intensity) * (~o.free) / loop.sigma_w(calculated).square()
@@ -147,16 +146,16 @@ def test_second_derivatives_are_those_of_the_intensities():
 def test_they_are_saved_with_the_state(tmp_path):
     loop = Refinement(make_truth()[0], tiny.settings(), RefineSettings(2))
     loop.run()
-    assert loop.second.abs().max() > 0
+    assert loop.passing.second.abs().max() > 0
     again = Refinement(loop.problem, tiny.settings(), RefineSettings(2), state=loop.state)
-    assert torch.equal(again.second, loop.second)
+    assert torch.equal(again.passing.second, loop.passing.second)
 
 
 def test_refinements_end_sooner_with_them(monkeypatch):
     steps = []
     for known in (True, False):
         if not known:
-            monkeypatch.setattr(refine_room.secant, "updated", lambda second, step, change: second)
+            monkeypatch.setattr(secant, "updated", lambda second, step, change: second)
         result = Refinement(make_truth()[0], tiny.settings(), RefineSettings(40)).run()
         assert result.converged
         steps.append(result.summary["iterations"])

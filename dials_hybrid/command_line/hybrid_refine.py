@@ -48,13 +48,13 @@ from libtbx import Auto
 from .. import api, io_shelx_write
 from ..checkpoint import RefineSettings
 from ..corrections import Term
+from ..history import Progress
 from ..io_dials import Sampling, Selection
 from ..model_settings import ModelSettings
 from ..nuisance import KINDS
 from ..phil_files import phil_text
 from ..propagation import METHODS, DepthGrid, Splitting
 from ..records import InputError
-from ..refine import Progress
 from ..thickness import ThicknessPrior
 from ..valence import ValenceSettings
 from . import common

@@ -7,7 +7,7 @@ import sys
 
 from tqdm import tqdm
 
-from ..refine import HEADER, format_row
+from ..history import HEADER, format_row
 
 logger = logging.getLogger("dials.hybrid.command_line.progress")
 
