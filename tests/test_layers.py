@@ -102,6 +102,7 @@ LEVELS = {
     "io_shelx_write": 6,
     "io_pets": 6,
     "io_pets_frames": 6,
+    "io_pets_read": 6,
     "io_pets_write": 6,
     "report": 6,
     "phil_files": 7,
