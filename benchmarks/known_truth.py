@@ -1,5 +1,7 @@
 """Known truth: crystals of two thicknesses that change with the tilt, from three displaced starts.
 
+Each start has data with noise of their own: the errors of three runs on one noise are one error.
+
 python -m benchmarks.known_truth [quartz] [cspbbr3] [paracetamol]: quartz alone by default. The data
 are made by exact diagonalisation (`dials.hybrid_simulate`), which takes much longer than the
 refinement where cells are large.
@@ -42,8 +44,8 @@ WIDTHS = 0.09, 0.075  # of the two peaks, relative to their means
 LIMITS = {"position / A": 0.002, "U": 0.05, "W1": 0.05}
 
 
-def simulate(name: str, folder: Path) -> Path:
-    """Make the data of a crystal in a folder and return the structure's file."""
+def simulate(name: str, folder: Path, seed: int) -> Path:
+    """Make data of a crystal with the noise of a seed in a folder; return the structure's file."""
     chosen = CRYSTALS[name]
     model = common.data_folder() / chosen.model
     widths = [round(r * m) for r, m in zip(WIDTHS, chosen.means, strict=True)]
@@ -54,21 +56,21 @@ def simulate(name: str, folder: Path) -> Path:
                 "thickness.mean={},{}".format(*chosen.means),
                 "thickness.width={},{}".format(*widths),
                 "thickness.shape=slab",
+                f"noise.seed={seed}",
             ]
         )
     return model
 
 
-def run_case(name: str, folder: Path, model: Path, msd: float) -> dict:
+def run_case(name: str, own: Path, msd: float, seed: int) -> dict:
     """Refine once from a start that is displaced by `msd` A^2; return the row of the table."""
-    own = folder / f"{msd:g}"
-    own.mkdir()
+    model = simulate(name, own, seed)
     start = common.displaced(model, own / "start.cif", math.sqrt(msd), 1)
-    data = [str(folder / f"simulated.{kind}") for kind in ("expt", "refl")]
+    data = [str(own / f"simulated.{kind}") for kind in ("expt", "refl")]
     with contextlib.chdir(own):
         hybrid_refine.run([*data, str(start)])
     found = json.loads((own / "dials.hybrid_refine.json").read_text())
-    truth = json.loads((folder / "simulated.json").read_text())
+    truth = json.loads((own / "simulated.json").read_text())
     row = {
         "crystal": name,
         "start / A^2": msd,
@@ -107,10 +109,10 @@ def main() -> None:
     """Print the table and write benchmarks/results/known_truth_CRYSTAL.json of each crystal."""
     everything = []
     for name in sys.argv[1:] or ["quartz"]:
-        with tempfile.TemporaryDirectory() as folder:
-            model = simulate(name, Path(folder))
-            cases = CRYSTALS[name].starts
-            rows = [run_case(name, Path(folder), model, msd) for msd in cases]
+        rows = []
+        for seed, msd in enumerate(CRYSTALS[name].starts):
+            with tempfile.TemporaryDirectory() as folder:
+                rows.append(run_case(name, Path(folder), msd, seed))
         common.save(f"known_truth_{name}", rows)
         everything += rows
     common.print_table("Known truth, displaced starts", everything)
