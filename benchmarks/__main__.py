@@ -10,6 +10,7 @@ DEFAULT = ("propagation", "integrators", "quartz", "pets", "simulated")
 OTHERS = (
     "beams",
     "bloch",
+    "displacements",
     "frames",
     "jana",
     "known_truth",

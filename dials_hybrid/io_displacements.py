@@ -11,7 +11,9 @@ from .freedom import Constraints
 logger = logging.getLogger("dials.hybrid.io_displacements")
 
 CHOICES = ("auto", "as_given")
-ENOUGH = 10.0  # unique observed reflections for each free parameter of the structure
+# unique observed reflections for each free parameter of the structure; checkCIF asks for 7 to 8 of
+# all reflections that were measured (tests PLAT089, PLAT090)
+ENOUGH = 8.0
 HYDROGEN = ("H", "D", "T")
 
 
