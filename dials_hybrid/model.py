@@ -358,14 +358,16 @@ class HybridModel(nn.Module):
         self, batch, table, moved, rotation, turns: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Return profiles (l, D) and slopes (l, P + 2, D) of one batch, (l, P, D) without turns."""
-        real, settings = self.settings.dtype.to_real(), self.settings
-        changes = self.matrix.changes(batch, table, moved)
-        tilts = self.excitation_moves(batch, rotation)[: 2 * turns]
+        settings, real = self.settings, self.settings.dtype.to_real()
+        excitation = self.excitation(batch, rotation).to(real)
+        tilts = excitation.new_zeros(0, *excitation.shape)
+        if turns:
+            tilts = self.excitation_moves(batch, rotation).to(real)
         profiles, slopes = settings.propagator.derivatives(
             self.matrix(batch, table),
-            self.excitation(batch, rotation).to(real),
-            changes,
-            tilts.to(real),
+            excitation,
+            self.matrix.changes(batch, table, moved),
+            tilts,
             batch.probe,
             settings.depth,
         )
