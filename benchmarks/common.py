@@ -25,6 +25,19 @@ def data_folder() -> Path:
     return Path(os.environ.get("DIALS_HYBRID_DATA", ROOT.parent / "shared" / "data")).resolve()
 
 
+def there(folder: Path) -> bool:
+    """Whether a folder of data is there; say where it is looked for if not."""
+    if not folder.is_dir():
+        print(f"no data in {folder}; set DIALS_HYBRID_DATA")
+    return folder.is_dir()
+
+
+def integrated_quartz() -> list[Path]:
+    """Return real quartz, integrated by DIALS, and its structure; nothing if it is not there."""
+    data = data_folder() / "quartz_dials"
+    return [data / "integrated.expt", data / "integrated.refl", MODEL] if there(data) else []
+
+
 def displaced(path: Path, out: Path, rms: float, seed: int, u_iso: float | None = None) -> Path:
     """Write the structure with its atoms moved by `rms` A (over atoms), symmetry kept."""
     structure = read_structure(path)

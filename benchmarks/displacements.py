@@ -18,9 +18,7 @@ from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.command_line import hybrid_refine
 from dials_hybrid.cross_validation import unique_groups
 
-from . import common
-from .pets import SETS
-from .thickness import FIXED
+from . import common, pets, thickness
 
 KINDS = {
     "isotropic": ["parameters.displacements=as_given", "parameters.isotropic=all"],
@@ -28,28 +26,20 @@ KINDS = {
 }
 
 
-def files_of(name: str) -> list[str]:
-    """Return the data and the structure of a set, none where they are not there."""
-    if name == "dials":
-        data = common.data_folder() / "quartz_dials"
-        files = [data / f"integrated.{kind}" for kind in ("expt", "refl")]
-        return [*map(str, files), str(common.MODEL)] if data.is_dir() else []
-    folder = common.data_folder() / SETS[name][0]
-    if not folder.is_dir():
-        return []
-    return [str(sorted(folder.glob(pattern))[0]) for pattern in ("*.cif_pets", "*.cif")]
+def files_of(name: str) -> list[Path]:
+    """Return the data and the structure of a set, nothing if they are not there."""
+    return common.integrated_quartz() if name == "dials" else pets.files_of(name)
 
 
-def row_of(name: str, kind: str, folder: Path) -> dict:
+def row_of(name: str, files: list[Path], kind: str, folder: Path) -> dict:
     """Refine a set with one kind of displacements and return the row of the table."""
     with contextlib.chdir(folder):
-        hybrid_refine.run([*files_of(name), *FIXED, *KINDS[kind]])
+        hybrid_refine.run([*map(str, files), *thickness.FIXED, *KINDS[kind]])
     found = json.loads((folder / "dials.hybrid_refine.json").read_text())
     problem = Checkpoint.load(folder / "hybrid_refined.h5").problem
-    o, free = problem.observations, problem.structure.freedom
+    o, parameters = problem.observations, problem.structure.freedom.count
     groups = unique_groups(problem.structure, o.hkl)
     unique = len(groups[o.observed & ~o.free].unique())
-    parameters = len(free.site) + len(free.u_iso) + len(free.occ)
     return {
         "set": name,
         "displacements": kind,
@@ -67,16 +57,17 @@ def main() -> None:
     """Print the table and write benchmarks/results/displacements_SET.json of each set."""
     everything = []
     for name in sys.argv[1:] or ["dials", "quartz"]:
-        if not files_of(name):
-            print(f"{name}: no data in {common.data_folder()}; set DIALS_HYBRID_DATA")
+        files = files_of(name)
+        if not files:
             continue
         rows = []
         for kind in KINDS:
             with tempfile.TemporaryDirectory() as folder:
-                rows.append(row_of(name, kind, Path(folder)))
+                rows.append(row_of(name, files, kind, Path(folder)))
         common.save(f"displacements_{name}", rows)
         everything += rows
-    common.print_table("Isotropic and anisotropic displacements", everything)
+    if everything:
+        common.print_table("Isotropic and anisotropic displacements", everything)
 
 
 if __name__ == "__main__":

@@ -61,14 +61,20 @@ def rows_of_frames(frames: Path, end: Checkpoint) -> tuple[int, float]:
     return len(used), r1(o.intensity[used], end.result.calculated[used])
 
 
-def refine(name: str, folder: Path) -> dict:
-    """Run the command on one set and return the row of the table."""
+def files_of(name: str) -> list[Path]:
+    """Return the frames of a set and its structure, nothing if they are not there."""
     data = common.data_folder() / SETS[name][0]
-    (frames,), (model, *_) = sorted(data.glob("*.cif_pets"))[:1], sorted(data.glob("*.cif"))
+    if not common.there(data):
+        return []
+    return [sorted(data.glob(pattern))[0] for pattern in ("*.cif_pets", "*.cif")]
+
+
+def refine(name: str, files: list[Path], folder: Path) -> dict:
+    """Run the command on one set and return the row of the table."""
     began = time.monotonic()
     with contextlib.chdir(folder):
-        hybrid_refine.run([str(frames), str(model), *OPTIONS.get(name, [])])
-    return row_of(name, frames, folder, time.monotonic() - began)
+        hybrid_refine.run([*map(str, files), *OPTIONS.get(name, [])])
+    return row_of(name, files[0], folder, time.monotonic() - began)
 
 
 def row_of(name: str, frames: Path, folder: Path, seconds: float) -> dict:
@@ -105,11 +111,11 @@ def main() -> None:
     """Print the table and write benchmarks/results/pets_SET.json of each set."""
     rows = []
     for name in sys.argv[1:] or ["quartz"]:
-        if not (common.data_folder() / SETS[name][0]).is_dir():
-            print(f"{name}: no data in {common.data_folder()}; set DIALS_HYBRID_DATA")
+        files = files_of(name)
+        if not files:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(refine(name, Path(folder)))
+            rows.append(refine(name, files, Path(folder)))
         common.save(f"pets_{name}", rows[-1:])
     if rows:
         common.print_table("PETS2 data", rows)

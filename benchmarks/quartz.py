@@ -57,11 +57,9 @@ def mirror_image(out: Path) -> Path:
 
 def main() -> None:
     """Print the table and write benchmarks/results/quartz.json."""
-    data = common.data_folder() / "quartz_dials"
-    if not data.is_dir():
-        print(f"quartz: no data in {data}; set DIALS_HYBRID_DATA")
+    files = common.integrated_quartz()[:2]
+    if not files:
         return
-    files = data / "integrated.expt", data / "integrated.refl"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         mirror = mirror_image(folder / "mirror.cif")

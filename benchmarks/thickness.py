@@ -77,15 +77,6 @@ def row(name: str, found: dict, folder: Path) -> dict:
     }
 
 
-def quartz(folder: Path) -> list[Path]:
-    """Return the files of the real quartz, none if they are not there."""
-    data = common.data_folder() / "quartz_dials"
-    if not data.is_dir():
-        print(f"thickness: no data in {data}; set DIALS_HYBRID_DATA")
-        return []
-    return [data / "integrated.expt", data / "integrated.refl", common.MODEL]
-
-
 def simulated(folder: Path) -> list[Path]:
     """Return the files of simulated quartz, made if they are not in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +124,7 @@ def place_of(name: str, folder: Path) -> Path:
     return folder / name.replace(" ", "_")
 
 
-DATA = {"dials": quartz, "simulated": simulated}
+DATA = {"dials": lambda folder: common.integrated_quartz(), "simulated": simulated}
 TITLES = {
     "dials": "Quartz, integrated by DIALS, from the X-ray structure",
     "simulated": "Simulated quartz, p(t) with peaks at 450 and 800 A, from the true structure",

@@ -43,6 +43,11 @@ class Freedom(Record):
         self._expect("occ", len(self.occ), a)
 
     @property
+    def count(self) -> int:
+        """The number P + Q + O of parameters."""
+        return len(self.site) + len(self.u_iso) + len(self.occ)
+
+    @property
     def torsions(self) -> Tensor:
         """(P,) whether a parameter of sites turns riding atoms about a bond, and moves no other."""
         return ~(self.site[:, self.parent < 0] != 0).flatten(1).any(1)

@@ -51,8 +51,7 @@ def with_displacements(
 
 def enough(structure: Structure, unique: int) -> bool:
     """Return whether `unique` observed reflections suffice for the structure's freedom; log it."""
-    freedom = structure.freedom
-    parameters = len(freedom.site) + len(freedom.u_iso) + len(freedom.occ)
+    parameters = structure.freedom.count
     good = unique >= ENOUGH * parameters
     logger.info(
         "Anisotropic displacements would take %d parameters of the structure, for %d unique "

@@ -15,7 +15,7 @@ from .io_dials import MAX_WAVELENGTH
 from .io_pets_frames import CONTINUOUS, PRECESSION, Frames, X, Y, Z, geometry_of, rotations
 from .records import InputError
 
-logger = logging.getLogger("dials.hybrid.io_pets")
+logger = logging.getLogger("dials.hybrid.io_pets_read")
 
 AXIS_TOLERANCE = 5.0  # degree, between the rotation axis position and the frames' omega
 

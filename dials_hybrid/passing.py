@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import secant
 from .fidelity import Fidelity
-from .linear import CheapModel, LeastSquares, Linearisation
+from .linear import CheapModel, Linearisation
 from .model import HybridModel
 from .plan import Stage
 
@@ -36,17 +36,17 @@ class Passing:
         self.age, self._linearised = 0, self._structure_factors()
         return self.around(self._passed(stage, slopes=stage.slopes))
 
-    def follow(self, stage: Stage, cheap: CheapModel) -> CheapModel:
+    def followed(self, stage: Stage, cheap: CheapModel) -> Linearisation:
         """Propagate, but keep the structure's derivatives of `cheap`."""
-        return self.around(self._passed(stage, cheap.lin.crystal))
+        return self._passed(stage, cheap.lin.crystal)
 
-    def learnt(self, cheap: CheapModel, x: Tensor, there: LeastSquares) -> CheapModel:
-        """Return the cheap model of a problem where x led from `cheap`, after learning from it."""
-        pull = (there.cheap.intensities() - there.observed) * there.weight.square()
-        lin = there.cheap.lin
-        change = there.cheap.local_gradient(pull, lin.orientation - cheap.lin.orientation)
+    def learn(self, cheap: CheapModel, x: Tensor, there: CheapModel, pull: Tensor) -> None:
+        """Learn second derivatives from where the step x led from `cheap`.
+
+        `pull` (R,) are the derivatives of the cost by the intensities there.
+        """
+        change = there.local_gradient(pull, there.lin.orientation - cheap.lin.orientation)
         self.second = secant.updated(self.second, cheap.local_rotation(x), change)
-        return self.around(lin)
 
     def forget(self) -> None:
         """Take second derivatives for zero again."""

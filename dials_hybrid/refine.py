@@ -137,12 +137,14 @@ class Refinement:
         Those by orientation cost a fraction of theirs, and change most; if x, the step that led
         from `cheap` here, is given, their change tells second derivatives.
         """
-        there = self.passing.follow(self.stage, cheap)
-        if x is None:
-            return there
-        plain = CheapModel(self.model, there.lin)
-        problem = LeastSquares(plain, self.sigma_w(self.intensities(plain)), 0)
-        return self.passing.learnt(cheap, x, problem)
+        lin = self.passing.followed(self.stage, cheap)
+        if x is not None:
+            there = CheapModel(self.model, lin)
+            calculated = self.intensities(there)
+            problem = LeastSquares(there, self.sigma_w(calculated), 0)
+            pull = (calculated - problem.observed) * problem.weight.square()
+            self.passing.learn(cheap, x, there, pull)
+        return self.passing.around(lin)
 
     def intensities(self, cheap: CheapModel) -> Tensor:
         """Return the calculated intensities at the point of linearisation."""
