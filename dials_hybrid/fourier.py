@@ -10,14 +10,14 @@ the steepest descent of half the chi squared, against the curvature that one get
 signs e_i = +-1, since the mean of |sum_i e_i sqrt(w_i) dI_i/dF(g)|^2 is sum_i w_i |dI_i/dF(g)|^2
 (M. F. Hutchinson 1989, doi:10.1080/03610918908812806). An observation counts by its error and
 by how strongly it depends on F(g): a weak beam fed by others does not, however large its Io/Ic.
+The squares of PARTS sums, each of some neighbouring frames alone, have the same mean in total.
+Where an observation lies in one frame they cost little more than one sweep over the blocks, and are
+as good as SUMS sums over everything, of which each costs a sweep (`python -m
+benchmarks.difference_map`). A reflection of DIALS crosses many blocks.
 
 Gradient over curvature is the direction in which all F(g) should change. How far is tried: an
 intensity is no linear function of F(g), and where much is missing a linear step goes wrong by a
 factor of two either way.
-
-Each random sign costs a sweep. On quartz, against the change from 64 signs, the correlation of that
-from 16, 8, 4 is 0.99, 0.98, 0.94, and with the average of the shell 0.99, 0.98, 0.96; the average
-alone gives 0.94.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .batches import Portions
 from .crystal import reciprocal_length_sq
 from .data import Fourier, Result, Structure
 from .equivalents import images, numbered
 from .parallel import in_threads
 
-PROBES = 6  # random signs; the curvature is known to sqrt(1 / PROBES) of itself
+SUMS = 6  # of random signs over all observations
+PARTS = 24  # of the observations in their place, where each lies in one frame
 _SHELL = 40  # F(g) of about the same |g| whose curvatures are averaged
-_SHELL_PROBES = 2  # random signs that this average counts as
+_SHELL_SUMS = 2  # that this average counts as
 TRIALS = 4  # lengths of the change that are tried
 _LONGEST = 3.0  # times the last trial that the next one may be
 
@@ -47,7 +49,7 @@ def of_result(model, passes, fidelity, result: Result) -> Fourier:
     """
     o = model.problem.observations
     calculated, sigma = (x.to(o.intensity) for x in (result.calculated, result.sigma_weight))
-    weight = seeds(o.intensity, calculated, sigma, ~o.free)
+    weight = seeds((o.intensity - calculated) / sigma, ~o.free / sigma, shares(model.portions))
     smooth = model.scale(model.scale_matrix).detach()
     weight = weight * (result.scale.to(smooth) / smooth)  # what the nuisance terms change
     gradients = passes.potential_gradients(weight, fidelity=fidelity)
@@ -65,23 +67,49 @@ def of_result(model, passes, fidelity, result: Result) -> Fourier:
     return terms.replace(change=best_length(misfit, slope) * terms.change)
 
 
-def seeds(observed: Tensor, calculated: Tensor, sigma: Tensor, work: Tensor) -> Tensor:
-    """Return the weights (1 + PROBES, R) of dI_i/dF in the gradient and in its probes.
+def shares(portions: Portions) -> Tensor:
+    """Return what each observation counts in each random sum, (K, R); its mean square is one.
 
-    All arguments are (R,); `work` is false where an observation is not to count. The signs are
-    the same in every run.
+    That is one in SUMS of them, or the root of PARTS in the one of PARTS that its frame is in.
+    """
+    observation = portions.observation.cpu()
+    count = int(observation.max()) + 1
+    if _divided(portions):
+        return torch.ones(SUMS, count, dtype=torch.float64)
+    place = torch.empty(count, dtype=torch.long)
+    place[observation[torch.argsort(portions.block.cpu(), stable=True)]] = torch.arange(count)
+    own = place * PARTS // count == torch.arange(PARTS)[:, None]
+    return math.sqrt(PARTS) * own.double()
+
+
+def sweeps(portions: Portions) -> int:
+    """Return about how often `gradients` sweeps each block for the gradient and these sums."""
+    return 1 + (SUMS if _divided(portions) else 2)
+
+
+def _divided(portions: Portions) -> bool:
+    """Whether some observations lie in several frames."""
+    return len(portions.observation) > int(portions.observation.max()) + 1
+
+
+def seeds(residual: Tensor, root_weight: Tensor, share: Tensor) -> Tensor:
+    """Return the weights (1 + K, R) of dI_i/dF in the gradient and in its random sums.
+
+    Residuals (R,) are in units of their sigma; roots of the weights (R,) are zero where an
+    observation is not to count; `share` (K, R) is that of `shares`. The signs are the same in every
+    run.
     """
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (PROBES, len(sigma)), generator=generator) * 2 - 1
-    residual = ((observed - calculated) / sigma)[None]
-    return torch.cat([residual, signs.to(sigma)]) * work / sigma
+    signs = (torch.randint(0, 2, share.shape, generator=generator) * 2 - 1).to(residual)
+    return torch.cat([residual[None], signs * share.to(residual)]) * root_weight
 
 
 def gradients(model, weight: Tensor) -> Tensor:
     """Return sum_i weight_i dI_i/dt of the entries t of the potential table, (K, M + 1).
 
-    `weight` is (K, R). A complex gradient is dI/dRe t + i dI/dIm t. Several processes sum in
-    another order than one, so that the last digits may differ.
+    `weight` is (K, R); a batch of blocks without weights in a row has no part in it. A complex
+    gradient is dI/dRe t + i dI/dIm t. Several processes sum in another order than one, so that the
+    last digits may differ.
     """
     table, rotation = model.potential_table().detach(), model.orientation().detach()
     weight = weight.to(table.device, torch.float64)
@@ -90,17 +118,20 @@ def gradients(model, weight: Tensor) -> Tensor:
     thickness = model.thickness().detach()[portions.block]
     total = table.new_zeros(len(weight), len(table))
 
-    def propagate(batch) -> Tensor:
+    def propagate(batch) -> tuple[Tensor, Tensor]:
         own, portion = table.clone().requires_grad_(), batch.portion
-        with torch.enable_grad():
-            profiles = model.batch_profiles(batch, own, rotation)
-        rows = [w[portion, None] * thickness[portion] for w in scaled]
-        return torch.stack(
-            [torch.autograd.grad(profiles, own, row, retain_graph=True)[0] for row in rows]
-        )
+        weights, rows = scaled[:, portion], scaled[:, portion].any(1).nonzero()[:, 0]
+        found = table.new_zeros(len(rows), len(table))
+        if len(rows):
+            with torch.enable_grad():
+                profiles = model.batch_profiles(batch, own, rotation)
+            for place, row in zip(found, rows, strict=True):
+                seed = weights[row, :, None] * thickness[portion]
+                place.copy_(torch.autograd.grad(profiles, own, seed, retain_graph=True)[0])
+        return rows, found
 
-    for found in in_threads(propagate, model.batches, model.workers):
-        total += found  # in the order of the batches, so that every run sums alike
+    for rows, found in in_threads(propagate, model.batches, model.workers):
+        total[rows] += found  # in the order of the batches, so that every run sums alike
     return torch.view_as_complex(model.share.collect(torch.view_as_real(total)))
 
 
@@ -142,7 +173,7 @@ def linear_change(structure: Structure, hkl: Tensor, gradient: Tensor) -> Tensor
 
     The gradient of each set of equivalents over its curvature, which is damped by its median, so
     that nothing is made of F on which the data hardly depend. The length follows from the
-    curvature along that direction, which P random signs tell to sqrt(2 / P) of itself.
+    curvature along that direction.
     """
     orbits = _Orbits(structure, hkl)
     summed = orbits.summed(gradient)
@@ -156,14 +187,14 @@ def linear_change(structure: Structure, hkl: Tensor, gradient: Tensor) -> Tensor
     return change * along[0] / along[1:].square().mean().clamp(min=1e-30)
 
 
-def _steadied(curvature: Tensor, g_sq: Tensor, present: Tensor, probes: int) -> Tensor:
-    """Return curvatures (M,) of few signs, each drawn to the mean of its shell in |g|."""
+def _steadied(curvature: Tensor, g_sq: Tensor, present: Tensor, sums: int) -> Tensor:
+    """Return curvatures (M,) of few random sums, each drawn to the mean of its shell in |g|."""
     # equivalents, whose |g| differ by rounding, stay together
     _, same, counts = torch.unique(g_sq.round(decimals=9), return_inverse=True, return_counts=True)
     shell = ((counts.cumsum(0) - counts) // _SHELL)[same]
     total = torch.bincount(shell, curvature * present)
     mean = (total / torch.bincount(shell, present.double()).clamp(min=1))[shell]
-    return (probes * curvature + _SHELL_PROBES * mean) / (probes + _SHELL_PROBES)
+    return (sums * curvature + _SHELL_SUMS * mean) / (sums + _SHELL_SUMS)
 
 
 class _Orbits:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from . import propagation
 from .crystal import reciprocal_length_sq
 from .fidelity import Fidelity
-from .fourier import PROBES
+from .fourier import sweeps
 from .model import HybridModel
 from .propagation import Bloch, Chebyshev, Splitting
 from .work import work_of
@@ -168,7 +168,8 @@ def expected_operations(model: HybridModel, plan: tuple[Stage, ...]) -> float:
     """Return the operations of all passes of a usual refinement."""
     slopes = model.coarser(plan[0].slopes)
     # an adjoint sweep takes twice the operations of a value
-    work = operations(slopes) + 2 * (1 + PROBES) / USUAL_PASSES * value_operations(slopes)
+    maps = 2 * sweeps(model.portions) * value_operations(slopes)
+    work = operations(slopes) + maps / USUAL_PASSES
     if len(plan) == 1:
         return USUAL_PASSES * work + USUAL_STEPS * operations(model, 0)
     first, last = (

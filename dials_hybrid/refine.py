@@ -406,7 +406,7 @@ class Refinement:
         That is of the work set, and as accurate as the derivatives of the last stage. After an
         interrupt the result returns as it is.
         """
-        logger.info("Difference map: a pass for each of %d gradients", 1 + fourier.PROBES)
+        logger.info("Difference map: how the fit changes with every structure factor")
         try:
             terms = fourier.of_result(self.model, self.passes, self.plan[-1].slopes, result)
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ import tiny
 import torch
 
 from dials_hybrid import fourier
+from dials_hybrid.batches import Portions
 from dials_hybrid.data import Result
 from dials_hybrid.model import HybridModel
 from dials_hybrid.records import load_records, save_records
@@ -40,17 +41,41 @@ def test_gradient_by_a_structure_factor_and_its_mate(model, monkeypatch, directi
         assert slope == pytest.approx(expected, rel=1e-5, abs=1e-5 * float(expected.abs().max()))
 
 
-def test_probes_tell_the_curvature():
+def test_random_sums_tell_the_curvature():
     """Over many signs the mean square is the sum of squares; the residual is the first row."""
-    n = 6
-    sigma = torch.linspace(1, 2, n).double()
-    work = torch.tensor([True] * (n - 1) + [False])
-    observed, calculated = torch.arange(n).double(), torch.ones(n).double()
-    weight = fourier.seeds(observed, calculated, sigma, work)
-    assert weight.shape == (1 + fourier.PROBES, n)
-    assert torch.allclose(weight[0, :-1], ((observed - calculated) / sigma**2)[:-1])
-    assert torch.allclose(weight[1:, :-1].abs(), (1 / sigma)[:-1].expand(fourier.PROBES, -1))
-    assert (weight[:, -1] == 0).all()
+    share = torch.ones(fourier.SUMS, 6).double()
+    residual, root = torch.linspace(-1, 1, 6).double(), torch.arange(6).double()
+    weight = fourier.seeds(residual, root, share)
+    assert weight.shape == (1 + fourier.SUMS, 6)
+    assert torch.allclose(weight[0], residual * root)
+    assert torch.allclose(weight[1:].abs(), root.expand(fourier.SUMS, -1))
+    assert (weight[1:] < 0).any() and (weight[1:] > 0).any()
+
+
+def test_observations_of_one_frame_count_in_the_sum_of_its_part():
+    """They stand in no order; neighbouring frames are in a part, all of which are as large."""
+    observation, n = torch.randperm(100, generator=torch.Generator().manual_seed(0)), 100
+    block = torch.arange(n) // 2
+    share = fourier.shares(Portions(torch.arange(n), observation, block))
+    assert share.shape == (fourier.PARTS, n)
+    assert torch.allclose(share.square().mean(0), torch.ones(n).double())
+    part = share[:, observation].argmax(0)
+    assert (part.diff() >= 0).all() and set(part.bincount().tolist()) == {4, 5}
+
+
+def test_observations_of_several_frames_count_in_all_sums():
+    portions = Portions(torch.arange(3), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
+    assert torch.equal(fourier.shares(portions), torch.ones(fourier.SUMS, 2).double())
+
+
+def test_rows_without_weights_in_some_blocks_are_summed_as_others(model):
+    """A gradient of all observations is the sum of those of its parts."""
+    n = len(model.problem.observations.intensity)
+    half = torch.arange(n) < n // 2
+    weight = torch.stack([torch.ones(n), half, ~half, torch.zeros(n)]).double()
+    whole, first, second, none = model.potential_gradients(weight)
+    assert torch.allclose(first + second, whole)
+    assert (none == 0).all() and first.abs().max() > 0
 
 
 def test_structure_factors_reach_as_far_as_the_observations(model):
