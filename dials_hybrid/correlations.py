@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import jacfwd
 
 from .calls import call
-from .freedom import star_lengths
+from .freedom import basis, star_lengths
 from .linear import CheapModel
 from .uncertainty import Curvature
 
@@ -116,7 +116,10 @@ def _padded(gradient: Tensor, cheap: CheapModel, part: str) -> Tensor:
 
 
 def _structure(crystal) -> list[tuple[str, Tensor]]:
-    """Names and gradients, by the parameters of the structure, of what the structure has."""
+    """Names and gradients, by the parameters of the structure, of what the structure has.
+
+    What rides on another atom comes last.
+    """
     structure = crystal.structure
     given = {name: p.detach() for name, p in crystal.named_parameters()}
     slopes = jacfwd(lambda values: call(_physical, crystal, values))(given)
@@ -129,7 +132,11 @@ def _structure(crystal) -> list[tuple[str, Tensor]]:
     if crystal.valence() is not None:
         names += [f"charge({element})" for element in structure.elements]
         names += [f"dipole {axis}({label})" for label in structure.labels for axis in "xyz"]
-    return list(zip(names, rows, strict=True))
+    free = structure.freedom or basis(structure)
+    rides = torch.cat([free.parent.repeat_interleave(3), free.u_parent]).ge(0).tolist()
+    rides += [False] * (len(names) - len(rides))
+    named = zip(names, rows, strict=True)
+    return [row for _, row in sorted(zip(rides, named, strict=True), key=lambda x: x[0])]
 
 
 def _physical(crystal) -> Tensor:
@@ -144,14 +151,14 @@ def _physical(crystal) -> Tensor:
 
 def _independent(rows: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     """Keep those whose gradients are not zero and not in the span of earlier ones."""
-    kept, basis = [], rows[0][1].new_zeros(0, len(rows[0][1]))
+    kept, spanned = [], rows[0][1].new_zeros(0, len(rows[0][1]))
     for name, gradient in rows:
         rest = gradient
         for _ in range(2):  # Gram-Schmidt, twice against rounding
-            rest = rest - basis.T @ (basis @ rest)
+            rest = rest - spanned.T @ (spanned @ rest)
         if float(rest.norm()) > _DEPENDENT * float(gradient.norm()):
             kept.append((name, gradient))
-            basis = torch.cat([basis, (rest / rest.norm())[None]])
+            spanned = torch.cat([spanned, (rest / rest.norm())[None]])
     return kept
 
 

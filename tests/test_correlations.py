@@ -9,6 +9,7 @@ import torch
 from dials_hybrid import correlations
 from dials_hybrid.correlations import Quantity
 from dials_hybrid.data import Problem
+from dials_hybrid.freedom import Constraints, basis
 from dials_hybrid.refine import Refinement, RefineSettings
 from dials_hybrid.valence import ValenceSettings
 
@@ -37,6 +38,18 @@ def test_quantities_are_named_once_and_those_tied_by_symmetry_left_out(cheap):
     assert len(structure) == cheap.parts.crystal.stop
     gradients = torch.stack([q.gradient for q in structure])
     assert int(torch.linalg.matrix_rank(gradients)) == len(structure)
+
+
+def test_an_atom_that_rides_is_named_after_the_one_it_rides_on():
+    """Si1 comes first, and O1, on which it rides, has a tensor: their U are one quantity."""
+    problem = tiny.problem(blocks=2)
+    structure = problem.structure
+    free = basis(structure, Constraints(riding_u=((0, 1, 1.2),)))
+    problem = problem.replace(structure=structure.replace(freedom=free))
+    cheap = Refinement(problem, tiny.settings(thickness="single")).linearise()
+    names = {q.name for q in correlations.quantities(cheap)}
+    assert {f"U{end}(O1)" for end in ("11", "22", "33", "12", "13", "23")} <= names
+    assert "U(Si1)" not in names and "x(Si1)" in names
 
 
 def test_the_mean_thickness_moves_as_its_gradient_says(cheap):
