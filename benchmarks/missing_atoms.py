@@ -84,7 +84,7 @@ def _height(missing, outcome) -> float:
 
 def main() -> None:
     """Print the table and write benchmarks/results/missing_atoms.json."""
-    refined = {"paracetamol_pets": Path(path).resolve() for path in sys.argv[1:2]}
+    refined = {"paracetamol_pets": Path(sys.argv[1]).resolve()} if sys.argv[1:] else {}
     sets = (*SETS, PARACETAMOL) if refined else SETS
     known = [case for case in sets if (common.data_folder() / case[0]).is_file()]
     if not known:

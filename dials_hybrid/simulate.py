@@ -31,6 +31,8 @@ from .records import InputError
 TRUTH_STEP = 10.0  # A, the coarsest grid on which a distribution is written down
 MAX_STEP = math.radians(0.02)  # rad, orientation samples stand at most this far apart
 MAX_TILT = math.radians(80)  # rad, beyond it 1/cos makes no sense of a real crystal
+REAL = 1e-12  # part of the potential that may be imaginary by rounding, at a centre of inversion
+FAINT = 1e-9  # amplitude in all beams of a Bloch wave that is left out, as rounding would
 
 Trend = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -275,10 +277,14 @@ class _Potential:
         table = np.zeros(len(flat), dtype=complex)
         optical = f + 1j * absorbed if self.absorbs else f
         table[needed.numpy()] = optical * to_u / (2 * self.wavenumber)
+        if np.abs(table.imag).max() <= REAL * np.abs(table).max():
+            table = table.real  # real matrices are diagonalised several times faster
         self.table = table.reshape(index.shape[:3])
 
     def matrix(self, hkl: np.ndarray) -> np.ndarray:
         """Return (U + iU')_(h-g) / 2K for rows g and columns h of beams (N, 3), (N, N).
+
+        It is real where a crystal without absorption has its origin at a centre of inversion.
 
         h - g and not g - h: F(g) has the crystallographers' sign of the phase, while a wave
         that moves along +k is exp(+2 pi i k.r) here. U_0, which K has already, stays on the
@@ -349,9 +355,11 @@ class _Block:
         else:
             values, vectors = np.linalg.eigh(matrix)
             start = vectors[0].conj()
+        rows = vectors[beam]
+        kept = np.abs(start) * np.abs(rows).max(0) > FAINT
+        values, start, rows = values[kept], start[kept], rows[:, kept]
         mean_phase = thickness.characteristic(values[:, None] - values.conj()[None, :], angle)
         pairs = start[:, None] * start.conj()[None, :] * mean_phase
-        rows = vectors[beam]
         return ((rows @ pairs) * rows.conj()).sum(1).real
 
 
