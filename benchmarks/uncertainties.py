@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from cctbx import adptbx
 
-from dials_hybrid import beams, crystal, electron, simulate
+from dials_hybrid import beams, crystal, electron, simulate, true_thickness
 from dials_hybrid.data import Observations, Problem, Result, Scan, Structure
 from dials_hybrid.io_cctbx import to_structure
 from dials_hybrid.model import HybridModel
@@ -37,7 +37,7 @@ WAVELENGTH = electron.wavelength(200e3)  # A
 BLOCKS, WIDTH, SAMPLES = 60, math.radians(1), 20
 WINDOW = math.radians(0.6)  # half of the rotation over which a reflection is integrated
 D_STAR_MAX = 1.25  # A^-1, of the reflections measured
-THICKNESS = simulate.ThicknessMixture((250.0,), (60.0,), (1.0,), simulate.constant())
+THICKNESS = true_thickness.ThicknessMixture((250.0,), (60.0,), (1.0,), true_thickness.constant())
 ORIENTATION_ERROR = math.radians(0.05), math.radians(1.5)  # size and correlation length
 COUNTS = 300.0  # electrons of a mean reflection
 PROPORTIONAL = 0.03  # error in proportion to the intensity

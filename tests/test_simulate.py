@@ -15,7 +15,7 @@ pytest.importorskip("dials")
 from dials.array_family import flex
 from dxtbx.model.experiment_list import ExperimentListFactory
 
-from dials_hybrid import crystal, io_dials, phil_files, simulate
+from dials_hybrid import crystal, io_dials, phil_files, simulate, true_thickness
 from dials_hybrid.absorption import NoAbsorption, Thermal
 from dials_hybrid.command_line import common, hybrid_simulate
 from dials_hybrid.data import Problem
@@ -173,7 +173,7 @@ def test_the_smaller_beam_set_of_a_refinement_is_nearly_enough(clean):
 
 @pytest.mark.parametrize("mean, width", [(600.0, 40.0), (300.0, 200.0), (500.0, 500.0)])
 def test_thickness_average_in_closed_form(mean, width):
-    mixture = simulate.ThicknessMixture((mean,), (width,), (1.0,), simulate.constant())
+    mixture = true_thickness.ThicknessMixture((mean,), (width,), (1.0,), true_thickness.constant())
     depth = np.arange(0.25, 12 * mean, 0.5)
     k, s = (mean / width) ** 2, width**2 / mean
     p = np.exp((k - 1) * np.log(depth / mean) - (depth - mean) / s)
@@ -185,10 +185,10 @@ def test_thickness_average_in_closed_form(mean, width):
 
 
 def test_one_thickness_and_its_place_on_a_grid():
-    mixture = simulate.ThicknessMixture((503.0,), (0.0,), (1.0,), simulate.constant())
+    mixture = true_thickness.ThicknessMixture((503.0,), (0.0,), (1.0,), true_thickness.constant())
     phase = mixture.characteristic(np.array([0.01]), 0.0)
     assert phase[0] == pytest.approx(np.exp(2j * math.pi * 5.03))
-    grid = simulate.truth_grid(mixture, np.zeros(1))
+    grid = true_thickness.truth_grid(mixture, np.zeros(1))
     assert mixture.on_grid(grid, np.zeros(1)) @ grid == pytest.approx(503.0)
 
 
@@ -372,7 +372,7 @@ def test_window_pieces_add_up():
     rotation = simulate.Rotation(setting, np.array([0, 0, -39.87]), 0.1, 0.13)
     hkl = np.array([[1, 1, 0]] * 3)
     start, end = np.array([0.1, 0.1, 0.1123]), np.array([0.13, 0.1123, 0.13])
-    mixture = simulate.ThicknessMixture((500.0,), (50.0,), (1.0,), simulate.constant())
+    mixture = true_thickness.ThicknessMixture((500.0,), (50.0,), (1.0,), true_thickness.constant())
     accuracy = simulate.Accuracy(1.2, 0.01, math.radians(0.5), math.radians(0.05))
     result = simulate.simulate(
         structure, rotation, simulate.Windows(hkl, start, end), mixture, accuracy
@@ -478,7 +478,7 @@ def test_low_d_min_needs_no_beam_beyond_the_form_factors():
         0.01,
     )
     windows = simulate.Windows(np.array([[12, 0, 0]]), np.array([0.0]), np.array([0.01]))
-    mixture = simulate.ThicknessMixture((500.0,), (50.0,), (1.0,), simulate.constant())
+    mixture = true_thickness.ThicknessMixture((500.0,), (50.0,), (1.0,), true_thickness.constant())
     with pytest.raises(InputError, match="set d_min to 0.5"):
         simulate.simulate(structure, rotation, windows, mixture, simulate.Accuracy())
 

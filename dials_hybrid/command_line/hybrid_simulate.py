@@ -41,6 +41,7 @@ from ..io_dials import settings_at
 from ..phil_files import phil_text
 from ..records import InputError, replacing
 from ..report.json_contract import equivalent_u
+from ..true_thickness import ThicknessMixture, constant, slab, truth_grid, wedge
 from . import common
 from .simulated_experiment import (
     FULL,
@@ -129,7 +130,7 @@ def accuracy_settings(params, mixture, rotation: simulate.Rotation) -> simulate.
     return simulate.Accuracy(params.g_max, params.s_max, math.radians(params.block_width), step)
 
 
-def thickness_mixture(params) -> simulate.ThicknessMixture:
+def thickness_mixture(params) -> ThicknessMixture:
     """Return the mixture that the scope `thickness` describes.
 
     Raises InputError when the lists do not have the same length or no weight is positive.
@@ -146,13 +147,13 @@ def thickness_mixture(params) -> simulate.ThicknessMixture:
         raise InputError("thickness.weight: at least one weight must be above zero")
     zero = math.radians(params.tilt_zero)
     trends = {
-        "constant": simulate.constant(),
-        "slab": simulate.slab(zero),
-        "wedge": simulate.wedge(zero, math.degrees(params.tilt_slope)),
+        "constant": constant(),
+        "slab": slab(zero),
+        "wedge": wedge(zero, math.degrees(params.tilt_slope)),
     }
     if params.tilt_slope and params.shape != "wedge":
         raise InputError("thickness.tilt_slope needs thickness.shape=wedge")
-    return simulate.ThicknessMixture(tuple(mean), tuple(width), tuple(weight), trends[params.shape])
+    return ThicknessMixture(tuple(mean), tuple(width), tuple(weight), trends[params.shape])
 
 
 def timed_simulation(
@@ -265,7 +266,7 @@ def describe(params, structure: Structure, mixture, error: OrientationError, exp
     low, high = scan_limits(experiment)
     edges = np.linspace(low, high, experiment.scan.get_num_images() + 1)
     angle = (edges[:-1] + edges[1:]) / 2
-    grid = simulate.truth_grid(mixture, angle)
+    grid = truth_grid(mixture, angle)
     u_eq = equivalent_u(structure)
     sites = [
         {
