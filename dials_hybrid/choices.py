@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from . import accuracy, io_settings, thickness, validation
+from . import accuracy, depth_step, io_settings, thickness, validation
 from .data import Problem
 from .io_cctbx import to_structure
 from .io_constraints import in_basis
@@ -167,9 +167,9 @@ def with_step(job: Job) -> Job:
     if job.state is not None:
         return job
     options, numerics = job.options, job.options.numerics
-    allowed = accuracy.SUBSTEPS if numerics.substeps is None else (numerics.substeps,)
+    allowed = depth_step.SUBSTEPS if numerics.substeps is None else (numerics.substeps,)
     others = (Chebyshev(),) if numerics.any_method and numerics.substeps is None else ()
-    model, check = accuracy.choose_step(
+    model, check = depth_step.choose_step(
         job.problem, options.model, numerics.error, options.refine.device, allowed, others
     )
     return dataclasses.replace(

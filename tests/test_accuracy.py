@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from dials_hybrid import accuracy, validation
+from dials_hybrid import accuracy, depth_step, validation
 from dials_hybrid.accuracy import Agreement
 from dials_hybrid.beams import choose_beams
 from dials_hybrid.model import HybridModel
@@ -47,15 +47,15 @@ def largest_error(problem, settings, block):
 @pytest.mark.parametrize("target", [3e-2, 1e-2])
 def test_the_step_meets_the_target_and_no_longer_one_does(problem, target):
     settings = coarse()
-    chosen, check = accuracy.choose_step(problem, settings, target)
-    block = accuracy.fullest_block(problem, settings)
+    chosen, check = depth_step.choose_step(problem, settings, target)
+    block = depth_step.fullest_block(problem, settings)
     assert check.substeps == chosen.propagator.substeps > 1
     assert check.step == pytest.approx(100 / check.substeps)
     assert (check.scheme, check.error_target) == ("strang", target)
     assert check.error_measured <= target
     # it looks at a few samples; all of them may be a little worse
     assert largest_error(problem, chosen, block) < 1.5 * target
-    shorter = accuracy.SUBSTEPS[accuracy.SUBSTEPS.index(check.substeps) - 1]
+    shorter = depth_step.SUBSTEPS[depth_step.SUBSTEPS.index(check.substeps) - 1]
     longer_step = dataclasses.replace(settings, propagator=Splitting("strang", shorter))
     assert largest_error(problem, longer_step, block) > target
     assert dataclasses.replace(chosen, propagator=settings.propagator) == settings
@@ -64,7 +64,7 @@ def test_the_step_meets_the_target_and_no_longer_one_does(problem, target):
 def test_the_measured_error_is_that_of_the_precision_in_use(problem):
     settings = tiny.settings(propagator=Splitting("blanes_moan_4"))
     errors = {
-        precision: accuracy.choose_step(
+        precision: depth_step.choose_step(
             problem, dataclasses.replace(settings, precision=precision), 1e-13, allowed=(40,)
         )[1].error_measured
         for precision in ("single", "double")
@@ -73,15 +73,15 @@ def test_the_measured_error_is_that_of_the_precision_in_use(problem):
 
 
 def test_a_target_out_of_reach_is_warned_of(problem, warnings_logged):
-    chosen, check = accuracy.choose_step(problem, coarse(), 1e-9)
-    assert check.substeps == chosen.propagator.substeps == max(accuracy.SUBSTEPS)
+    chosen, check = depth_step.choose_step(problem, coarse(), 1e-9)
+    assert check.substeps == chosen.propagator.substeps == max(depth_step.SUBSTEPS)
     assert check.error_measured > 1e-9
     (message,) = warnings_logged()
     assert "propagation.error" in message and "1.0e-09" in message
 
 
 def test_a_target_that_is_met_is_not_warned_of(problem, warnings_logged):
-    _, check = accuracy.choose_step(problem, tiny.settings(), 1e-3)
+    _, check = depth_step.choose_step(problem, tiny.settings(), 1e-3)
     assert check.substeps == 1 and warnings_logged() == []
 
 
@@ -91,7 +91,7 @@ def test_every_intensity_is_that_of_each_sample_alone(problem):
     v = model.matrix(batch, model.potential_table()).detach()
     s = model.excitation(batch, model.orientation()).detach()[..., :3]
     grid = DepthGrid(50.0, 2)
-    found = accuracy.every_intensity(Splitting(), v, s, grid)
+    found = depth_step.every_intensity(Splitting(), v, s, grid)
     f, n, t = s.shape
     assert found.shape == (f, n, t, 2)
     probe = Probe(
@@ -104,7 +104,7 @@ def test_every_intensity_is_that_of_each_sample_alone(problem):
 
 def test_the_fullest_block_has_most_beams():
     problem, settings = tiny.problem(blocks=6), tiny.settings()
-    best = accuracy.fullest_block(problem, settings)
+    best = depth_step.fullest_block(problem, settings)
     o = problem.observations
     counts = choose_beams(problem.structure, problem.scan, o, settings.g_max, settings.s_max).counts
     # it counts at the middle of the block alone

@@ -62,6 +62,7 @@ LEVELS = {
     "absolute_structure": 4,
     "validation": 4,
     "accuracy": 4,
+    "depth_step": 4,
     "true_thickness": 1,
     "simulate": 4,
     "__main__": 4,

@@ -8,7 +8,7 @@ import torch
 from test_model import disturbed
 from test_refine import continued, distances, make_truth
 
-from dials_hybrid import accuracy, plan
+from dials_hybrid import depth_step, plan
 from dials_hybrid.fidelity import Fidelity, thinned
 from dials_hybrid.history import Progress
 from dials_hybrid.kinematic import _nearest_samples
@@ -157,7 +157,7 @@ def test_derivatives_from_light_steps_are_right_to_some_hundredths(factor):
     light_atoms = tiny.problem(blocks=9, samples=10)
     structure = light_atoms.structure.replace(ff_a=factor * light_atoms.structure.ff_a)
     problem, settings = light_atoms.replace(structure=structure), tiny.settings(depth=LONG)
-    settings, check = accuracy.choose_step(problem, settings, 1e-4)
+    settings, check = depth_step.choose_step(problem, settings, 1e-4)
     assert check.error_measured < 1e-4
     model = build_model(problem, settings, 0)
     exact, found = (model.tangents(fidelity=f)[1] for f in (None, lighter(model)))

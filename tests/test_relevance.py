@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from dials_hybrid import beams
-from dials_hybrid.accuracy import every_intensity
+from dials_hybrid.depth_step import every_intensity
 from dials_hybrid.model import HybridModel, relevance_of
 from dials_hybrid.propagation import DepthGrid, Eigen
 from dials_hybrid.relevance import Relevance

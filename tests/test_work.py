@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from dials_hybrid import accuracy
+from dials_hybrid import depth_step
 from dials_hybrid.absorption import Proportional
 from dials_hybrid.data import Structure
 from dials_hybrid.model import HybridModel
@@ -105,20 +105,20 @@ def test_the_plan_counts_the_series(many):
 
 def test_the_series_is_taken_where_it_is_less_work(problem, caplog):
     settings = tiny.settings(g_max=1.2, s_max=0.04, depth=LONG, precision="single")
-    with caplog.at_level("INFO", "dials.hybrid.accuracy"):
-        chosen, check = accuracy.choose_step(problem, settings, 2e-6, others=(Chebyshev(),))
+    with caplog.at_level("INFO", "dials.hybrid.depth_step"):
+        chosen, check = depth_step.choose_step(problem, settings, 2e-6, others=(Chebyshev(),))
     assert chosen == dataclasses.replace(settings, propagator=Chebyshev())
     assert check.scheme == "chebyshev" and 0 < check.error_measured < 2e-6
     assert check.substeps == 1 and check.step == LONG.step
     assert "Propagation: chebyshev, one series to all depths" in caplog.text
     # in a crystal without a centre its terms are complex
-    chosen, check = accuracy.choose_step(tiny.problem(), settings, 1e-3, others=(Chebyshev(),))
+    chosen, check = depth_step.choose_step(tiny.problem(), settings, 1e-3, others=(Chebyshev(),))
     assert isinstance(chosen.propagator, Splitting) and check.scheme == "aba_104"
 
 
 def test_a_series_that_is_asked_for_is_checked(problem):
     settings = tiny.settings(propagator=Chebyshev())
-    chosen, check = accuracy.choose_step(problem, settings, 1e-4)
+    chosen, check = depth_step.choose_step(problem, settings, 1e-4)
     assert chosen == settings and check.error_measured < 1e-11
 
 
