@@ -20,10 +20,14 @@ from cctbx.array_family import flex
 
 from dials_hybrid import api, io_maps, validation
 from dials_hybrid.io_structures import ELECTRON_TABLE, read_structure
+from dials_hybrid.valence import INDEPENDENT_ATOMS
 
 from . import common
 
+# with nothing of the structure free there are no derivatives by it, which would take longest
 OPTIONS = api.Options(
+    model=api.ModelSettings(valence=INDEPENDENT_ATOMS),
+    parameters=api.Parameters(fix=("all all",)),
     refine=api.RefineSettings(iterations=0),
     test_settings=False,
     refine_settings="none",

@@ -11,9 +11,9 @@ signs e_i = +-1, since the mean of |sum_i e_i sqrt(w_i) dI_i/dF(g)|^2 is sum_i w
 (M. F. Hutchinson 1989, doi:10.1080/03610918908812806). An observation counts by its error and
 by how strongly it depends on F(g): a weak beam fed by others does not, however large its Io/Ic.
 The squares of PARTS sums, each of some neighbouring frames alone, have the same mean in total.
-Where an observation lies in one frame they cost little more than one sweep over the blocks, and are
-as good as SUMS sums over everything, of which each costs a sweep (`python -m
-benchmarks.difference_map`). A reflection of DIALS crosses many blocks.
+Where an observation lies in one frame they cost two to four sweeps over the blocks together, the
+fewer the more frames there are, and are as good as SUMS sums over everything, of which each costs a
+sweep (`python -m benchmarks.difference_map`). A reflection of DIALS crosses many blocks.
 
 Gradient over curvature is the direction in which all F(g) should change. How far is tried: an
 intensity is no linear function of F(g), and where much is missing a linear step goes wrong by a
