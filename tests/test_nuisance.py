@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from dials_hybrid import correlations, fourier
+from dials_hybrid import correlations
 from dials_hybrid.absorption import MODELS
 from dials_hybrid.corrections import Term, load_class
 from dials_hybrid.data import Problem
@@ -263,19 +263,15 @@ def test_the_difference_map_is_of_what_was_measured(monkeypatch):
     problem = made("frame_scale", 0.5, torch.ones(1).double())
     loop = refined(problem, (Term("frame_scale", 0.5),), iterations=1)
     result = loop.run()
-    weight = fourier.seeds(
-        problem.observations.intensity,
-        result.calculated,
-        result.sigma_weight,
-        torch.ones(len(result.calculated), dtype=torch.bool),
-    )
+    residual = problem.observations.intensity - result.calculated
+    weight = residual / result.sigma_weight.square()
     model = loop.model.coarser(loop.plan[-1].slopes)  # of the gradients' steps
     table = model.potential_table().detach()
 
     def misfit(step):
         monkeypatch.setattr(model, "potential_table", lambda: table + step)
         with torch.no_grad():
-            return weight[0] @ model.intensities(model.profiles())
+            return weight @ model.intensities(model.profiles())
 
     terms = loop.with_fourier(result).fourier
     row = int(torch.nonzero((model.matrix.couplings.hkl == terms.hkl[3]).all(1)))
