@@ -16,16 +16,14 @@ from pathlib import Path
 
 import torch
 
-from dials_hybrid import api
 from dials_hybrid.fidelity import Fidelity
 from dials_hybrid.linear import CheapModel, Linearisation, solve
 from dials_hybrid.model import HybridModel
 from dials_hybrid.propagation import Splitting
-from dials_hybrid.refine import Refinement
 from dials_hybrid.uncertainty import curvature_of
 
 from . import common
-from .linearised import weighted
+from .linearised import resumed, weighted
 
 SCHEMES = {
     "SABA3": ("saba_3", 1),
@@ -60,8 +58,7 @@ def timed(model: HybridModel) -> tuple[torch.Tensor, float]:
 
 def rows_of(path: str) -> list[dict]:
     """Return a row for each simpler pass."""
-    job = api.resume(path)
-    refinement = Refinement(job.problem, job.options.model, job.options.refine, state=job.state)
+    _, refinement = resumed(path)
     model, error_model = refinement.model, refinement.state.error_model
     profiles, _, turns = model.tangents(structure=False)
 

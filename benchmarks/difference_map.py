@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from dials_hybrid import api, fourier
-from dials_hybrid.refine import Refinement
+from dials_hybrid import fourier
 
 from . import common
+from .linearised import resumed
 
 MANY, DRAWS = 64, 3
 
@@ -26,9 +26,7 @@ class Ended:
     """A refinement at its end, and the change of structure factors by sums of random signs."""
 
     def __init__(self, path: str):
-        job = api.resume(path)
-        options = job.options
-        self.refinement = Refinement(job.problem, options.model, options.refine, state=job.state)
+        job, self.refinement = resumed(path)
         o = self.refinement.problem.observations
         sigma = job.result.sigma_weight
         self.residual = (o.intensity - job.result.calculated) / sigma

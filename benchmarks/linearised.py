@@ -1,9 +1,18 @@
-"""Fits around one linearisation of the diffraction."""
+"""Refinements that have ended, and fits around one linearisation of the diffraction."""
 
 from __future__ import annotations
 
+from dials_hybrid import api
 from dials_hybrid.error_model import ErrorModel
 from dials_hybrid.linear import CheapModel, LeastSquares, solve
+from dials_hybrid.refine import Refinement
+
+
+def resumed(path: str) -> tuple[api.Job, Refinement]:
+    """Return what a file of dials.hybrid_refine holds, and the refinement where it stands."""
+    job = api.resume(path)
+    options = job.options
+    return job, Refinement(job.problem, options.model, options.refine, state=job.state)
 
 
 def weighted(cheap: CheapModel, error_model: ErrorModel, proximity: float = 0.0) -> LeastSquares:

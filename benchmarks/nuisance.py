@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from dials_hybrid import api
 from dials_hybrid.corrections import Term, Terms
 from dials_hybrid.cross_validation import unique_groups
 from dials_hybrid.io_cctbx import update_xray_structure
@@ -24,11 +23,10 @@ from dials_hybrid.linear import CheapModel, LeastSquares, solve
 from dials_hybrid.losses import r1
 from dials_hybrid.nuisance import About
 from dials_hybrid.outcome import End, result_of
-from dials_hybrid.refine import Refinement
 from dials_hybrid.uncertainty import error_model_of
 
 from . import common
-from .linearised import step
+from .linearised import resumed, step
 
 CHOICES = {
     "none": (),
@@ -47,11 +45,7 @@ class Ended:
     """A refinement at its end, linearised there once."""
 
     def __init__(self, path: str):
-        self.job = api.resume(path)
-        options = self.job.options
-        self.refinement = Refinement(
-            self.job.problem, options.model, options.refine, state=self.job.state
-        )
+        self.job, self.refinement = resumed(path)
         self.refinement.state.stage = len(self.refinement.plan) - 1
         self.linearisation = self.refinement.linearise().lin
 
