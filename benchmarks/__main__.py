@@ -10,6 +10,9 @@ DEFAULT = ("propagation", "integrators", "quartz", "pets", "simulated")
 OTHERS = (
     "beams",
     "bloch",
+    "cores",
+    "derivatives",
+    "difference_map",
     "displacements",
     "frames",
     "jana",
@@ -18,10 +21,13 @@ OTHERS = (
     "nuisance",
     "optimisers",
     "precession",
+    "priors",
     "quadrature",
+    "scatter",
     "steps",
     "thickness",
     "uncertainties",
+    "weights",
 )
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import contextlib
 import datetime
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 import torch.distributed as dist
@@ -45,18 +46,39 @@ def in_threads(function: Callable, items: Sequence, threads: int) -> Iterator:
         with torch.set_grad_enabled(with_grad):
             return function(item)
 
+    pool, waiting = _pool(threads), collections.deque()
     with cores_used(max(1, torch.get_num_threads() // threads)):
-        pool = ThreadPoolExecutor(threads)
-        waiting: collections.deque = collections.deque()
         try:
             for item in items:
                 waiting.append(pool.submit(call, item))
                 if len(waiting) > threads:
-                    yield waiting.popleft().result()
+                    yield _first(waiting)
             while waiting:
-                yield waiting.popleft().result()
+                yield _first(waiting)
         finally:
-            pool.shutdown(cancel_futures=True)
+            for future in waiting:
+                future.cancel()
+            wait(waiting)
+
+
+def _first(waiting: collections.deque):
+    """Return the result of the first future, which is dropped unless there is none."""
+    result = waiting[0].result()
+    waiting.popleft()
+    return result
+
+
+_pools = threading.local()  # of the thread that calls: one that works for it may call others
+if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
+    os.register_at_fork(after_in_child=lambda: _pools.__dict__.clear())
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return threads that last: new ones would ask the system for all their memory again."""
+    pools = _pools.__dict__
+    if threads not in pools:
+        pools[threads] = ThreadPoolExecutor(threads)
+    return pools[threads]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from dials_hybrid.linear import CheapModel, LeastSquares, Linearisation, solve
 from dials_hybrid.model import HybridModel
 from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.orientation import across_beam
-from dials_hybrid.parallel import in_threads
 from dials_hybrid.propagation import DepthGrid, Splitting
 from dials_hybrid.records import InputError
 from dials_hybrid.refine import build_model
@@ -454,13 +453,3 @@ def test_threads_leave_the_number_of_cores_alone(problem, monkeypatch):
     finally:
         really(before)
     assert called == [(True, 1), (True, 2)] * 2
-
-
-def test_an_error_in_a_thread_comes_out():
-    def fail(item):
-        raise ValueError(f"item {item}")
-
-    threads = torch.get_num_threads()
-    with pytest.raises(ValueError, match="item 0"):
-        list(in_threads(fail, range(4), 2))
-    assert torch.get_num_threads() == threads

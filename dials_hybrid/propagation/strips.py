@@ -12,7 +12,7 @@ from ..parallel import cores_used, in_threads
 from .base import Probe
 
 CHUNK = 32_768  # waves (blocks x beams x orientations) that stay in a core's caches
-SHARED = 2_000_000  # multiplications of a stage from which on two Python threads gain
+SHARED = 500_000  # multiplications of a stage from which on two Python threads gain
 
 
 @dataclass(frozen=True)
