@@ -152,7 +152,7 @@ def refine(job: Job, progress: Progress | None = None) -> Outcome:
         refinement = _make_refinement(job, progress)
         seconds, memory = refinement.estimate()
         logger.info(
-            "Estimated time: %.0f s; memory: %.1f GB%s\n",
+            "Estimated time of the refinement: %.0f s; memory: %.1f GB%s\n",
             seconds,
             memory / 1e9,
             "" if len(refinement.plan) == 1 else "\n" + format_plan(refinement.plan),

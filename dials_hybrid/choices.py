@@ -135,6 +135,12 @@ def _with_depth(options: Options, found: float) -> Options:
     start = options.thickness_start or found
     step = options.model.depth.step
     longest = options.depth_max or max(LONGEST * start, 20 * step)
+    if longest < start:
+        logger.warning(
+            "depth.max=%g A is less than the thickness that the refinement starts from, %.0f A",
+            longest,
+            start,
+        )
     model = dataclasses.replace(
         options.model,
         depth=DepthGrid(step, max(8, math.ceil(longest / step))),

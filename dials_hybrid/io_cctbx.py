@@ -32,6 +32,7 @@ __all__ = [
 logger = logging.getLogger("dials.hybrid.io_cctbx")
 
 CELL_WARNING, CELL_ERROR = 1.0, 5.0  # per cent of a length, degrees of an angle
+VOLUME_ERROR = 0.05  # relative
 
 
 def reconcile(xray_structure, experiments, structure_path, expt_path):
@@ -71,6 +72,10 @@ def in_measured_cell(xray_structure, cell, structure_path, data_path, advice: st
         f"the cell {format_cell(old)} of {structure_path} and {format_cell(cell)} of {data_path}"
     )
     if difference > CELL_ERROR:
+        ratio = xray_structure.unit_cell().volume() / uctbx.unit_cell(cell).volume()
+        multiple = max(ratio, 1 / ratio)  # whole where the centring is another
+        if abs(multiple - round(multiple)) > VOLUME_ERROR * multiple:
+            advice = "no other axes give such volumes; give the model of this very crystal"
         raise InputError(f"{cells} differ too much; {advice}")
     if difference > CELL_WARNING:
         logger.warning("%s differ; the experiment's is used", cells)

@@ -24,7 +24,7 @@ from .io_reflections import (
     observations_from_reflections,
     select_reflections,
 )
-from .records import InputError
+from .records import InputError, require_file
 
 __all__ = [
     "Loaded",
@@ -124,8 +124,7 @@ def _by_kind(paths: list[str]) -> tuple[list[str], list[str]]:
         kind = kinds.get(".expt" if path.endswith(".json") else Path(path).suffix.lower())
         if kind is None:
             raise InputError(f"{path}: neither .expt nor .refl; give the files of dials.integrate")
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file; give the files of dials.integrate")
+        require_file(path, "give the files of dials.integrate")
         if Path(path).resolve() in {Path(other).resolve() for other in kind}:
             raise InputError(f"{path}: given twice; give each file once")
         kind.append(path)

@@ -14,6 +14,7 @@ CHOICES = ("auto", "as_given")
 # unique observed reflections for each free parameter of the structure; checkCIF asks for 7 to 8 of
 # all reflections that were measured (tests PLAT089, PLAT090)
 ENOUGH = 8.0
+LEAST_U = 1e-3  # A^2, from which a tensor starts where the file has less, or none
 HYDROGEN = ("H", "D", "T")
 
 
@@ -38,12 +39,14 @@ def with_displacements(
     """Return a copy of a cctbx structure in which these atoms have another kind of displacement.
 
     Atoms are given by their numbers. A tensor starts at the sphere that U_iso is, and U_iso at
-    the mean of the tensor's principal values.
+    the mean of the tensor's principal values. No tensor starts below `LEAST_U`.
     """
     changed = xray_structure.deep_copy_scatterers()
     cell = changed.unit_cell()
     for atom in anisotropic:
-        changed.scatterers()[atom].convert_to_anisotropic(unit_cell=cell)
+        scatterer = changed.scatterers()[atom]
+        scatterer.u_iso = max(scatterer.u_iso, LEAST_U)
+        scatterer.convert_to_anisotropic(unit_cell=cell)
     for atom in isotropic:
         changed.scatterers()[atom].convert_to_isotropic(unit_cell=cell)
     return changed

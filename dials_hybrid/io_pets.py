@@ -40,7 +40,7 @@ from .io_pets_frames import (
 )
 from .io_pets_read import read
 from .io_reflections import USABLE, Selection, apply_filters, limits
-from .records import InputError
+from .records import InputError, require_file
 
 logger = logging.getLogger("dials.hybrid.io_pets")
 
@@ -100,8 +100,7 @@ def load(paths, geometry: str = "auto") -> Loaded:
     """
     names = [str(path) for path in paths]
     for i, name in enumerate(names):
-        if not Path(name).is_file():
-            raise InputError(f"{name}: no such file; give the {SUFFIX} file of PETS2")
+        require_file(name, f"give the {SUFFIX} file of PETS2")
         if Path(name).resolve() in {Path(other).resolve() for other in names[:i]}:
             raise InputError(f"{name}: given twice; give each file once")
     parts = tuple(_believed(read(name)) if geometry == "auto" else read(name) for name in names)

@@ -23,7 +23,8 @@ class Selection:
     """Which integrated reflections are used.
 
     `intensity` is sum, profile or scale; `zeta` is the smallest |zeta|, the cosine between the
-    rotation axis and the normal of the plane of s0 and s1; d_min and d_max are in A.
+    rotation axis and the normal of the plane of s0 and s1; d_min and d_max are in A. None keeps
+    all.
 
     Rows of PETS frames have, instead of these three and of overloads, the largest ratio
     R_Sg = |S| / dS and the smallest difference D_Sg = dS - |S| (A^-1) of their excitation error
@@ -33,8 +34,8 @@ class Selection:
     """
 
     intensity: str = "sum"
-    partiality: float = 0.99
-    zeta: float = 0.25
+    partiality: float | None = 0.99
+    zeta: float | None = 0.25
     d_min: float | None = None
     d_max: float | None = None
     i_over_sigma: float | None = None
@@ -87,6 +88,8 @@ def _filters(reflections, selection: Selection, value, variance) -> list:
     ]
     for column in ("partiality", "zeta"):
         smallest = getattr(selection, column)
+        if smallest is None:
+            continue
         if column in reflections:
             size = np.abs(reflections[column].as_numpy_array())
             filters.append((f"{column} >= {smallest:g}", size >= smallest))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import logging
+import math
 from pathlib import Path
 
 import iotbx.cif
@@ -14,12 +16,14 @@ from .io_shelx_build import build
 from .io_shelx_lines import DEFAULT_LATTICE, plain_shelx, shelx_lines
 from .io_site_symmetry import with_general_positions
 from .io_text import ascii_text
-from .records import InputError
+from .records import InputError, require_file
 
 logger = logging.getLogger("dials.hybrid.io_structures")
 
 ELECTRON_TABLE = "electron"
+LONGEST_REASON = 200  # characters of what a library says
 OVERLAP = 0.5  # A, nearer atoms are taken for copies of one another
+ROUNDED = 0.01  # by which occupancies may be wrong
 _UNKNOWN = ("?", ".")
 
 
@@ -31,8 +35,7 @@ def read_structure(path, block: str | None = None):
     used but looks wrong is logged as a warning.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the model as .cif, .res, .ins or .pdb")
+    require_file(path, "give the model as .cif, .res, .ins or .pdb")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
@@ -44,7 +47,7 @@ def read_structure(path, block: str | None = None):
     except InputError:
         raise
     except Exception as error:  # iotbx raises many kinds, down to AssertionError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = " ".join(str(error).split())[:LONGEST_REASON].rstrip(" :") or type(error).__name__
         raise InputError(
             f"{path}: cannot be read as a crystal structure ({reason}); correct the file, or give "
             "the model in another format"
@@ -230,7 +233,9 @@ def check_structure(structure, path) -> None:
             f"{path}: no electron form factor is known for {', '.join(unknown)}; "
             "correct the element symbols"
         )
+    _check_numbers(structure, path)
     _check_occupancies(structure, path)
+    _warn_labels(structure, path)
     _warn_ions(structure)
     _warn_displacements(structure, path)
     _warn_overlaps(structure, path)
@@ -263,12 +268,45 @@ def form_factor_registry(elements):
     return probe.scattering_type_registry(table=ELECTRON_TABLE)
 
 
+def _check_numbers(structure, path) -> None:
+    """Refuse what is not a finite number: cctbx fails on it where it no longer knows the atom."""
+    bad = [
+        sc.label
+        for sc in structure.scatterers()
+        if not all(map(math.isfinite, (*sc.site, sc.occupancy, sc.u_iso, *sc.u_star)))
+    ]
+    if bad:
+        raise InputError(
+            f"{path}: not a finite number among the values of the atoms {', '.join(bad)}; correct "
+            "them"
+        )
+
+
 def _check_occupancies(structure, path) -> None:
-    empty = [sc.label for sc in structure.scatterers() if sc.occupancy <= 0]
+    atoms = structure.scatterers()
+    negative = [f"{sc.label} ({sc.occupancy:g})" for sc in atoms if sc.occupancy < 0]
+    if negative:
+        raise InputError(f"{path}: negative occupancies, {', '.join(negative)}; correct them")
+    full = [f"{sc.label} ({sc.occupancy:g})" for sc in atoms if sc.occupancy > 1 + ROUNDED]
+    if full:
+        logger.warning("%s: occupancies above one, more than fits: %s", path, ", ".join(full))
+    empty = [sc.label for sc in atoms if sc.occupancy == 0]
     if len(empty) == structure.scatterers().size():
         raise InputError(f"{path}: every atom has zero occupancy; correct the occupancies")
     if empty:
         logger.warning("%s: zero occupancy, these atoms do not count: %s", path, ", ".join(empty))
+
+
+def _warn_labels(structure, path) -> None:
+    count = collections.Counter(sc.label for sc in structure.scatterers())
+    several = [label for label, times in count.items() if times > 1]
+    if several:
+        logger.warning(
+            "%s: several atoms of one label, which names all of them in parameters and restraints: "
+            "%s",
+            path,
+            ", ".join(several),
+        )
 
 
 def _warn_ions(structure) -> None:
@@ -301,7 +339,7 @@ def _warn_overlaps(structure, path) -> None:
         f"{atoms[i].label}-{atoms[j].label}"
         for i, neighbours in enumerate(pairs)
         for j in neighbours.keys()
-        if atoms[i].occupancy + atoms[j].occupancy > 1.01
+        if atoms[i].occupancy + atoms[j].occupancy > 1 + ROUNDED
     ]
     if close:
         logger.warning(

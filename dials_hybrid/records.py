@@ -135,13 +135,20 @@ def save_records(path, **values) -> None:
             _write_value(handle, name, value)
 
 
+def require_file(path, advice: str = "") -> None:
+    """Raise InputError, with the advice, unless there is a file of that name."""
+    if Path(path).is_file():
+        return
+    found = "a folder, not a file" if Path(path).is_dir() else "no such file"
+    raise InputError(f"{path}: {found}{'; ' if advice else ''}{advice}")
+
+
 def load_records(path) -> dict:
     """Read what `save_records` wrote.
 
     Raises InputError when the file is missing, damaged or of another kind.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(path)
     try:
         with h5py.File(path, "r") as handle:
             if handle.attrs.get("format") != FORMAT:

@@ -223,6 +223,12 @@ NO_CELL = HEAD.replace("_cell_length_a 4.9160\n", "")
         ("a.cif", NO_CELL.format(name="x") + SILICON, "no unit cell; add _cell_length_a"),
         ("a.cif", cif("Xx1 Xx 0.1 0 0 0.01 1\n", OXYGEN), r"form factor .* Xx1 \(Xx\); correct"),
         ("a.cif", cif(OXYGEN.replace(" 1\n", " 0\n")), "every atom has zero occupancy"),
+        ("a.cif", cif(SILICON, OXYGEN.replace(" 1\n", " -0.5\n")),
+         r"negative occupancies, O1 \(-0\.5\)"),
+        ("a.cif", cif(SILICON, "O1 O nan 0.2 0.1 0.012 1\n"), "not a finite number .* atoms O1"),
+        ("a.cif", cif(SILICON, "O1 O 0.4 0.2 0.1 inf 1\n"), "not a finite number .* atoms O1"),
+        ("a.cif", HEAD.replace("'P 32 2 1'", "'P 43 21 2'").format(name="x") + SILICON,
+         "incompatible with unit cell parameters: .*P 43 21 2"),
         ("a.res", RES.format(atoms="").replace("CELL", "REM"), "no unit cell; add the CELL"),
         ("a.res", RES.format(atoms="").replace("SFAC", "REM"), "no list of elements"),
         ("a.res", RES.format(atoms="").split("SI1")[0] + "HKLF 4\n", "has no atoms; give a model"),
@@ -246,6 +252,9 @@ def test_unusable_structure(read, tmp_path, name, text, expected):
 def test_missing_structure(tmp_path):
     with pytest.raises(InputError, match=r"absent\.cif: no such file; give the model as"):
         io_cctbx.read_structure(tmp_path / "absent.cif")
+    (tmp_path / "folder.cif").mkdir()
+    with pytest.raises(InputError, match=r"folder\.cif: a folder, not a file; give the model as"):
+        io_cctbx.read_structure(tmp_path / "folder.cif")
 
 
 @pytest.mark.parametrize(
@@ -256,10 +265,13 @@ def test_missing_structure(tmp_path):
         ([SILICON, OXYGEN.replace(" 1\n", " 0.4\n"), OXYGEN.replace("O1 O", "F1 F").replace(
             " 1\n", " 0.6\n")], None),
         ([SILICON, OXYGEN.replace(" 1\n", " 0\n")], "zero occupancy, .*: O1"),
+        ([SILICON, OXYGEN.replace(" 1\n", " 1.7\n")], r"above one, .*: O1 \(1\.7\)"),
+        ([SILICON, OXYGEN, OXYGEN.replace("0.4", "0.1", 1)], "several atoms of one label, .*: O1"),
         ([SILICON, OXYGEN.replace("0.012", "-0.012")], "missing, zero or negative: O1"),
         ([SILICON, OXYGEN.replace("0.012", "?")], "missing, zero or negative: .*O1"),
     ],
-    ids=["good", "overlap", "mixed site", "empty atom", "negative U", "no U"],
+    ids=["good", "overlap", "mixed site", "empty atom", "too full an atom", "one label",
+         "negative U", "no U"],
 )  # fmt: skip
 def test_warnings(read, warnings_logged, atoms, expected):
     read("a.cif", cif(*atoms))
@@ -449,6 +461,12 @@ def test_cells_differ_too_much():
     found = message(synthetic.quartz_structure(), dxtbx_crystal(stretched(c=1.06)))
     assert "(4.9160, 4.9160, 5.4054, 90.00, 90.00, 120.00) of a.cif" in found
     assert "(4.9160, 4.9160, 5.7297, 90.00, 90.00, 120.00) of a.expt differ too much" in found
+    assert "the same setting" not in found and "give the model of this very crystal" in found
+
+
+def test_cells_of_other_axes_or_centring_differ_too_much():
+    found = message(synthetic.quartz_structure(), dxtbx_crystal(stretched(c=2)))
+    assert "differ too much; reindex the data" in found
 
 
 @pytest.mark.parametrize("angle", [97.0, 84.0])

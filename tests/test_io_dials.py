@@ -131,7 +131,11 @@ def test_unindexed_rows_stay_but_are_not_used(sweep, tmp_path, loaded):
     loaded.reflections.as_msgpack_file(str(refl))
     again = io_dials.load([sweep.expt, refl])
     assert len(again.reflections) == len(ids)
-    rows, _ = io_dials.select_reflections(again.reflections, Selection(partiality=0, zeta=0))
+    rows, table = io_dials.select_reflections(again.reflections, Selection(partiality=0, zeta=0))
+    every, unfiltered = io_dials.select_reflections(
+        again.reflections, Selection(partiality=None, zeta=None)
+    )
+    assert (every == rows).all() and len(unfiltered) == len(table) - 2
     assert (rows == np.flatnonzero(ids == 0)).all()
 
 

@@ -9,7 +9,7 @@ from synthetic import QUARTZ_CIF
 
 from dials_hybrid import io_shelx
 from dials_hybrid.io_constraints import DEFAULTS, Parameters, constrained
-from dials_hybrid.io_displacements import ENOUGH, with_displacements
+from dials_hybrid.io_displacements import ENOUGH, LEAST_U, with_displacements
 from dials_hybrid.io_structures import read_structure
 from dials_hybrid.records import InputError
 
@@ -105,6 +105,14 @@ def test_the_start_diffracts_as_it_did(quartz):
     for structure in (after, there_and_back):
         found = structure.structure_factors(d_min=1.0, algorithm="direct").f_calc()
         assert max(abs(a - b) for a, b in zip(found.data(), expected.data(), strict=True)) < 1e-6
+
+
+def test_tensors_start_positive_where_the_file_has_less(quartz):
+    before = read_structure(quartz)
+    before.scatterers()[0].u_iso = -0.01
+    after = with_displacements(before, anisotropic=[0])
+    cell = before.unit_cell()
+    assert after.scatterers()[0].u_iso_or_equiv(cell) == pytest.approx(LEAST_U)
 
 
 @pytest.mark.parametrize(

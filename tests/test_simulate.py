@@ -390,6 +390,7 @@ BAD = {
     ("quartz.cif", "noise.counts=many"): "noise.counts",
     ("quartz.cif", "noise.counts=nan"): "noise.counts must be finite",
     ("quartz.cif", "noise.counts=-1"): "noise.counts",
+    ("quartz.cif", "noise.counts=None"): "noise.counts=None has no meaning; leave it out for 3000",
     ("quartz.cif", "scan.images="): "cannot be read as a parameter",
     ("quartz.cif", "=5"): "no such parameter",
     ("quartz.cif", "thickness.shape=cone"): "constant slab wedge",

@@ -21,7 +21,7 @@ from dials.util.version import dials_version
 from libtbx.utils import Sorry
 
 from .. import __version__, absorption
-from ..records import InputError
+from ..records import InputError, require_file
 
 logger = logging.getLogger("dials.hybrid.command_line")
 
@@ -100,12 +100,16 @@ def check_parameters(phil: libtbx.phil.scope, args: Sequence[str]) -> None:
             sources.append(_parse_file(arg))
         elif "=" in arg and not arg.startswith("-"):
             sources.append(_parse_definition(interpreter, arg, paths))
+    defaults = {item.path: item.object.extract() for item in phil.all_definitions()}
     fetched, unused = phil.fetch(sources=sources, track_unused_definitions=True)
     for item in unused:
         raise InputError(f"there is no parameter {item.path}{_meant(item.path, paths)}")
     try:
         for definition in fetched.all_definitions():
-            _refuse_infinite(definition.path, definition.object.extract())
+            value = definition.object.extract()
+            _refuse_infinite(definition.path, value)
+            if value is None:
+                _refuse_none(definition.object, definition.path, defaults[definition.path])
     except (Sorry, RuntimeError) as error:
         raise InputError(_one_line(error)) from error
 
@@ -117,9 +121,14 @@ def _refuse_infinite(path: str, value) -> None:
         raise InputError(f"{path} must be finite")
 
 
+def _refuse_none(definition, path: str, default) -> None:
+    """PHIL lets None pass for any number; where it means something the help says so."""
+    if isinstance(default, int | float) and "None" not in (definition.help or ""):
+        raise InputError(f"{path}=None has no meaning; leave it out for {default}, the default")
+
+
 def _parse_file(name: str):
-    if not os.path.isfile(name):
-        raise InputError(f"{name}: no such file")
+    require_file(name)
     try:
         return libtbx.phil.parse(file_name=name)
     except (Sorry, RuntimeError, UnicodeDecodeError) as error:
