@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data import Problem
-from ..notation import with_uncertainty
+from ..notation import ROUNDING, with_uncertainty
 from .arrays import Arrays
 from .words import duration, facts, percent, scalar, trimmed
 
@@ -62,7 +62,7 @@ def _cell(cell: list[float], su: list[float] | None) -> str:
     """Return the cell with its s.u. where it is known, or else with all digits that are."""
     errors = su or [0.0] * 6
     words = [
-        with_uncertainty(value, error) if error else trimmed(value, 5)
+        with_uncertainty(value, error) if error > ROUNDING else trimmed(value, 5)
         for value, error in zip(cell, errors, strict=True)
     ]
     return f"{', '.join(words[:3])} Å; {', '.join(words[3:])}°"
