@@ -1,6 +1,7 @@
 """Run benchmarks and print their tables: python -m benchmarks [NAME...], by default DEFAULT.
 
-The others take from some minutes to an hour each.
+The others take from some minutes to an hour each. Those that read a refinement's .h5 are not among
+them: python -m benchmarks.derivatives, difference_map, nuisance or scatter, and the files.
 """
 
 import importlib
@@ -11,19 +12,15 @@ OTHERS = (
     "beams",
     "bloch",
     "cores",
-    "derivatives",
-    "difference_map",
     "displacements",
     "frames",
     "jana",
     "known_truth",
     "missing_atoms",
-    "nuisance",
     "optimisers",
     "precession",
     "priors",
     "quadrature",
-    "scatter",
     "steps",
     "thickness",
     "uncertainties",

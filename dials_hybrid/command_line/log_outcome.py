@@ -128,12 +128,13 @@ def _log_restraints(restraints: dict) -> None:
 def _log_correlations(contract: dict) -> None:
     """Log the condition of the normal matrix and the strongest correlations."""
     condition, pairs = contract["condition"], contract["correlations"][:10]
+    structure = condition["structure"]
     if condition["strong_correlations"] is None:  # a result of an earlier version
         return
     rows = [f"  {p['first']:<22} {p['second']:<22} {p['r']:6.2f}" for p in pairs]
     logger.info(
-        "Condition of the normal matrix: structure %s, all %s; %d correlations above 0.5%s",
-        *(f"{x:.3g}" if x else "-" for x in (condition["structure"], condition["all"])),
+        "Condition of the normal matrix of the structure: %s; %d correlations above 0.5%s",
+        f"{structure:.3g}" if structure else "-",
         condition["strong_correlations"],
         "".join(f"\n{row}" for row in rows) + "\n",
     )
