@@ -62,6 +62,7 @@ class CheapModel:
         self.model, self.lin = model, linearisation
         self.second = None if second is None else secant.positive(second)
         self.block, self.observation = model.portions.block, model.portions.observation
+        self.of_blocks = [(b, torch.nonzero(self.block == b)[:, 0]) for b in self.block.unique()]
         self.rows = len(model.problem.observations.intensity)
         self.names = [n for n, _ in model.thickness.named_parameters()]
         self.shapes = [p.shape for p in model.thickness.parameters()]
@@ -79,6 +80,7 @@ class CheapModel:
             self.powers = powers(model)  # None without nuisance terms
             self.power_slopes = None if self.powers is None else power_slopes(model)
         self.priors_near: Tensor | None = None  # `prior_matrix` where `solve` last asked for it
+        self.damping = 1e-2  # with which `solve` last made a step
 
     def start(self) -> Tensor:
         """Return x at the model's present parameters: zero steps."""
@@ -300,8 +302,7 @@ class CheapModel:
     def _thickness_jacobian(self, profiles: Tensor, dp: Tensor) -> Tensor:
         """(G, n): sum over depth of profile dp/dparameter, frame by frame."""
         out = profiles.new_zeros(len(profiles), dp.shape[-1])
-        for block in self.block.unique().tolist():
-            mine = torch.nonzero(self.block == block).flatten()
+        for block, mine in self.of_blocks:
             out[mine] = profiles[mine] @ dp[block]
         return out
 
@@ -367,7 +368,8 @@ def solve(problem: LeastSquares, x: Tensor, iterations: int) -> Tensor:
     The part of the priors in the matrix, which costs more than all else, is kept, by the cheap
     model from one problem to the next, as long as steps are good at once.
     """
-    damping, cost, cheap = 1e-2, problem.total(x), problem.cheap
+    cost, cheap = problem.total(x), problem.cheap
+    damping = cheap.damping
     for _ in range(iterations):
         if cheap.priors_near is None:
             cheap.priors_near = cheap.prior_matrix(x)
@@ -383,6 +385,7 @@ def solve(problem: LeastSquares, x: Tensor, iterations: int) -> Tensor:
         else:
             return x
         gain, cost, x = cost - trial, trial, x + step
+        cheap.damping = damping
         if gain < 1e-4 * cost:
             break
         if damping > tried:

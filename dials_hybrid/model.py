@@ -275,9 +275,9 @@ class HybridModel(nn.Module):
             out = out.index_put((batch.portion,), per_link, accumulate=True)
         return self.share.collect(out, table, rotation)
 
-    def _per_portion(self, *extra: int) -> Tensor:
-        """Zeros of shape (G, ..., D) that the batches of all processes fill."""
-        return self.depth.new_zeros(len(self.portions.block), *extra, len(self.depth))
+    def _per_portion(self) -> Tensor:
+        """Zeros (G, D) that the batches of all processes fill."""
+        return self.depth.new_zeros(len(self.portions.block), len(self.depth))
 
     @torch.no_grad()
     def value_profiles(
@@ -334,7 +334,9 @@ class HybridModel(nn.Module):
         table = self.potential_table()
         moved = self.potential_moves() if structure else table.new_zeros(0, len(table))
         rotation = self.orientation()
-        profiles, slopes = self._per_portion(), self._per_portion(len(moved) + 2 * turns)
+        profiles = self._per_portion()
+        # sums over directions, of which a refinement makes hundreds, want them side by side
+        slopes = profiles.new_zeros(*profiles.shape, len(moved) + 2 * turns)
 
         def propagate(batch):
             return self.batch_tangents(batch, table, moved, rotation, turns)
@@ -342,8 +344,8 @@ class HybridModel(nn.Module):
         found = in_threads(propagate, self.batches, self.workers)
         for batch, (value, slope) in zip(self.batches, found, strict=True):
             profiles.index_put_((batch.portion,), value, accumulate=True)
-            slopes.index_put_((batch.portion,), slope, accumulate=True)
-        profiles, slopes = self.share.collect(profiles), self.share.collect(slopes)
+            slopes.index_put_((batch.portion,), slope.mT, accumulate=True)
+        profiles, slopes = self.share.collect(profiles), self.share.collect(slopes).mT
         return profiles, slopes[:, : len(moved)], slopes[:, len(moved) :]
 
     def potential_moves(self) -> Tensor:
