@@ -22,10 +22,10 @@ from dxtbx.model import ExperimentList
 
 from dials_hybrid import accuracy, api, validation
 from dials_hybrid.absorption import NoAbsorption, Proportional, Thermal
-from dials_hybrid.command_line import hybrid_refine, hybrid_simulate
+from dials_hybrid.command_line import common, hybrid_refine, hybrid_simulate
 from dials_hybrid.io_structures import read_structure
 from dials_hybrid.notation import with_uncertainty
-from dials_hybrid.records import load_records
+from dials_hybrid.records import InputError, load_records
 from dials_hybrid.refine import Checkpoint, Refinement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -374,6 +374,25 @@ def test_absorption_is_chosen(arguments, expected):
     sources = [interpreter.process(a) for a in arguments]
     chosen = hybrid_refine.refine_options(hybrid_refine.phil_scope.fetch(sources=sources).extract())
     assert chosen.model.absorption == expected
+
+
+NUMBERS = [
+    item.path
+    for item in hybrid_refine.phil_scope.all_definitions()
+    if type(item.object.extract()) in (int, float)
+]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_none_for_a_number_means_what_its_help_says_or_is_refused(name):
+    interpreter = hybrid_refine.phil_scope.command_line_argument_interpreter()
+    try:
+        common.check_parameters(hybrid_refine.phil_scope, [f"{name}=None"])
+    except InputError as error:
+        assert f"{name}=None has no meaning" in str(error)
+        return
+    sources = [interpreter.process(f"{name}=None")]
+    hybrid_refine.refine_options(hybrid_refine.phil_scope.fetch(sources=sources).extract())
 
 
 def test_absorption_is_kept(crystal, here):

@@ -365,7 +365,7 @@ def _device(choice: str) -> str:
 
 def _threads(choice) -> int:
     # more threads than this wait for each other on matrices of these sizes
-    return min(MAX_THREADS, torch.get_num_threads()) if choice is Auto else choice
+    return min(MAX_THREADS, torch.get_num_threads()) if choice in (Auto, None) else choice
 
 
 if __name__ == "__main__":
