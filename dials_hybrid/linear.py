@@ -80,7 +80,6 @@ class CheapModel:
             self.powers = powers(model)  # None without nuisance terms
             self.power_slopes = None if self.powers is None else power_slopes(model)
         self.priors_near: Tensor | None = None  # `prior_matrix` where `solve` last asked for it
-        self.damping = 1e-2  # with which `solve` last made a step
 
     def start(self) -> Tensor:
         """Return x at the model's present parameters: zero steps."""
@@ -368,8 +367,7 @@ def solve(problem: LeastSquares, x: Tensor, iterations: int) -> Tensor:
     The part of the priors in the matrix, which costs more than all else, is kept, by the cheap
     model from one problem to the next, as long as steps are good at once.
     """
-    cost, cheap = problem.total(x), problem.cheap
-    damping = cheap.damping
+    damping, cost, cheap = 1e-2, problem.total(x), problem.cheap
     for _ in range(iterations):
         if cheap.priors_near is None:
             cheap.priors_near = cheap.prior_matrix(x)
@@ -385,7 +383,6 @@ def solve(problem: LeastSquares, x: Tensor, iterations: int) -> Tensor:
         else:
             return x
         gain, cost, x = cost - trial, trial, x + step
-        cheap.damping = damping
         if gain < 1e-4 * cost:
             break
         if damping > tried:
