@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from unittest import mock
 
-import torch
-
-from dials_hybrid.propagation import Chebyshev, DepthGrid, Splitting, strips
+from dials_hybrid.parallel import cores_used
+from dials_hybrid.propagation import DepthGrid, strips
 
 from . import common
 from .cases import Case, make_case
-from .propagation import measure_in_turn, own_calls
+from .propagation import OURS, measure_in_turn, own_calls
 
 THREADS = 2
 GRID = DepthGrid(20.0, 40)
@@ -33,28 +33,21 @@ CASES = (
     ("albite", 200, 20, 8),
     ("CsPbBr3", 680, 60, 1),
 )
-METHODS = {"splitting": Splitting(), "chebyshev": Chebyshev()}
 WAYS = {"one core": (1, math.inf), "strips": (THREADS, 0)}  # threads, and strips.SHARED
 
 
 @contextlib.contextmanager
 def shared(threads: int, least: float) -> Iterator[None]:
     """Let sweeps of at least so many multiplications a stage be cut into strips."""
-    before = strips.SHARED, torch.get_num_threads()
-    strips.SHARED = least
-    torch.set_num_threads(threads)
-    try:
+    with mock.patch.object(strips, "SHARED", least), cores_used(threads):
         yield
-    finally:
-        strips.SHARED = before[0]
-        torch.set_num_threads(before[1])
 
 
 def row_of(case: Case, method: str) -> dict:
     """Return the row of the table of one case and method."""
     calls = {}
     for way, how in WAYS.items():
-        for kind, call in zip(("value", "gradient"), own_calls(case, METHODS[method]), strict=True):
+        for kind, call in zip(("value", "gradient"), own_calls(case, OURS[method]), strict=True):
             calls[f"{way}, {kind} / s"] = shared(*how)(call)
     found = measure_in_turn(calls, repeats=10, budget=4.0)
     blocks, n, samples = case.excitation.shape
@@ -68,7 +61,7 @@ def main() -> None:
     rows = []
     for name, n, samples, blocks in CASES:
         case = make_case(name, n, samples, GRID).repeated(blocks)
-        rows += [row_of(case, method) for method in METHODS]
+        rows += [row_of(case, method) for method in OURS]
     common.save("cores", rows, threads=THREADS)
     common.print_table(f"A sweep on one core and in strips for {THREADS}", rows)
 

@@ -15,9 +15,7 @@ from .crystal import CrystalModel
 from .data import Problem
 from .model import HybridModel, relevance_of
 from .model_settings import ModelSettings
-from .propagation import (
-    DepthGrid,
-)
+from .propagation import DepthGrid
 
 logger = logging.getLogger("dials.hybrid.accuracy")
 

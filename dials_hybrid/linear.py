@@ -28,7 +28,10 @@ DAMPING_FLOOR = 1e-2  # keeps network weights that the data hardly see from jump
 
 @dataclass(frozen=True)
 class Linearisation:
-    """Profiles of the G portions of observations at D depths and their derivatives."""
+    """Profiles of the G portions of observations at D depths and their derivatives.
+
+    Derivatives by neighbouring parameters lie side by side in memory: sums over them are many.
+    """
 
     profiles: Tensor  # (G, D)
     crystal: Tensor  # (G, P, D) along the free parameters of the structure

@@ -62,7 +62,7 @@ def in_threads(function: Callable, items: Sequence, threads: int) -> Iterator:
 
 
 def _first(waiting: collections.deque):
-    """Return the result of the first future, which is dropped unless there is none."""
+    """Return the result of the first future and drop it; one without result stays for `wait`."""
     result = waiting[0].result()
     waiting.popleft()
     return result
