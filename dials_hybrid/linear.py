@@ -15,13 +15,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd, vjp
+from torch.func import vjp
 
 from . import secant
 from .calls import call
 from .kinematic import power_slopes, powers
 from .model import HybridModel
-from .thickness import slopes_of_blocks
 
 DAMPING_FLOOR = 1e-2  # keeps network weights that the data hardly see from jumping
 
@@ -65,7 +64,8 @@ class CheapModel:
         self.model, self.lin = model, linearisation
         self.second = None if second is None else secant.positive(second)
         self.block, self.observation = model.portions.block, model.portions.observation
-        self.of_blocks = [(b, torch.nonzero(self.block == b)[:, 0]) for b in self.block.unique()]
+        mine = [(b, torch.nonzero(self.block == b)[:, 0]) for b in self.block.unique()]
+        self.of_blocks = [(block, rows, self.observation[rows]) for block, rows in mine]
         self.rows = len(model.problem.observations.intensity)
         self.names = [n for n, _ in model.thickness.named_parameters()]
         self.shapes = [p.shape for p in model.thickness.parameters()]
@@ -110,30 +110,34 @@ class CheapModel:
         sizes = [s.numel() for s in self.shapes]
         return [v.view(s) for v, s in zip(flat.split(sizes), self.shapes, strict=True)]
 
-    def _thickness(self, flat: Tensor, jacobian: bool) -> tuple[Tensor, Tensor | None]:
-        """p(t) (F, D) and its derivatives (F, D, n) by the parameters.
+    def _thickness(self, flat: Tensor, jacobian: bool) -> tuple[Tensor, tuple | None]:
+        """p(t) (F, D), and its derivatives (F, D, K) by the outputs and theirs (F, K, n).
 
-        Each block's p(t) follows from its own few outputs: the many parameters meet the depth
-        grid in one matrix product only.
+        Each block's p(t) follows from its own few outputs: the many parameters need not meet
+        the depth grid.
         """
         module = self.model.thickness
-
-        def distribution(values):
-            return module.distribution(values, module.depth)
-
-        out = self._outputs(flat)
         if not jacobian:
-            return distribution(out), None
-        by_parameter = jacfwd(self._outputs)(flat)  # (F, K, n)
-        return distribution(out), slopes_of_blocks(distribution, out) @ by_parameter
+            return module.distribution(self._outputs(flat), module.depth), None
+        out, by_parameter = self._outputs_and_slopes(flat)
+        by_output = module.distribution_slopes(out, module.depth)
+        return module.distribution(out, module.depth), (by_output, by_parameter)
 
     def _thickness_penalties(self, flat: Tensor) -> Tensor:
         return self.model.thickness.penalties(self._outputs(flat))
 
     def _outputs(self, flat: Tensor) -> Tensor:
         """The outputs (F, K) of the thickness model with the parameters (n,)."""
+        return self._of_thickness(lambda module: module.outputs(), flat)
+
+    def _outputs_and_slopes(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs (F, K) and their derivatives (F, K, n) by the parameters (n,)."""
+        return self._of_thickness(lambda module: (module.outputs(), module.output_slopes()), flat)
+
+    def _of_thickness(self, function, flat: Tensor):
+        """What a function of the thickness model gives with the parameters (n,)."""
         given = dict(zip(self.names, self._split(flat), strict=True))
-        return call(lambda module: module.outputs(), self.model.thickness, given)
+        return call(function, self.model.thickness, given)
 
     def intensities(self) -> Tensor:
         """Return the calculated intensities (R,) at the point of linearisation."""
@@ -150,13 +154,13 @@ class CheapModel:
     @torch.no_grad()
     def distribution_slopes(self) -> Tensor:
         """Return the derivatives (F, D, n) of p(t) by the thickness parameters at their values."""
-        return self._thickness(self.start()[self.parts.thickness], True)[1]
+        by_output, by_parameter = self._thickness(self.start()[self.parts.thickness], True)[1]
+        return by_output @ by_parameter
 
     @torch.no_grad()
     def output_slopes(self) -> tuple[Tensor, Tensor]:
         """Return the outputs (F, K) of the thickness model, and their derivatives (F, K, n)."""
-        flat = self.start()[self.parts.thickness]
-        return self._outputs(flat), jacfwd(self._outputs)(flat)
+        return self._outputs_and_slopes(self.start()[self.parts.thickness])
 
     def _summed(self, values: Tensor) -> Tensor:
         """Sums (R, ...) over the portions of each observation, of values (G, ...)."""
@@ -217,14 +221,14 @@ class CheapModel:
         intensity = scale * model.nuisance.corrected(nuisance, raw, powers)
         if not jacobian:
             return intensity, None
-        blocks = {
-            "crystal": torch.einsum("ld,lpd->lp", weight, self.lin.crystal),
-            "orientation": self._orientation_jacobian(weight),
-            "thickness": self._thickness_jacobian(profiles, dp),
-        }
+        blocks = [
+            self._summed(torch.einsum("ld,lpd->lp", weight, self.lin.crystal)),
+            self._orientation_jacobian(weight),
+            self._thickness_jacobian(profiles, *dp),
+        ]
         slopes = model.nuisance.slopes(nuisance, raw, powers)
         rate = scale * slopes.by_intensity
-        columns = [rate[:, None] * self._summed(b) for b in blocks.values()]
+        columns = [rate[:, None] * block for block in blocks]
         if slopes.by_power is not None:
             columns[0] += (scale * slopes.by_power)[:, None] * self.power_slopes
         columns.append(intensity[:, None] * model.scale_matrix)
@@ -260,9 +264,8 @@ class CheapModel:
 
     def _prior_slopes(self, x: Tensor) -> list[tuple[slice, Tensor]]:
         """The columns and derivatives of all parts of `prior`."""
-        flat = x[self.parts.thickness]
-        by_parameter, out = jacfwd(self._outputs)(flat), self._outputs(flat)
-        slopes = self.model.thickness.penalty_slopes(out, by_parameter)
+        outputs = self._outputs_and_slopes(x[self.parts.thickness])
+        slopes = self.model.thickness.penalty_slopes(*outputs)
         return [(self.parts.thickness, slopes), *self._slopes_of_other_priors(x)]
 
     def prior_jacobian(self, x: Tensor) -> Tensor:
@@ -297,15 +300,21 @@ class CheapModel:
         return out
 
     def _orientation_jacobian(self, weight: Tensor) -> Tensor:
+        """(R, n): of each observation by the rotations of its blocks, then by the knots'."""
+        knots = self.model.orientation.matrix
         local = torch.einsum("ld,lkd->lk", weight, self.lin.orientation)
-        knots = self.model.orientation.matrix[self.block]
-        return (knots[:, :, None] * local[:, None, :]).flatten(1)
+        turned = local.new_zeros(self.rows, local.shape[1], len(knots))
+        one = torch.arange(local.shape[1], device=local.device)
+        place = self.observation[:, None], one, self.block[:, None]
+        turned.index_put_(place, local, accumulate=True)
+        return (turned @ knots).transpose(1, 2).flatten(1)
 
-    def _thickness_jacobian(self, profiles: Tensor, dp: Tensor) -> Tensor:
-        """(G, n): sum over depth of profile dp/dparameter, frame by frame."""
-        out = profiles.new_zeros(len(profiles), dp.shape[-1])
-        for block, mine in self.of_blocks:
-            out[mine] = profiles[mine] @ dp[block]
+    def _thickness_jacobian(self, profiles: Tensor, by_output: Tensor, slopes: Tensor) -> Tensor:
+        """(R, n): sums over depth by the outputs (F, D, K), times their slopes (F, K, n)."""
+        out = profiles.new_zeros(self.rows, slopes.shape[2])
+        for block, mine, observation in self.of_blocks:
+            own = profiles[mine] @ by_output[block] @ slopes[block]
+            out.index_put_((observation,), own, accumulate=True)
         return out
 
 

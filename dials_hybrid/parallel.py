@@ -46,8 +46,9 @@ def in_threads(function: Callable, items: Sequence, threads: int) -> Iterator:
         with torch.set_grad_enabled(with_grad):
             return function(item)
 
-    pool, waiting = _pool(threads), collections.deque()
-    with cores_used(max(1, torch.get_num_threads() // threads)):
+    cores, waiting = max(1, torch.get_num_threads() // threads), collections.deque()
+    pool = _pool(threads, cores)
+    with cores_used(cores):
         try:
             for item in items:
                 waiting.append(pool.submit(call, item))
@@ -73,12 +74,16 @@ if hasattr(os, "register_at_fork"):  # a child process has none of its parent's 
     os.register_at_fork(after_in_child=lambda: _pools.__dict__.clear())
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return threads that last: new ones would ask the system for all their memory again."""
+def _pool(threads: int, cores: int) -> ThreadPoolExecutor:
+    """Return threads that last: new ones would ask the system for all their memory again.
+
+    Each is told how many cores it has: MKL would start threads for all of them in each otherwise.
+    """
     pools = _pools.__dict__
-    if threads not in pools:
-        pools[threads] = ThreadPoolExecutor(threads)
-    return pools[threads]
+    if (threads, cores) not in pools:
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores,))
+        pools[threads, cores] = pool
+    return pools[threads, cores]
 
 
 @contextlib.contextmanager

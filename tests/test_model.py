@@ -436,7 +436,7 @@ def test_threads_change_nothing(problem, monkeypatch):
 
 
 def test_threads_leave_the_number_of_cores_alone(problem, monkeypatch):
-    """It is one for the whole process: to set it while others multiply is not safe."""
+    """It is set before a thread does anything, not while others multiply."""
     monkeypatch.setattr(model_room, "_CACHE_ELEMENTS", 1)
     before, called, really = torch.get_num_threads(), [], torch.set_num_threads
 
@@ -447,6 +447,7 @@ def test_threads_leave_the_number_of_cores_alone(problem, monkeypatch):
     torch.set_num_threads(2)
     try:
         model = disturbed(problem)
+        model.value_profiles()  # the threads last
         monkeypatch.setattr(torch, "set_num_threads", watched)
         model.tangents()
         model.value_profiles()

@@ -175,6 +175,40 @@ def test_slopes_of_outputs_and_priors_agree_with_finite_differences(name):
 
 
 @every_model
+def test_slopes_are_those_of_torch(name):
+    """Models may have ways of their own."""
+    model, fine = disturb(build(name), 0.1), torch.linspace(100, 900, 50).double()
+    names, given = zip(*model.named_parameters(), strict=True)
+    sizes = [p.numel() for p in given]
+
+    def outputs(flat):
+        parts = zip(flat.split(sizes), given, strict=True)
+        values = dict(zip(names, (v.view_as(p) for v, p in parts), strict=True))
+        return torch.func.functional_call(Outputs(model), {f"of.{k}": v for k, v in values.items()})
+
+    flat = torch.cat([p.detach().flatten() for p in given])
+    expected = torch.func.jacfwd(outputs)(flat)
+    assert torch.allclose(model.output_slopes(), expected, rtol=1e-10, atol=1e-12)
+    out = model.outputs().detach()
+    for depth in (DEPTH, fine):
+        slopes = thickness.slopes_of_blocks(lambda x, z=depth: model.distribution(x, z), out)
+        assert slopes.abs().max() > 1e-4
+        found = model.distribution_slopes(out, depth)
+        assert torch.allclose(found, slopes, rtol=1e-10, atol=1e-12)
+
+
+class Outputs(torch.nn.Module):
+    """The outputs of a model, as what calling it returns."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.of = model
+
+    def forward(self):
+        return self.of.outputs()
+
+
+@every_model
 def test_far_from_the_grid_all_stays_finite(name):
     """A trial step may go anywhere; it must be worse, not undefined."""
     model = build(name)

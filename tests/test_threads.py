@@ -52,6 +52,25 @@ def test_work_that_divides_its_own_work_ends():
     assert list(in_threads(outer, range(4), 2)) == [6, 10, 14, 18]
 
 
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/task"), reason="this system does not list threads"
+)
+def test_threads_start_no_others():
+    """Libraries that take a new thread for one with all cores start more, which get in the way."""
+    script = """
+import os
+import torch
+from dials_hybrid.parallel import in_threads
+torch.set_num_threads(2)
+before = len(os.listdir("/proc/self/task"))
+a = torch.rand(300, 300, dtype=torch.complex64)
+for _ in range(3):
+    list(in_threads(lambda k: a @ a, range(8), 2))
+assert len(os.listdir("/proc/self/task")) == before + 2
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_process_has_threads_of_its_own():
     script = """

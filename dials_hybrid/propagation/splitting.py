@@ -111,6 +111,10 @@ class Plan:
         """How often a step uses each distinct matrix."""
         return tuple(sum(m == k for _, m, _ in self.stages) for k in range(len(self.matrices)))
 
+    def times_before(self, matrix: int) -> list[float]:
+        """Return the times (A) of the phases right before each use of a matrix in a step."""
+        return [self.phases[phase] for phase, m, _ in self.stages if m == matrix]
+
 
 def make_plan(scheme: str, grid: DepthGrid, substeps: int) -> Plan:
     """Return the stage table of a scheme of SCHEMES with `substeps` steps between depths."""
@@ -190,31 +194,34 @@ class _Strip:
         The same stages are swept backwards with the conjugate factors. The gradient by a matrix
         is a product over many stages at once.
         """
-        plan = self.plan
+        plan, matrices = self.plan, self.values.unbind()
         source = seen.conj() * (2 * grad.mT[:, :, None] * self.weight[:, None])
         # dL = Re sum(mu dpsi), mu = conj(dL/dpsi); transposes then replace adjoints
         mu = torch.zeros_like(self.waves)
-        slopes, flow, product = torch.zeros_like(self.values), mu.clone(), mu.clone()
-        group = max(1, _INNER // mu.shape[1])
-        after = _room(plan, mu, min(group, plan.steps))
-        turned, behind, turn = _rows(plan, before), _rows(plan, after), self.phases[0]
-        for first in reversed(range(0, plan.steps, group)):
-            last = min(first + group, plan.steps)
+        slopes, flow = torch.zeros_like(self.values), torch.zeros_like(mu)
+        group = min(max(1, _INNER // mu.shape[1]), plan.steps)
+        after, ahead = _room(plan, mu, group), _room(plan, mu, group)
+        behind, onward, turn = _rows(plan, after), _rows(plan, ahead), self.phases[0]
+        for last in range(plan.steps, 0, -group):
+            first = max(0, last - group)
             for step in reversed(range(first, last)):
-                row = zip(plan.stages, turned[step], behind[step - first], strict=True)
-                for place, ((phase, matrix, _), wave, back) in reversed(list(enumerate(row))):
+                row = zip(plan.stages, behind[step - first], onward[step - first], strict=True)
+                for place, ((phase, matrix, _), back, on) in reversed(list(enumerate(row))):
                     torch.mul(mu, turn, out=back)
                     if place == len(plan.stages) - 1:
                         _add_source(back, self.index, source, step, plan)
-                    torch.baddbmm(back, back, self.values[matrix], out=mu)
-                    # Im(mu psi) is the same on both sides of the phase
-                    torch.mul(mu, wave, out=product)
-                    flow.add_(product, alpha=-2 * math.pi * plan.phases[phase])
-                    turn = self.phases[phase]
+                    torch.baddbmm(back, back, matrices[matrix], out=on)
+                    mu, turn = on, self.phases[phase]
+            mu = mu.clone()  # its room is for products now
             for matrix, uses in enumerate(plan.uses):
-                left = before[matrix][:, first * uses : last * uses].flatten(1, 2)
-                right = after[matrix][:, : (last - first) * uses].flatten(1, 2)
+                waves = before[matrix][:, first * uses : last * uses]
+                few = slice((last - first) * uses)
+                left, right = waves.flatten(1, 2), after[matrix][:, few].flatten(1, 2)
                 slopes[matrix].baddbmm_(left.mT, right)
+                # Im(mu psi) is the same on both sides of the phase
+                products = ahead[matrix][:, few].mul_(waves).flatten(2)
+                times = flow.new_tensor(plan.times_before(matrix) * (last - first))
+                flow.add_((times @ products).view_as(flow), alpha=-2 * math.pi)
         return slopes, flow.imag.mT
 
 

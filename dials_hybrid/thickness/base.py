@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vmap
+from torch.func import jacfwd, jvp, vmap
 
+from ..calls import call
 from .views import Views
 
 ANGLE_UNIT = math.radians(10)  # the angle over which a change of p(t) is counted
@@ -53,6 +54,16 @@ class ThicknessModel(nn.Module):
     def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
         """Return p(t) at evenly spaced depths (n,) in A within the grid: (F, n)."""
         raise NotImplementedError("subclasses give the distribution")
+
+    def output_slopes(self) -> Tensor:
+        """Return the derivatives (F, K, n) of the outputs by the n numbers of all parameters."""
+        given = dict(self.named_parameters())
+        found = jacfwd(lambda values: call(lambda module: module.outputs(), self, values))(given)
+        return torch.cat([x.reshape(*x.shape[:2], -1) for x in found.values()], 2)
+
+    def distribution_slopes(self, outputs: Tensor, depth: Tensor) -> Tensor:
+        """Return the derivatives (F, n, K) of `distribution` by the outputs of the same block."""
+        return slopes_of_blocks(lambda values: self.distribution(values, depth), outputs)
 
     def penalties(self, outputs: Tensor) -> Tensor:
         """Return the residuals (m,) of the priors; none here."""

@@ -10,7 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
+from torch.func import grad, vmap
 
 from ..curves import CurveBasis
 from .base import Neighbours, ThicknessPrior, single, slopes_of_blocks
@@ -40,6 +40,10 @@ class Head(nn.Module):
     def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
         """Return p(t) (F, n) at evenly spaced depths (n,) in A from the outputs (F, size)."""
         raise NotImplementedError("subclasses give the distribution")
+
+    def distribution_slopes(self, outputs: Tensor, depth: Tensor) -> Tensor:
+        """See `ThicknessModel`."""
+        return slopes_of_blocks(lambda values: self.distribution(values, depth), outputs)
 
     def quantities(self, outputs: Tensor) -> Tensor:
         """Return what the priors look at (B, q): of each block alone, from its outputs."""
@@ -196,6 +200,16 @@ class FreeHead(StretchedHead):
     def log_density(self, shape: Tensor, depth: Tensor) -> Tensor:
         """See the base class."""
         return self.start(depth) + self.splines.along_rows(shape, depth)
+
+    def distribution_slopes(self, outputs: Tensor, depth: Tensor) -> Tensor:
+        """See the base class; log q is linear in its splines."""
+        shape, inside = outputs[:, :-1], depth * torch.exp(-outputs[:, -1:])
+        p = torch.softmax(self.log_density(shape, inside), dim=1)[:, :, None]
+        basis = self.splines.matrix(inside.flatten(), inside.new_zeros(inside.numel()))
+        by_depth = grad(lambda x: self.log_density(shape, x).sum())(inside)
+        by_stretch = (-inside * by_depth)[:, :, None]
+        slopes = torch.cat([basis.unflatten(0, inside.shape), by_stretch], 2)
+        return p * (slopes - (p * slopes).sum(1, keepdim=True))
 
     def log_shape(self, outputs: Tensor) -> Tensor:
         """See the base class; on the grid the splines are one matrix product."""

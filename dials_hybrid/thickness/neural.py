@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
 
 from .base import ThicknessModel, ThicknessPrior
 from .heads import FreeHead, Head
@@ -24,6 +26,10 @@ class Headed(ThicknessModel):
     def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
         """See the base class."""
         return self.head.distribution(outputs, depth)
+
+    def distribution_slopes(self, outputs: Tensor, depth: Tensor) -> Tensor:
+        """See the base class."""
+        return self.head.distribution_slopes(outputs, depth)
 
     def penalties(self, outputs: Tensor) -> Tensor:
         """See the base class."""
@@ -74,6 +80,16 @@ class NeuralThickness(Headed):
         """See the base class."""
         out = torch.stack([network(self.features) for network in self.networks])
         return out[self.network, torch.arange(len(self.network), device=self.network.device)]
+
+    def output_slopes(self) -> Tensor:
+        """See the base class; backwards, a block at a time, as outputs are fewer than weights."""
+        parts = []
+        for index, network in enumerate(self.networks):
+            given = dict(network.named_parameters())
+            found = vmap(jacrev(partial(functional_call, network)), (None, 0))(given, self.features)
+            slopes = torch.cat([found[name].flatten(2) for name in given], 2)
+            parts.append(slopes * (self.network == index)[:, None, None])
+        return torch.cat(parts, 2)
 
 
 def _network(inputs: int, outputs: int) -> nn.Sequential:
