@@ -262,16 +262,12 @@ class CheapModel:
             (parts.nuisance, model.nuisance.penalty_slopes(x[parts.nuisance])),
         ]
 
-    def _prior_slopes(self, x: Tensor) -> list[tuple[slice, Tensor]]:
-        """The columns and derivatives of all parts of `prior`."""
-        outputs = self._outputs_and_slopes(x[self.parts.thickness])
-        slopes = self.model.thickness.penalty_slopes(*outputs)
-        return [(self.parts.thickness, slopes), *self._slopes_of_other_priors(x)]
-
     def prior_jacobian(self, x: Tensor) -> Tensor:
         """Return the derivatives (m, n) of `prior`."""
+        outputs = self._outputs_and_slopes(x[self.parts.thickness])
+        slopes = self.model.thickness.penalty_slopes(*outputs)
         rows = []
-        for columns, block in self._prior_slopes(x):
+        for columns, block in [(self.parts.thickness, slopes), *self._slopes_of_other_priors(x)]:
             row = x.new_zeros(len(block), self.parts.size)
             row[:, columns] = block
             rows.append(row)
@@ -279,8 +275,11 @@ class CheapModel:
 
     def prior_matrix(self, x: Tensor) -> Tensor:
         """Return J^T J (n, n) of J = `prior_jacobian`, part by part."""
+        part = self.parts.thickness
         out = x.new_zeros(self.parts.size, self.parts.size)
-        for columns, block in self._prior_slopes(x):
+        outputs = self._outputs_and_slopes(x[part])
+        out[part, part] = self.model.thickness.penalty_matrix(*outputs)
+        for columns, block in self._slopes_of_other_priors(x):
             out[columns, columns] += block.T @ block
         return out
 

@@ -195,6 +195,12 @@ def test_slopes_are_those_of_torch(name):
         assert slopes.abs().max() > 1e-4
         found = model.distribution_slopes(out, depth)
         assert torch.allclose(found, slopes, rtol=1e-10, atol=1e-12)
+    move = torch.linspace(-1, 1, out.numel()).double().view_as(out)[..., None]
+    by_move = torch.func.jvp(model.penalties, (out,), (move[..., 0],))[1]
+    found = model.penalty_slopes(out, move)[:, 0]
+    assert torch.allclose(found, by_move, rtol=1e-10, atol=1e-12)
+    square = model.penalty_matrix(out, move)
+    assert torch.allclose(square, (by_move @ by_move).view(1, 1), rtol=1e-10, atol=1e-12)
 
 
 class Outputs(torch.nn.Module):

@@ -42,6 +42,7 @@ _DIAGONALISED = 8, 32  # operations of a diagonalisation over N^3, real and comp
 _SMALL = 300  # operations in whose time a number of dpsi is made
 _CALLS = 4e7  # and what is done for a sample besides
 _MORE_WITH_FAR = 2.5  # work of what changes do to waves by way of far beams as well
+_CACHED = 1_000_000  # numbers of a factor of all waves at all depths that are formed at once
 _NUMBERS = 20_000_000  # changes of waves that are held, at most, if not of a single sample
 
 
@@ -141,88 +142,93 @@ class Bloch(Propagator):
         """Return the profiles (B, D) and slopes (P, B, D) of one block."""
         profiles = excitation.new_zeros(len(probe.beam), len(depths))
         slopes = profiles.new_zeros(act.directions, *profiles.shape)
-        most, weights = max(1, _NUMBERS // (act.directions * len(potential))), probe.weight.T
-        samples = zip(
-            self._solved(potential, excitation, int(probe.incident)), weights, strict=True
-        )
-        for group in _groups(samples, most):
-            parts = act(torch.cat([x.columns for x, _ in group], 1))
-            parts = parts.split([x.columns.shape[1] for x, _ in group], 2)
+        n, weights = len(potential), probe.weight.T.to(profiles)
+        together = max(1, _CACHED // (n * n * len(depths)))
+        samples = self._solved(potential, excitation, int(probe.incident), together)
+        pairs = zip(samples, weights.split(together), strict=True)
+        for group in _groups(pairs, max(1, _NUMBERS // (act.directions * n))):
+            parts = act(torch.cat([x.columns.transpose(0, 1).flatten(1) for x, _ in group], 1))
+            parts = parts.split([x.kept.numel() for x, _ in group], 2)
             for (x, weight), changed in zip(group, parts, strict=True):
                 seen = _Seen.of(x, probe.beam, depths)
-                weight = weight[:, None].to(profiles)
-                profiles += weight * (seen.psi.real.square() + seen.psi.imag.square())
+                weight = weight[:, :, None]
+                profiles += (weight * (seen.psi.real.square() + seen.psi.imag.square())).sum(0)
                 weighted = 2 * weight * seen.psi
+                changed = changed.unflatten(2, x.kept.shape).permute(2, 0, 1, 3)
                 for out, some in zip(
-                    slopes.split(DIRECTIONS), changed.split(DIRECTIONS, 1), strict=True
+                    slopes.split(DIRECTIONS), changed.split(DIRECTIONS, 2), strict=True
                 ):
                     moved = seen.moved(some)
-                    out += weighted.real * moved.real + weighted.imag * moved.imag
+                    out += torch.einsum("tbd,tbpd->pbd", weighted.real, moved.real)
+                    out += torch.einsum("tbd,tbpd->pbd", weighted.imag, moved.imag)
         return profiles, slopes
 
-    def _solved(self, potential: Tensor, excitation: Tensor, incident: int) -> Iterator[_Sample]:
-        """Solve one orientation sample after another."""
+    def _solved(
+        self, potential: Tensor, excitation: Tensor, incident: int, together: int
+    ) -> Iterator[_Samples]:
+        """Solve some orientation samples after others."""
         steady, lost = plain((potential + potential.mH) / 2), None
         if not is_hermitian(potential):
             lost = (potential - potential.mH) / 2j
-        for s in excitation.unbind(1):
-            values, vectors = torch.linalg.eigh(torch.diag(s).to(steady.dtype) + steady)
-            start = vectors[incident].conj()
+        for s in excitation.T.split(together):
+            values, vectors = torch.linalg.eigh(torch.diag_embed(s).to(steady.dtype) + steady)
+            start = vectors[:, incident].conj()
             current, order = start.abs().square().sort(descending=True)
-            count = int((current.cumsum(0) < 1 - self.left_out).sum()) + 1
+            count = int((current.cumsum(1) < 1 - self.left_out).sum(1).max()) + 1
             fading = torch.zeros_like(values)
             if lost is not None:
-                fading = (vectors.conj() * (lost @ vectors.to(lost.dtype))).sum(0).real
-            yield _Sample(values.double(), fading.double(), vectors, start, order[:count])
+                fading = (vectors.conj() * (lost @ vectors.to(lost.dtype))).sum(1).real
+            yield _Samples(values.double(), fading.double(), vectors, start, order[:, :count])
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """The Bloch waves of one orientation sample."""
+class _Samples:
+    """The Bloch waves of some orientation samples."""
 
-    values: Tensor  # (N,) x, in A^-1
-    fading: Tensor  # (N,) the imaginary part of x
-    vectors: Tensor  # (N, N) C
-    start: Tensor  # (N,) C^H psi(0)
-    kept: Tensor  # (k,) the waves that carry the current
+    values: Tensor  # (t, N) x, in A^-1
+    fading: Tensor  # (t, N) the imaginary part of x
+    vectors: Tensor  # (t, N, N) C
+    start: Tensor  # (t, N) C^H psi(0)
+    kept: Tensor  # (t, k) the waves that carry the current
 
     @property
     def columns(self) -> Tensor:
-        """C of the waves that carry the current, (N, k)."""
-        return self.vectors[:, self.kept]
+        """C of the waves that carry the current, (t, N, k)."""
+        return self.vectors.gather(2, self.kept[:, None].expand(-1, self.vectors.shape[1], -1))
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A sample's Bloch waves as some beams have them at all depths."""
+    """Bloch waves of some samples as some beams have them at all depths."""
 
-    vectors: Tensor  # (N, N) C
-    rows: Tensor  # (B, N) those of the beams
-    half: Tensor  # (N, 1, D) exp(i pi z x)
-    differences: Tensor  # (N, k, D) D C^H psi(0) over `half`
-    psi: Tensor  # (B, D)
+    vectors: Tensor  # (t, N, N) C
+    rows: Tensor  # (t, B, N) those of the beams
+    half: Tensor  # (t, N, 1, D) exp(i pi z x)
+    differences: Tensor  # (t, N, k, D) D C^H psi(0) over `half`
+    psi: Tensor  # (t, B, D)
 
     @classmethod
-    def of(cls, x: _Sample, beam: Tensor, depths: Tensor) -> _Seen:
+    def of(cls, x: _Samples, beam: Tensor, depths: Tensor) -> _Seen:
         """Take beams (B,) and depths (D,) in A."""
-        half = torch.exp(math.pi * depths * torch.complex(-x.fading, x.values)[:, None])
-        rows = x.vectors[beam]
+        half = torch.exp(math.pi * depths * torch.complex(-x.fading, x.values)[:, :, None])
+        rows = x.vectors[:, beam]
         # D_jk = 2 pi i z exp(i pi z (x_j + x_k)) sinc(z (x_j - x_k)), also where x_j = x_k
-        source = 2j * math.pi * depths * half[x.kept] * x.start[x.kept, None]
+        begun = half * x.start[:, :, None]
+        source = begun.gather(1, x.kept[:, :, None].expand(-1, -1, len(depths)))
+        source = 2j * math.pi * depths * source
         real = x.vectors.real.dtype
-        gap = (x.values[:, None] - x.values[x.kept]).to(real)
-        half, source = (y.to(torch.promote_types(real, torch.complex64)) for y in (half, source))
-        differences = torch.sinc(gap[:, :, None] * depths.to(real)) * source
-        psi = rows.to(half.dtype) @ (half.square() * x.start[:, None])
-        return cls(x.vectors, rows, half[:, None], differences, psi)
+        gap = (x.values[:, :, None] - x.values.gather(1, x.kept)[:, None]).to(real)
+        complex_, depths = torch.promote_types(real, torch.complex64), depths.to(real)
+        differences = torch.sinc(gap[:, :, :, None] * depths) * source[:, None].to(complex_)
+        psi = rows.to(complex_) @ (half * begun).to(complex_)
+        return cls(x.vectors, rows, half[:, :, None].to(complex_), differences, psi)
 
     def moved(self, changed: Tensor) -> Tensor:
-        """Return dpsi (p, B, D) of changes dV C of the columns, (N, p, k)."""
+        """Return dpsi (t, B, p, D) of changes dV C of the columns, (t, N, p, k)."""
         back = self.vectors.mH.to(changed.dtype)
-        inner = (back @ changed.flatten(1)).view(changed.shape)
+        inner = (back @ changed.flatten(2)).view(changed.shape)
         out = _product(inner, self.differences) * self.half
-        rows = _product(self.rows, out.flatten(1))
-        return rows.view(len(rows), *out.shape[1:]).transpose(0, 1)
+        return _product(self.rows, out.flatten(2)).unflatten(2, out.shape[2:])
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -232,15 +238,15 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.view_as_complex((a @ torch.view_as_real(b).flatten(-2)).unflatten(-1, (-1, 2)))
 
 
-def _groups(samples: Iterable[tuple[_Sample, Tensor]], most: int) -> Iterator[list]:
-    """Yield samples and what comes with them, up to `most` columns or one sample at a time."""
+def _groups(samples: Iterable[tuple[_Samples, Tensor]], most: int) -> Iterator[list]:
+    """Yield samples and what comes with them, up to `most` columns or one batch at a time."""
     group, columns = [], 0
     for x, other in samples:
-        if group and columns + len(x.kept) > most:
+        if group and columns + x.kept.numel() > most:
             yield group
             group, columns = [], 0
         group.append((x, other))
-        columns += len(x.kept)
+        columns += x.kept.numel()
     yield group
 
 

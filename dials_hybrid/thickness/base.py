@@ -73,6 +73,11 @@ class ThicknessModel(nn.Module):
         """Return the changes (m, n) of the penalties with n changes of the outputs (F, K, n)."""
         return vmap(lambda move: jvp(self.penalties, (outputs,), (move,))[1], -1, -1)(moves)
 
+    def penalty_matrix(self, outputs: Tensor, moves: Tensor) -> Tensor:
+        """Return J^T J (n, n) of J = `penalty_slopes`."""
+        slopes = self.penalty_slopes(outputs, moves)
+        return slopes.T @ slopes
+
     def forward(self) -> Tensor:
         """Return p(t) on the grid, (F, D)."""
         return self.distribution(self.outputs(), self.depth)
@@ -126,10 +131,10 @@ class Neighbours(nn.Module):
         )
 
     def changes(self, values: Tensor, strength: float) -> Tensor:
-        """Return residuals (m,) of the changes of values (blocks, n) over the rotation.
+        """Return residuals (m, ...) of the changes of values (blocks, n, ...) over the rotation.
 
         `strength` is the inverse variance of a change within ANGLE_UNIT; changes add up as
         those of a random walk.
         """
-        change = torch.diff(values, dim=0) * self.weight
-        return (change * math.sqrt(strength)).flatten()
+        weight = self.weight.view(-1, *(1 for _ in values.shape[1:]))
+        return (torch.diff(values, dim=0) * (weight * math.sqrt(strength))).flatten(0, 1)

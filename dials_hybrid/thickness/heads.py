@@ -10,7 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 
 from ..curves import CurveBasis
 from .base import Neighbours, ThicknessPrior, single, slopes_of_blocks
@@ -49,8 +49,12 @@ class Head(nn.Module):
         """Return what the priors look at (B, q): of each block alone, from its outputs."""
         raise NotImplementedError("subclasses give the quantities")
 
+    def quantity_slopes(self, outputs: Tensor) -> Tensor:
+        """Return the derivatives (B, q, size) of the quantities by the outputs of the block."""
+        return slopes_of_blocks(self.quantities, outputs)
+
     def residuals(self, quantities: Tensor) -> Tensor:
-        """Return the residuals (m,) of the priors, linear in the quantities (B, q)."""
+        """Return the residuals (m, ...) of the priors, linear in the quantities (B, q, ...)."""
         raise NotImplementedError("subclasses give the priors")
 
     def penalties(self, outputs: Tensor) -> Tensor:
@@ -60,7 +64,12 @@ class Head(nn.Module):
     def penalty_slopes(self, outputs: Tensor, moves: Tensor) -> Tensor:
         """See `ThicknessModel`; a block has far fewer outputs than the model has parameters."""
         given, moves = outputs[self.neighbours.blocks], moves[self.neighbours.blocks]
-        return vmap(self.residuals, -1, -1)(slopes_of_blocks(self.quantities, given) @ moves)
+        return self.residuals(self.quantity_slopes(given) @ moves)
+
+    def penalty_matrix(self, outputs: Tensor, moves: Tensor) -> Tensor:
+        """See `ThicknessModel`."""
+        slopes = self.penalty_slopes(outputs, moves)
+        return slopes.T @ slopes
 
 
 class MeanHead(Head):
@@ -117,25 +126,46 @@ class StretchedHead(Head):
 
     def quantities(self, outputs: Tensor) -> Tensor:
         """See the base class: residuals of each block alone, its cumulative q, and log s."""
-        log_q, p = self.log_shape(outputs), self.distribution(outputs, self.depth)
+        shape, p = outputs[:, :-1], self.distribution(outputs, self.depth)
+        ends = (p * self._near_ends(len(p))).sum(1, keepdim=True)
+        return torch.cat([ends, self.of_shape(shape, self.log_shape(outputs)), outputs[:, -1:]], 1)
+
+    def of_shape(self, shape: Tensor, log_q: Tensor) -> Tensor:
+        """Return the quantities of the shape, first residuals, then the cumulative q."""
         blocks, q = len(log_q), log_q.exp()
         information = math.log(len(self.depth)) + (q * log_q).sum(1, keepdim=True)
         information = (2 * self.prior.entropy * information.clamp(min=1e-9) / blocks).sqrt()
+        return torch.cat([*self.shape_penalties(shape, log_q), information, q.cumsum(1)], 1)
+
+    def _near_ends(self, blocks: int) -> Tensor:
+        """What p(t) (D,) near the ends of the grid costs, as the root of twice that."""
         near = torch.exp(-self.depth / self.reach)
         near = near + torch.exp((self.depth - self.depth[-1]) / self.reach)
-        ends = (p * near).sum(1, keepdim=True) * math.sqrt(2 * self.prior.ends / blocks)
-        alone = [*self.shape_penalties(outputs[:, :-1], log_q), information, ends]
-        return torch.cat([*alone, torch.cumsum(q, 1), outputs[:, -1:]], 1)
+        return near * math.sqrt(2 * self.prior.ends / blocks)
 
     def residuals(self, quantities: Tensor) -> Tensor:
         """See the base class."""
-        others = len(self.depth) + 1
-        sizes = [quantities.shape[1] - others, others - 1, 1]
-        alone, cumulative, stretch = quantities.split(sizes, 1)
+        alone, changing = self._split(quantities)
+        return torch.cat([alone.flatten(0, 1), self._of_rotation(changing)])
+
+    def penalty_matrix(self, outputs: Tensor, moves: Tensor) -> Tensor:
+        """See the base class; what a block has alone meets its few outputs first."""
+        given, moves = outputs[self.neighbours.blocks], moves[self.neighbours.blocks]
+        alone, changing = self._split(self.quantity_slopes(given))
+        own, rotation = alone.mT @ alone @ moves, self._of_rotation(changing @ moves)
+        return moves.flatten(0, 1).T @ own.flatten(0, 1) + rotation.T @ rotation
+
+    def _split(self, quantities: Tensor) -> tuple[Tensor, ...]:
+        """Part quantities (B, q, ...): what is of each block alone, and what changes between."""
+        changing = len(self.depth) + 1
+        return quantities.split([quantities.shape[1] - changing, changing], 1)
+
+    def _of_rotation(self, quantities: Tensor) -> Tensor:
+        """The residuals (m, ...) of the cumulative q and of log s (B, D + 1, ...)."""
+        cumulative, stretch = quantities[:, :-1], quantities[:, -1:]
         step = float(self.depth[1] - self.depth[0]) / DEPTH_UNIT
         return torch.cat(
             [
-                alone.flatten(),
                 self.neighbours.changes(cumulative, self.prior.angle * step),
                 self.neighbours.changes(stretch, self.prior.stretch),
                 # the shape has a mean of its own, and stretching it all the same changes nothing
@@ -210,6 +240,18 @@ class FreeHead(StretchedHead):
         by_stretch = (-inside * by_depth)[:, :, None]
         slopes = torch.cat([basis.unflatten(0, inside.shape), by_stretch], 2)
         return p * (slopes - (p * slopes).sum(1, keepdim=True))
+
+    def quantity_slopes(self, outputs: Tensor) -> Tensor:
+        """See the base class."""
+        shape, log_q = outputs[:, :-1], self.log_shape(outputs)
+        moves = self.basis - (log_q.exp() @ self.basis)[:, None]  # of log q (B, D, size - 1)
+        of_shape = vmap(lambda x: jvp(lambda y: self.of_shape(shape, y), (log_q,), (x,))[1])
+        by_shape = of_shape(moves.permute(2, 0, 1)).permute(1, 2, 0)
+        p = self.distribution_slopes(outputs, self.depth)
+        ends = torch.einsum("d,bdk->bk", self._near_ends(len(p)), p)[:, None]
+        stretch = torch.zeros_like(ends)
+        stretch[:, :, -1] = 1
+        return torch.cat([ends, nn.functional.pad(by_shape, (0, 1)), stretch], 1)
 
     def log_shape(self, outputs: Tensor) -> Tensor:
         """See the base class; on the grid the splines are one matrix product."""

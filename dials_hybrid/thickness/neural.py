@@ -39,6 +39,10 @@ class Headed(ThicknessModel):
         """See the base class."""
         return self.head.penalty_slopes(outputs, moves)
 
+    def penalty_matrix(self, outputs: Tensor, moves: Tensor) -> Tensor:
+        """See the base class."""
+        return self.head.penalty_matrix(outputs, moves)
+
 
 class CommonDistribution(Headed):
     """One free distribution for all orientations."""
