@@ -29,7 +29,7 @@ from .structure_matrix import StructureMatrix
 from .thickness import Views
 
 _FAR = 5  # arrays over beams and those that act on them to second order
-_CACHE_ELEMENTS = 150_000  # waves of a batch that still fit the processor's caches
+_CACHE_ELEMENTS = 300_000  # waves of a batch that still fit the processor's caches
 
 
 def _potential_factor(problem: Problem) -> float:
