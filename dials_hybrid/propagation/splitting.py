@@ -199,7 +199,7 @@ class _Strip:
         # dL = Re sum(mu dpsi), mu = conj(dL/dpsi); transposes then replace adjoints
         mu = torch.zeros_like(self.waves)
         slopes, flow = torch.zeros_like(self.values), torch.zeros_like(mu)
-        group = min(max(1, _INNER // mu.shape[1]), plan.steps)
+        group = _steps_at_once(mu.shape[1], plan.steps)
         after, ahead = _room(plan, mu, group), _room(plan, mu, group)
         behind, onward, turn = _rows(plan, after), _rows(plan, ahead), self.phases[0]
         for last in range(plan.steps, 0, -group):
@@ -262,6 +262,11 @@ class _Sweep(torch.autograd.Function):
 _INNER = 256  # rows from which on the gradient by a matrix runs at the full speed of products
 
 
+def _steps_at_once(samples: int, steps: int) -> int:
+    """Return of how many steps the waves of some samples are kept on the way back."""
+    return min(max(1, _INNER // samples), steps)
+
+
 def _room(plan: Plan, waves: Tensor, steps: int) -> list[Tensor]:
     """Return, for each distinct matrix, room for the waves of its stages (F, K, T, N)."""
     f, *rest = waves.shape
@@ -311,7 +316,9 @@ class Splitting(Propagator):
 
     def gradient_numbers(self, size: Size, grid: DepthGrid) -> float:
         """See the base class: the waves of every stage, and powers of the potential."""
-        waves = (self._stages(grid) + 40) * size.beams + 4 * grid.count * size.slots
+        steps = grid.count * self.substeps
+        kept = 1 + 2 * _steps_at_once(size.samples, steps) / steps
+        waves = (kept * self._stages(grid) + 10) * size.beams + 4 * grid.count * size.slots
         return 50 * size.beams**2 + waves * size.samples
 
     def tangent_numbers(self, size: Size, grid: DepthGrid) -> float:
