@@ -39,7 +39,10 @@ def integrated_quartz() -> list[Path]:
 
 
 def displaced(path: Path, out: Path, rms: float, seed: int, u_iso: float | None = None) -> Path:
-    """Write the structure with its atoms moved by `rms` A (over atoms), symmetry kept."""
+    """Write the structure with its atoms moved by `rms` A (over atoms), symmetry kept.
+
+    Hydrogen atoms move with the nearest other atom, which they must share their molecule with.
+    """
     structure = read_structure(path)
     rng = np.random.default_rng(seed)
     cell, table = structure.unit_cell(), structure.site_symmetry_table()
@@ -47,6 +50,10 @@ def displaced(path: Path, out: Path, rms: float, seed: int, u_iso: float | None 
     for i, scatterer in enumerate(structure.scatterers()):
         moved = np.array(scatterer.site) + np.array(cell.fractionalize(rng.normal(size=3)))
         shifts.append(np.array(table.get(i).special_op() * tuple(moved)) - scatterer.site)
+    sites, names = structure.sites_frac(), structure.scattering_types()
+    others = [i for i, name in enumerate(names) if name != "H"]
+    for i in set(range(len(sites))) - set(others):
+        shifts[i] = shifts[min(others, key=lambda j: cell.distance(sites[i], sites[j]))]
     lengths = [cell.length(tuple(s)) for s in shifts]
     factor = rms / np.sqrt(np.mean(np.square(lengths)))
     for scatterer, shift in zip(structure.scatterers(), shifts, strict=True):

@@ -19,7 +19,8 @@ from cctbx import crystal, sgtbx
 from cctbx.array_family import flex
 
 from dials_hybrid import api, io_maps, validation
-from dials_hybrid.io_structures import ELECTRON_TABLE, read_structure
+from dials_hybrid.io_elements import ELECTRON_TABLE
+from dials_hybrid.io_structures import read_structure
 from dials_hybrid.valence import INDEPENDENT_ATOMS
 
 from . import common

@@ -11,7 +11,8 @@ from cctbx.array_family import flex
 
 from .data import Result
 from .io_disorder import Parts, exclude
-from .io_structures import OVERLAP, neutral
+from .io_elements import neutral
+from .io_structure_checks import OVERLAP
 
 BOND_BUFFER = 3.5  # A around the asymmetric unit in which bonds are looked for
 TIED = 1e-6  # A or degree; a smaller s.u. belongs to what symmetry or a constraint holds

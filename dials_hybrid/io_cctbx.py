@@ -9,7 +9,8 @@ import torch
 from cctbx import adptbx, crystal, uctbx, xray
 
 from .data import Structure
-from .io_structures import form_factor_registry, neutral, read_structure
+from .io_elements import form_factor_registry, neutral
+from .io_structures import read_structure
 from .notation import with_uncertainty
 from .records import InputError
 

@@ -20,8 +20,8 @@ from .data import Problem, Result
 from .io_cctbx import with_uncertainty
 from .io_cif_reflections import DETAILS as REFLECTIONS
 from .io_constraints import hydrogen_treatment
+from .io_elements import form_factor_registry, isotope, neutral
 from .io_maps import ELECTRON_PER_ANGSTROM
-from .io_structures import form_factor_registry, isotope, neutral
 
 # version, and how the names begin that the others have not
 DICTIONARIES = {

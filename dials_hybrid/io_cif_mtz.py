@@ -20,10 +20,10 @@ from .io_cif_loops import add_geometry, add_restraints
 from .io_cif_measurement import measurement_items
 from .io_cif_reflections import reflection_loops
 from .io_disorder import KEY, cif_columns
+from .io_elements import ELECTRON_TABLE, neutral
 from .io_maps import amplitude_su, map_coefficients
 from .io_measurement import cell_su
 from .io_results import writing
-from .io_structures import ELECTRON_TABLE, neutral
 
 _FORM_FACTORS = "electrons, Peng et al. (1996), doi:10.1107/S0108767395014371"
 

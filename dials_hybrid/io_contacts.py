@@ -11,7 +11,8 @@ from cctbx.eltbx import covalent_radii, van_der_waals_radii
 
 from .io_bonds import UNIT, neighbours
 from .io_disorder import Parts, exclude
-from .io_structures import OVERLAP, neutral
+from .io_elements import neutral
+from .io_structure_checks import OVERLAP
 
 FIRST_ROW = frozenset(("H", "C", "N", "O", "F"))
 DONORS = frozenset(("N", "O", "F", "S"))  # of hydrogen bonds

@@ -16,7 +16,8 @@ from smtbx.utils import connectivity_table
 
 from .io_bonds import UNIT, neighbours
 from .io_disorder import Parts, exclude
-from .io_structures import OVERLAP, neutral
+from .io_elements import neutral
+from .io_structure_checks import OVERLAP
 
 # A, between nuclei, which is what electrons see: F. H. Allen & I. J. Bruno 2010,
 # doi:10.1107/S0108768110012048, defaults for the normalisation of X-ray structures

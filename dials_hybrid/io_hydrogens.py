@@ -7,8 +7,8 @@ import torch
 from .data import Structure
 from .freedom import neighbours
 from .io_disorder import Parts, exclude
+from .io_elements import neutral
 from .io_hydrogen_sites import HydrogenGroup, bonds_of, ideal_sites, substituents
-from .io_structures import neutral
 
 # A, longest distance of a parent
 _REACH = {

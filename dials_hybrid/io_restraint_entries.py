@@ -12,7 +12,8 @@ from cctbx import sgtbx
 from .data import Restraints
 from .io_bonds import UNIT, neighbours
 from .io_disorder import Parts, exclude
-from .io_structures import OVERLAP, neutral
+from .io_elements import neutral
+from .io_structure_checks import OVERLAP
 
 SAME_DISTANCE = 3  # digits of A to which copies of a pair are told apart
 

@@ -11,6 +11,7 @@ from .data import Structure
 from .freedom import Constraints, neighbours, with_usual_riding_u
 from .io_cctbx import update_xray_structure
 from .io_disorder import Parts
+from .io_elements import neutral
 from .io_hydrogen_sites import (
     NUCLEAR_DISTANCE,
     TURNING,
@@ -19,7 +20,6 @@ from .io_hydrogen_sites import (
     substituents,
 )
 from .io_hydrogens import idealised, usual_groups
-from .io_structures import neutral
 from .torsions import on_circles
 
 logger = logging.getLogger("dials.hybrid.io_riding")

@@ -14,11 +14,11 @@ from cctbx import adptbx
 
 from .freedom import Constraints
 from .io_disorder import Parts, group_of
+from .io_elements import neutral
 from .io_fixed import AXES
 from .io_hydrogen_sites import HydrogenGroup, beside, bonds_of, ideal_sites, number_of
 from .io_hydrogens import usual_groups
 from .io_shelx import GEOMETRIES
-from .io_structures import neutral
 
 RIDES, TURNS = 3, 7  # n of AFIX mn: sites follow their parent's, and turn about its bond
 _CODES = {geometry: m for m, geometry in GEOMETRIES.items()}

@@ -17,9 +17,9 @@ from cctbx import sgtbx
 
 from .io_bonds import UNIT
 from .io_disorder import Parts
+from .io_elements import neutral
 from .io_restraint_entries import ADP_ENTRIES, Entry
 from .io_shelx_lines import is_shelx_atom, residue_of, shelx_lines
-from .io_structures import neutral
 from .records import InputError
 
 logger = logging.getLogger("dials.hybrid.io_shelx_restraints")

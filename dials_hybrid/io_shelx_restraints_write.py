@@ -16,9 +16,9 @@ import numpy as np
 
 from .data import Restraints
 from .io_disorder import Parts
+from .io_elements import neutral
 from .io_restraint_entries import ADP_ENTRIES, Entry, entries_in
 from .io_shelx_atoms import wrapped
-from .io_structures import neutral
 
 _WORDS = {
     "adp_similarity": "SIMU",

@@ -19,11 +19,11 @@ from .freedom import SYMMETRY_ALONE, Constraints
 from .io_cctbx import update_xray_structure
 from .io_cif_items import formula_units
 from .io_disorder import KEY
+from .io_elements import form_factor_registry, neutral
 from .io_measurement import cell_su
 from .io_results import writing
 from .io_shelx_atoms import AtomLines, fvar_lines, wrapped
 from .io_shelx_restraints_write import instructions_of
-from .io_structures import form_factor_registry, neutral
 
 logger = logging.getLogger("dials.hybrid.io_shelx_write")
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import collections
 import logging
-import math
 from pathlib import Path
 
 import iotbx.cif
 import iotbx.pdb
-from cctbx import crystal, xray
-from cctbx.array_family import flex
 
 from .io_shelx_build import build
 from .io_shelx_lines import DEFAULT_LATTICE, plain_shelx, shelx_lines
 from .io_site_symmetry import with_general_positions
+from .io_structure_checks import check_structure
 from .io_text import ascii_text
 from .records import InputError, require_file
 
 logger = logging.getLogger("dials.hybrid.io_structures")
 
-ELECTRON_TABLE = "electron"
 LONGEST_REASON = 200  # characters of what a library says
-OVERLAP = 0.5  # A, nearer atoms are taken for copies of one another
-ROUNDED = 0.01  # by which occupancies may be wrong
 _UNKNOWN = ("?", ".")
 
 
@@ -214,137 +208,3 @@ _READERS = {
     ".pdb": _read_pdb,
     ".ent": _read_pdb,
 }
-
-
-# --- checks ---------------------------------------------------------------------------------
-
-
-def check_structure(structure, path) -> None:
-    """Raise InputError, or warn, about what a refinement could not use."""
-    if structure.scatterers().size() == 0:
-        raise InputError(f"{path}: the structure has no atoms; give a model with atoms in it")
-    unknown = [
-        f"{sc.label} ({sc.scattering_type})"
-        for sc in structure.scatterers()
-        if not has_form_factor(neutral(sc.scattering_type))
-    ]
-    if unknown:
-        raise InputError(
-            f"{path}: no electron form factor is known for {', '.join(unknown)}; "
-            "correct the element symbols"
-        )
-    _check_numbers(structure, path)
-    _check_occupancies(structure, path)
-    _warn_labels(structure, path)
-    _warn_ions(structure)
-    _warn_displacements(structure, path)
-    _warn_overlaps(structure, path)
-
-
-def isotope(scattering_type: str) -> str:
-    """Return the symbol of a scattering type without its charge; D is not H."""
-    return "".join(c for c in scattering_type if c.isalpha()).capitalize()
-
-
-def neutral(scattering_type: str) -> str:
-    """Return the element of a scattering type: the ions' tables lack the divergent term."""
-    element = isotope(scattering_type)
-    return "H" if element == "D" else element
-
-
-def has_form_factor(element: str) -> bool:
-    """Return whether the electron table knows the element."""
-    try:
-        return not form_factor_registry([element]).unassigned_types()
-    except RuntimeError:
-        return False
-
-
-def form_factor_registry(elements):
-    """Return the scattering type registry of one atom of each element, electron table."""
-    symmetry = crystal.symmetry(unit_cell=(5, 5, 5, 90, 90, 90), space_group_symbol="P1")
-    atoms = [xray.scatterer(e, scattering_type=e) for e in elements]
-    probe = xray.structure(crystal_symmetry=symmetry, scatterers=flex.xray_scatterer(atoms))
-    return probe.scattering_type_registry(table=ELECTRON_TABLE)
-
-
-def _check_numbers(structure, path) -> None:
-    """Refuse what is not a finite number: cctbx fails on it where it no longer knows the atom."""
-    bad = [
-        sc.label
-        for sc in structure.scatterers()
-        if not all(map(math.isfinite, (*sc.site, sc.occupancy, sc.u_iso, *sc.u_star)))
-    ]
-    if bad:
-        raise InputError(
-            f"{path}: not a finite number among the values of the atoms {', '.join(bad)}; correct "
-            "them"
-        )
-
-
-def _check_occupancies(structure, path) -> None:
-    atoms = structure.scatterers()
-    negative = [f"{sc.label} ({sc.occupancy:g})" for sc in atoms if sc.occupancy < 0]
-    if negative:
-        raise InputError(f"{path}: negative occupancies, {', '.join(negative)}; correct them")
-    full = [f"{sc.label} ({sc.occupancy:g})" for sc in atoms if sc.occupancy > 1 + ROUNDED]
-    if full:
-        logger.warning("%s: occupancies above one, more than fits: %s", path, ", ".join(full))
-    empty = [sc.label for sc in atoms if sc.occupancy == 0]
-    if len(empty) == structure.scatterers().size():
-        raise InputError(f"{path}: every atom has zero occupancy; correct the occupancies")
-    if empty:
-        logger.warning("%s: zero occupancy, these atoms do not count: %s", path, ", ".join(empty))
-
-
-def _warn_labels(structure, path) -> None:
-    count = collections.Counter(sc.label for sc in structure.scatterers())
-    several = [label for label, times in count.items() if times > 1]
-    if several:
-        logger.warning(
-            "%s: several atoms of one label, which names all of them in parameters and restraints: "
-            "%s",
-            path,
-            ", ".join(several),
-        )
-
-
-def _warn_ions(structure) -> None:
-    types = {sc.scattering_type for sc in structure.scatterers()}
-    ions = sorted(t for t in types if any(c in t for c in "+-"))
-    if ions:
-        logger.warning(
-            "Ions %s are treated as neutral atoms: the electron tables of ions lack the "
-            "divergent term at small angles",
-            ", ".join(ions),
-        )
-
-
-def _warn_displacements(structure, path) -> None:
-    cell = structure.unit_cell()
-    bad = [sc.label for sc in structure.scatterers() if not sc.is_positive_definite_u(cell)]
-    if bad:
-        logger.warning(
-            "%s: displacement parameters that are missing, zero or negative: %s",
-            path,
-            ", ".join(bad),
-        )
-
-
-def _warn_overlaps(structure, path) -> None:
-    """Warn of atoms at one place whose occupancies add up to more than one."""
-    pairs = structure.pair_asu_table(distance_cutoff=OVERLAP).extract_pair_sym_table()
-    atoms = structure.scatterers()
-    close = [
-        f"{atoms[i].label}-{atoms[j].label}"
-        for i, neighbours in enumerate(pairs)
-        for j in neighbours.keys()
-        if atoms[i].occupancy + atoms[j].occupancy > 1 + ROUNDED
-    ]
-    if close:
-        logger.warning(
-            "%s: atoms closer than %g A whose occupancies add up to more than one: %s",
-            path,
-            OVERLAP,
-            ", ".join(close),
-        )

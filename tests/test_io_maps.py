@@ -20,7 +20,7 @@ from cctbx.array_family import flex
 from dials_hybrid import api, fourier, io_maps
 from dials_hybrid.data import Fourier, Problem
 from dials_hybrid.io_cctbx import to_structure
-from dials_hybrid.io_structures import ELECTRON_TABLE
+from dials_hybrid.io_elements import ELECTRON_TABLE
 from dials_hybrid.model import HybridModel
 from dials_hybrid.refine import Refinement, RefineSettings
 

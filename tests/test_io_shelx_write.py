@@ -22,6 +22,7 @@ from dials_hybrid import (
     io_cif_mtz,
     io_constraints,
     io_disorder,
+    io_elements,
     io_restraints,
     io_shelx,
     io_shelx_write,
@@ -83,7 +84,7 @@ def test_the_data_are_read_back(tmp_path, made):
 def test_four_gaussians_follow_the_table(element):
     numbers = io_shelx_write.four_gaussians(element)
     a, b, c = numbers[:8:2], numbers[1:8:2], numbers[8]
-    gaussian = io_structures.form_factor_registry([element]).gaussian(element)
+    gaussian = io_elements.form_factor_registry([element]).gaussian(element)
     for s in np.linspace(0, 0.8, 17):
         found = (a * np.exp(-b * s * s)).sum() + c
         assert found == pytest.approx(gaussian.at_stol(s), rel=0.02)

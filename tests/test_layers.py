@@ -71,6 +71,8 @@ LEVELS = {
     "io_site_symmetry": 5,
     "io_shelx_lines": 5,
     "io_shelx_build": 5,
+    "io_elements": 5,
+    "io_structure_checks": 5,
     "io_structures": 5,
     "io_settings": 5,
     "io_fixed": 5,

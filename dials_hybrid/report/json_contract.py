@@ -16,8 +16,8 @@ from .. import __version__, electron
 from ..data import Problem, Result, Structure
 from ..freedom import metric, star_lengths, u_equivalent
 from ..io_cif_items import formula, formula_units
+from ..io_elements import neutral
 from ..io_measurement import cell_su
-from ..io_structures import neutral
 from ..records import replacing
 from . import checks
 from .arrays import as_numpy, if_known
