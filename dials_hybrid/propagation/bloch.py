@@ -218,10 +218,10 @@ class _Seen:
         source = 2j * math.pi * depths * source
         real = x.vectors.real.dtype
         gap = (x.values[:, :, None] - x.values.gather(1, x.kept)[:, None]).to(real)
-        complex_, depths = torch.promote_types(real, torch.complex64), depths.to(real)
-        differences = torch.sinc(gap[:, :, :, None] * depths) * source[:, None].to(complex_)
-        psi = rows.to(complex_) @ (half * begun).to(complex_)
-        return cls(x.vectors, rows, half[:, :, None].to(complex_), differences, psi)
+        dtype, depths = torch.promote_types(real, torch.complex64), depths.to(real)
+        differences = torch.sinc(gap[:, :, :, None] * depths) * source[:, None].to(dtype)
+        psi = rows.to(dtype) @ (half * begun).to(dtype)
+        return cls(x.vectors, rows, half[:, :, None].to(dtype), differences, psi)
 
     def moved(self, changed: Tensor) -> Tensor:
         """Return dpsi (t, B, p, D) of changes dV C of the columns, (t, N, p, k)."""
