@@ -12,6 +12,7 @@ The exponentials of V are formed once per block.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -173,7 +174,7 @@ class _Strip:
         """
         plan, waves = self.plan, self.waves.clone()
         before = _room(plan, waves, plan.steps if keep else 1)
-        rows = _rows(plan, before)
+        rows = _rows(plan, _views(before))
         stages = [(self.phases[p], transposed[m]) for p, m, _ in plan.stages]
         count = plan.steps // plan.steps_per_depth
         seen = waves.new_empty(len(waves), count, *self.index.shape[1:])
@@ -200,8 +201,11 @@ class _Strip:
         mu = torch.zeros_like(self.waves)
         slopes, flow = torch.zeros_like(self.values), torch.zeros_like(mu)
         group = _steps_at_once(mu.shape[1], plan.steps)
-        after, ahead = _room(plan, mu, group), _room(plan, mu, group)
-        behind, onward, turn = _rows(plan, after), _rows(plan, ahead), self.phases[0]
+        after = _room(plan, mu, group)
+        # products of several blocks into what does not lie in one piece are made one by one
+        ahead = [mu.new_empty(group * uses, *mu.shape) for uses in plan.uses]
+        behind, onward = (_rows(plan, views) for views in (_views(after), ahead))
+        turn = self.phases[0]
         for last in range(plan.steps, 0, -group):
             first = max(0, last - group)
             for step in reversed(range(first, last)):
@@ -219,7 +223,7 @@ class _Strip:
                 left, right = waves.flatten(1, 2), after[matrix][:, few].flatten(1, 2)
                 slopes[matrix].baddbmm_(left.mT, right)
                 # Im(mu psi) is the same on both sides of the phase
-                products = ahead[matrix][:, few].mul_(waves).flatten(2)
+                products = ahead[matrix][few].mul_(waves.transpose(0, 1)).flatten(1)
                 times = flow.new_tensor(plan.times_before(matrix) * (last - first))
                 flow.add_((times @ products).view_as(flow), alpha=-2 * math.pi)
         return slopes, flow.imag.mT
@@ -273,9 +277,13 @@ def _room(plan: Plan, waves: Tensor, steps: int) -> list[Tensor]:
     return [waves.new_empty(f, steps * uses, *rest) for uses in plan.uses]
 
 
-def _rows(plan: Plan, room: list[Tensor]) -> list[list[Tensor]]:
+def _views(room: list[Tensor]) -> list[Sequence[Tensor]]:
+    """Return, for each distinct matrix, the waves of its stages (F, T, N) one by one."""
+    return [x.unbind(1) for x in room]
+
+
+def _rows(plan: Plan, views: list[Sequence[Tensor]]) -> list[list[Tensor]]:
     """Return, for each step that there is room for, the waves of its stages (F, T, N) in order."""
-    views = [x.unbind(1) for x in room]
     steps = len(views[0]) // plan.uses[0]
     return [[views[m][k * plan.uses[m] + use] for _, m, use in plan.stages] for k in range(steps)]
 
