@@ -1,18 +1,19 @@
 """Known truth: crystals of two thicknesses that change with the tilt, from three displaced starts.
 
 Each start has data with noise of their own: the errors of three runs on one noise are one error.
+With --exact there is none, so that what is left is what the method does.
 
-python -m benchmarks.known_truth [quartz] [cspbbr3] [paracetamol]: quartz alone by default. The data
-are made by exact diagonalisation (`dials.hybrid_simulate`), which takes much longer than the
-refinement where cells are large.
+python -m benchmarks.known_truth [--exact] [quartz] [cspbbr3] [paracetamol]: quartz alone by
+default. The data are made by exact diagonalisation (`dials.hybrid_simulate`), which takes much
+longer than the refinement where cells are large.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import math
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,28 +30,35 @@ from .simulated import wasserstein
 class Crystal:
     """A structure, relative to the folder of data or absolute, and the two thicknesses in A.
 
-    `step` between samples is in degree, None as fine as the command has it; thin crystals do not
-    ask for so fine a one, which takes hours where cells are large.
+    `options` of the simulation are for crystals of large cells, where it would take hours: thin
+    ones do not ask for so fine a step, light ones not for so many beams.
     """
 
     model: str
     means: tuple[int, int]
     starts: tuple[float, float, float]  # A^2, mean-square displacements
-    step: float | None = None
+    options: tuple[str, ...] = ()
 
 
 CRYSTALS = {
     "quartz": Crystal(str(common.MODEL), (450, 800), (0.025, 0.05, 0.1)),
-    "cspbbr3": Crystal("cspbbr3_pets/cspbbr3.cif", (250, 450), (0.025, 0.05, 0.1), 0.04),
-    "paracetamol": Crystal("paracetamol_pets/paracetamol.cif", (450, 800), (0.0025, 0.005, 0.01)),
+    "cspbbr3": Crystal(
+        "cspbbr3_pets/cspbbr3.cif", (250, 450), (0.025, 0.05, 0.1), ("accuracy.step=0.04",)
+    ),
+    "paracetamol": Crystal(
+        "paracetamol_pets/paracetamol.cif",
+        (250, 450),
+        (0.0025, 0.005, 0.01),
+        ("accuracy.step=0.04", "accuracy.s_max=0.04", "accuracy.g_max=1.5", "d_min=0.75"),
+    ),
 }
 WIDTHS = 0.09, 0.075  # of the two peaks, relative to their means
 # what a run must reach: mean distance in A, U relative, W1 over the mean thickness at every tilt
 LIMITS = {"position / A": 0.002, "U": 0.05, "W1": 0.05}
 
 
-def simulate(name: str, folder: Path, seed: int) -> Path:
-    """Make data of a crystal with the noise of a seed in a folder; return the structure's file."""
+def simulate(name: str, folder: Path, seed: int, exact: bool = False) -> Path:
+    """Make data of a crystal with the noise of a seed, or none; return the structure's file."""
     chosen = CRYSTALS[name]
     model = common.data_folder() / chosen.model
     widths = [round(r * m) for r, m in zip(WIDTHS, chosen.means, strict=True)]
@@ -61,16 +69,17 @@ def simulate(name: str, folder: Path, seed: int) -> Path:
                 "thickness.mean={},{}".format(*chosen.means),
                 "thickness.width={},{}".format(*widths),
                 "thickness.shape=slab",
-                f"accuracy.step={chosen.step}",
                 f"noise.seed={seed}",
+                f"noise.none={exact}",
+                *chosen.options,
             ]
         )
     return model
 
 
-def run_case(name: str, own: Path, msd: float, seed: int) -> dict:
+def run_case(name: str, own: Path, msd: float, seed: int, exact: bool = False) -> dict:
     """Refine once from a start that is displaced by `msd` A^2; return the row of the table."""
-    model = simulate(name, own, seed)
+    model = simulate(name, own, seed, exact)
     start = common.displaced(model, own / "start.cif", math.sqrt(msd), 1)
     data = [str(own / f"simulated.{kind}") for kind in ("expt", "refl")]
     with contextlib.chdir(own):
@@ -111,18 +120,26 @@ def _worst(found: dict, truth: dict) -> float:
     return max(out)
 
 
-def main() -> None:
-    """Print the table and write benchmarks/results/known_truth_CRYSTAL.json of each crystal."""
+def main(argv=()) -> None:
+    """Print the table and write benchmarks/results/known_truth_CRYSTAL[_exact].json of each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("crystals", nargs="*", help=", ".join(CRYSTALS))
+    parser.add_argument("--exact", action="store_true", help="data without noise")
+    options = parser.parse_args(argv)
+    if unknown := set(options.crystals) - set(CRYSTALS):
+        parser.error(f"no crystal {', '.join(unknown)}; there are {', '.join(CRYSTALS)}")
     everything = []
-    for name in sys.argv[1:] or ["quartz"]:
+    for name in options.crystals or ["quartz"]:
         rows = []
         for seed, msd in enumerate(CRYSTALS[name].starts):
             with tempfile.TemporaryDirectory() as folder:
-                rows.append(run_case(name, Path(folder), msd, seed))
-        common.save(f"known_truth_{name}", rows)
+                rows.append(run_case(name, Path(folder), msd, seed, options.exact))
+        common.save(f"known_truth_{name}" + "_exact" * options.exact, rows)
         everything += rows
     common.print_table("Known truth, displaced starts", everything)
 
 
 if __name__ == "__main__":
-    main()
+    import sys
+
+    main(sys.argv[1:])
