@@ -7,7 +7,9 @@ Every model is a `ThicknessModel` built as `Model(depth, views, start, prior)`, 
   numbers of that block alone, rows that sum to one;
 - `penalties(outputs) -> (m,)`, half of whose squared sum is the negative log prior.
 
-The refinement needs nothing else of it. Depths in A, angles in rad.
+The refinement needs nothing else of it: derivatives are torch's unless the model has quicker ways
+of its own (`output_slopes`, `distribution_slopes`, `penalty_slopes`, `penalty_matrix`). Depths in A,
+angles in rad.
 """
 
 from __future__ import annotations
