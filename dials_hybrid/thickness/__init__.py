@@ -8,8 +8,8 @@ Every model is a `ThicknessModel` built as `Model(depth, views, start, prior)`, 
 - `penalties(outputs) -> (m,)`, half of whose squared sum is the negative log prior.
 
 The refinement needs nothing else of it: derivatives are torch's unless the model has quicker ways
-of its own (`output_slopes`, `distribution_slopes`, `penalty_slopes`, `penalty_matrix`). Depths in A,
-angles in rad.
+of its own (`output_slopes`, `distribution_slopes`, `penalty_slopes`, `penalty_matrix`). Depths are
+in A, angles in rad.
 """
 
 from __future__ import annotations
