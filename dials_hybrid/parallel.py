@@ -88,10 +88,10 @@ def _pool(threads: int, cores: int) -> ThreadPoolExecutor:
 
 @contextlib.contextmanager
 def cores_used(cores: int) -> Iterator[None]:
-    """Let operations of torch run on that many cores each, within the body.
+    """Let operations of torch that this thread calls run on that many cores, within the body.
 
-    The number is one for the whole process and reaches into libraries that are then at work in
-    other threads, so that it is left alone where it is right already, as in those of `in_threads`.
+    Every thread has a number of its own; new ones begin with the one that was set last, wherever, so
+    that it is left alone where it is right already, as in those of `in_threads`.
     """
     before = torch.get_num_threads()
     if cores == before:
