@@ -90,8 +90,8 @@ def _pool(threads: int, cores: int) -> ThreadPoolExecutor:
 def cores_used(cores: int) -> Iterator[None]:
     """Let operations of torch that this thread calls run on that many cores, within the body.
 
-    Every thread has a number of its own; new ones begin with the one that was set last, wherever, so
-    that it is left alone where it is right already, as in those of `in_threads`.
+    Every thread has a number of its own, and new ones begin with the one that was set last, in
+    whichever: it is left alone where it is right already, as in those of `in_threads`.
     """
     before = torch.get_num_threads()
     if cores == before:
