@@ -13,6 +13,8 @@ from cctbx import sgtbx
 from iotbx.cif.model import cif as cif_file
 from scitbx import matrix
 
+from dials_hybrid.io_cctbx import to_structure
+from dials_hybrid.io_hydrogens import parents_of_hydrogens
 from dials_hybrid.io_structures import read_structure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +43,7 @@ def integrated_quartz() -> list[Path]:
 def displaced(path: Path, out: Path, rms: float, seed: int, u_iso: float | None = None) -> Path:
     """Write the structure with its atoms moved by `rms` A (over atoms), symmetry kept.
 
-    Hydrogen atoms move with the nearest other atom, which they must share their molecule with.
+    Hydrogen atoms move with the atom that they are bonded to, one of the same molecule in the file.
     """
     structure = read_structure(path)
     rng = np.random.default_rng(seed)
@@ -50,10 +52,8 @@ def displaced(path: Path, out: Path, rms: float, seed: int, u_iso: float | None 
     for i, scatterer in enumerate(structure.scatterers()):
         moved = np.array(scatterer.site) + np.array(cell.fractionalize(rng.normal(size=3)))
         shifts.append(np.array(table.get(i).special_op() * tuple(moved)) - scatterer.site)
-    sites, names = structure.sites_frac(), structure.scattering_types()
-    others = [i for i, name in enumerate(names) if name != "H"]
-    for i in set(range(len(sites))) - set(others):
-        shifts[i] = shifts[min(others, key=lambda j: cell.distance(sites[i], sites[j]))]
+    for hydrogen, parent in parents_of_hydrogens(to_structure(structure)).items():
+        shifts[hydrogen] = shifts[parent]
     lengths = [cell.length(tuple(s)) for s in shifts]
     factor = rms / np.sqrt(np.mean(np.square(lengths)))
     for scatterer, shift in zip(structure.scatterers(), shifts, strict=True):

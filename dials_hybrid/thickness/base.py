@@ -38,7 +38,20 @@ class ThicknessPrior:
     dip: float = 0.3
 
 
-class ThicknessModel(nn.Module):
+class Differentiated(nn.Module):
+    """Derivatives of `distribution` and `penalties`, which models and heads have."""
+
+    def distribution_slopes(self, outputs: Tensor, depth: Tensor) -> Tensor:
+        """Return the derivatives (F, n, K) of `distribution` by the outputs of the same block."""
+        return slopes_of_blocks(lambda values: self.distribution(values, depth), outputs)
+
+    def penalty_matrix(self, outputs: Tensor, moves: Tensor) -> Tensor:
+        """Return J^T J (n, n) of J = `penalty_slopes`."""
+        slopes = self.penalty_slopes(outputs, moves)
+        return slopes.T @ slopes
+
+
+class ThicknessModel(Differentiated):
     """p(t) of F blocks. `depth` (D,) in A is the even grid on which the waves are known."""
 
     narrow = False  # whether p(t) of a block is a single thickness, as wide as the grid's step
@@ -61,10 +74,6 @@ class ThicknessModel(nn.Module):
         found = jacfwd(lambda values: call(lambda module: module.outputs(), self, values))(given)
         return torch.cat([x.reshape(*x.shape[:2], -1) for x in found.values()], 2)
 
-    def distribution_slopes(self, outputs: Tensor, depth: Tensor) -> Tensor:
-        """Return the derivatives (F, n, K) of `distribution` by the outputs of the same block."""
-        return slopes_of_blocks(lambda values: self.distribution(values, depth), outputs)
-
     def penalties(self, outputs: Tensor) -> Tensor:
         """Return the residuals (m,) of the priors; none here."""
         return outputs[:0, 0]  # a part of the outputs, so that it has derivatives
@@ -72,11 +81,6 @@ class ThicknessModel(nn.Module):
     def penalty_slopes(self, outputs: Tensor, moves: Tensor) -> Tensor:
         """Return the changes (m, n) of the penalties with n changes of the outputs (F, K, n)."""
         return vmap(lambda move: jvp(self.penalties, (outputs,), (move,))[1], -1, -1)(moves)
-
-    def penalty_matrix(self, outputs: Tensor, moves: Tensor) -> Tensor:
-        """Return J^T J (n, n) of J = `penalty_slopes`."""
-        slopes = self.penalty_slopes(outputs, moves)
-        return slopes.T @ slopes
 
     def forward(self) -> Tensor:
         """Return p(t) on the grid, (F, D)."""

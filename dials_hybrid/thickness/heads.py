@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
 from ..curves import CurveBasis
-from .base import Neighbours, ThicknessPrior, single, slopes_of_blocks
+from .base import Differentiated, Neighbours, ThicknessPrior, single, slopes_of_blocks
 from .views import Views
 
 DEPTH_UNIT = 100.0  # A, the length in which the roughness of log p is counted
@@ -25,7 +25,7 @@ COMPONENT_STEP = math.sqrt(1.5 * (START_WIDTH**2 - COMPONENT_WIDTH**2))
 WIDTH_SIGMA, MEAN_SIGMA, WEIGHT_SIGMA = 0.7, 0.5, 1.0  # widths of priors on logarithms
 
 
-class Head(nn.Module):
+class Head(Differentiated):
     """`size` numbers of every block -> p(t)."""
 
     size: int
@@ -40,10 +40,6 @@ class Head(nn.Module):
     def distribution(self, outputs: Tensor, depth: Tensor) -> Tensor:
         """Return p(t) (F, n) at evenly spaced depths (n,) in A from the outputs (F, size)."""
         raise NotImplementedError("subclasses give the distribution")
-
-    def distribution_slopes(self, outputs: Tensor, depth: Tensor) -> Tensor:
-        """See `ThicknessModel`."""
-        return slopes_of_blocks(lambda values: self.distribution(values, depth), outputs)
 
     def quantities(self, outputs: Tensor) -> Tensor:
         """Return what the priors look at (B, q): of each block alone, from its outputs."""
@@ -65,11 +61,6 @@ class Head(nn.Module):
         """See `ThicknessModel`; a block has far fewer outputs than the model has parameters."""
         given, moves = outputs[self.neighbours.blocks], moves[self.neighbours.blocks]
         return self.residuals(self.quantity_slopes(given) @ moves)
-
-    def penalty_matrix(self, outputs: Tensor, moves: Tensor) -> Tensor:
-        """See `ThicknessModel`."""
-        slopes = self.penalty_slopes(outputs, moves)
-        return slopes.T @ slopes
 
 
 class MeanHead(Head):
