@@ -233,7 +233,7 @@ for line in requires("dials_hybrid"):
     spec, _, marker = line.partition(";")
     name = re.match(r"[\w-]+", spec)[0]
     module = {"pytest-xdist": "xdist"}.get(name, name)
-    if "lint" not in marker and importlib.util.find_spec(module) is None:
+    if "lint" not in marker and "fast" not in marker and importlib.util.find_spec(module) is None:
         print(spec.strip())
 PY
   )
@@ -241,6 +241,14 @@ PY
     # shellcheck disable=SC2086  # one word for each
     must pip_install $missing
   fi
+}
+
+# Machine code for processors; all works without it, so that nothing fails here.
+install_numba() {
+  quiet "$venv/bin/python" -c 'import numba' && return
+  quiet pip_install "numba>=0.59" "coverage>=7" &&
+    quiet "$venv/bin/python" -c 'import numba' ||
+    say "no numba for this Python: refinements will take longer; see $log"
 }
 
 # --- go -----------------------------------------------------------------------
@@ -261,6 +269,7 @@ connect_dials
   >"$venv/constraints.txt"
 install_torch
 install_package
+install_numba
 {
   fingerprint
   echo "$dials"

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOREIGN = ("dials", "dxtbx", "cctbx", "iotbx", "libtbx", "scitbx", "smtbx", "tqdm", "matplotlib")
+FOREIGN = ("dials", "dxtbx", "cctbx", "iotbx", "libtbx", "scitbx", "smtbx")
+FOREIGN += ("tqdm", "matplotlib", "numba", "llvmlite")
 
 # imported at the start of every process that has the folder of this file in PYTHONPATH
 HIDE = f"""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .base import DepthGrid
-from .series import plain
+from .series import largest_norm, plain
 from .strips import Cut
 
 GROUP = 32  # terms that are summed, and their gradients formed, together
@@ -107,7 +107,7 @@ def norm_bound(v: Tensor) -> float:
         return 0.0
     v = v / scale
     square = v.mH @ v
-    return scale * float(torch.linalg.matrix_norm(square @ square).max()) ** (1 / 4)
+    return scale * largest_norm(square @ square) ** (1 / 4)
 
 
 def terms_needed(a: Tensor, eps: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from ..parallel import cores_used, in_threads
 from .base import Probe
 
 CHUNK = 32_768  # waves (blocks x beams x orientations) that stay in a core's caches
+_TOGETHER = 10_000_000  # multiplications of a product from which on all cores share it
 SHARED = 500_000  # multiplications of a stage from which on two Python threads gain
 
 
@@ -49,11 +51,23 @@ class Cut:
         probes = [Probe(*x) for x in zip(incident, beam, weights, strict=True)]
         return probes, excitation.split(self.sizes, self.dim)
 
+    def cores_beside(self, potential: Tensor) -> AbstractContextManager:
+        """Let what is done beside the strips' work run on one core where matrices are small.
+
+        The threads that torch has for more wait for further work for some milliseconds, and keep
+        the strips from their cores.
+        """
+        f, n, _ = potential.shape
+        alone = len(self.sizes) > 1 and f * n**3 < _TOGETHER
+        return cores_used(1 if alone else torch.get_num_threads())
+
     def each(self, function: Callable, work: Iterable[tuple]) -> list:
         """Return the function's values of the arguments in `work`, one tuple for each strip."""
         work = list(work)
-        with cores_used(self.cores if len(work) == 1 else torch.get_num_threads()):
-            return list(in_threads(lambda arguments: function(*arguments), work, len(work)))
+        if len(work) == 1:
+            with cores_used(self.cores):
+                return [function(*work[0])]
+        return list(in_threads(lambda arguments: function(*arguments), work, len(work)))
 
 
 def in_chunks(sweep: Callable, potential: Tensor, excitation: Tensor, probe: Probe) -> Tensor:
