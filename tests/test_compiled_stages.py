@@ -5,7 +5,7 @@ import torch
 from test_propagation import centred, excitations, hermitian
 
 from dials_hybrid.propagation import DepthGrid, Moves, Probe, Splitting, splitting
-from dials_hybrid.propagation.machine_code import can_compile
+from dials_hybrid.propagation.kernels import can_compile
 
 pytestmark = pytest.mark.skipif(
     not can_compile(torch.zeros(1, dtype=torch.complex64)), reason="numba cannot be imported here"

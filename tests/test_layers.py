@@ -119,7 +119,7 @@ LEVELS = {
 }
 PHYSICS = [room for room, level in LEVELS.items() if level <= 4]
 PHYSICS_MAY_IMPORT = {"torch", "numpy", "h5py", *sys.stdlib_module_names}
-OPTIONAL = {"propagation/machine_code.py": {"numba", "llvmlite"}}  # tests/test_bare.py hides them
+OPTIONAL = {"propagation/kernels.py": {"numba", "llvmlite"}}  # tests/test_bare.py hides them
 FOREIGN = ("dials", "dxtbx", "cctbx", "iotbx", "libtbx", "scitbx", "smtbx")
 
 

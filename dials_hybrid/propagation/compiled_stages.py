@@ -1,20 +1,12 @@
-"""Sweeps over the stages of a splitting in machine code: as `stages`, for processors.
-
-Real and imaginary parts lie in planes of their own, so that a complex product takes three real ones
-instead of four (3M, N. J. Higham 1992, doi:10.1137/0613043), and what is done to waves between two
-products is a single loop.
-"""
+"""Sweeps over the stages of a splitting in machine code: as `stages`, for processors."""
 
 from __future__ import annotations
-
-from functools import lru_cache
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .machine_code import array, compiled, planes, products, room
+from . import kernels
 from .stages import Strip
 
 
@@ -35,7 +27,7 @@ def carry(strip: Strip, keep: bool) -> tuple[Tensor, tuple]:
     profiles = weight.new_zeros(f, weight.shape[2], plan.depths)
     given = planes(strip.waves, 1), planes(strip.phases, 2), strip.factors, strip.beams, weight
     arrays = map(array, (*given, before, seen, profiles))
-    _sweeps(weight.dtype).carry(*arrays, table, plan.steps)
+    kernels.carry(*arrays, table, plan.steps)
     return profiles, (before, seen)
 
 
@@ -46,7 +38,7 @@ def adjoint(strip: Strip, kept: tuple, grad: Tensor) -> tuple[Tensor, Tensor]:
     given = planes(strip.phases, 2), strip.factors, strip.times, strip.beams, strip.weight, grad
     arrays = map(array, (*kept, *given, slopes, flow))
     steps, table = strip.plan.steps, strip.plan.table
-    _sweeps(grad.dtype).adjoint(*arrays, table, steps, max(1, min(steps, _INNER // t)))
+    kernels.adjoint(*arrays, table, steps, max(1, min(steps, _INNER // t)))
     real, imaginary, both = slopes.unbind(2)
     return torch.complex(real - imaginary, both - real - imaginary), flow
 
@@ -59,186 +51,23 @@ def forward(strip: Strip, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor
     found = turns.new_zeros(f, 1 + directions, strip.beams.shape[1], strip.plan.depths)
     given = planes(strip.waves, 1), planes(strip.phases, 2), strip.times, strip.factors
     arrays = map(array, (*given, changes, turns, strip.beams, strip.weight, found))
-    _sweeps(turns.dtype).forward(*arrays, strip.plan.table, strip.plan.steps)
+    kernels.forward(*arrays, strip.plan.table, strip.plan.steps)
     return found[:, 0], 2 * found[:, 1:].transpose(0, 1)
 
 
 _INNER = 128  # samples times steps whose waves are kept at once on the way back
 
 
-@lru_cache
-def _sweeps(dtype: torch.dtype) -> SimpleNamespace:
-    """Return the compiled sweeps."""
-    combine, add_outer = products(dtype).combine, products(dtype).add_outer
+def array(x: Tensor) -> np.ndarray:
+    """Return the array of a tensor of real numbers; in one piece, a copy if need be."""
+    return x.contiguous().numpy()
 
-    @compiled
-    def change_of(change, x, y, both, matrix):
-        """Set `change` (3, T N) to the products of the waves' parts and of their sum."""
-        combine(change[0], x, matrix[0], 0)
-        combine(change[1], y, matrix[1], 0)
-        combine(change[2], both, matrix[2], 0)
 
-    @compiled
-    def carry(waves, phases, matrices, beams, weight, before, seen, profiles, stages, steps):
-        f, _, t, n = waves.shape
-        between, kept = steps // profiles.shape[2], before.shape[2] // len(stages)
-        both, change = np.empty(t * n, waves.dtype), np.empty((3, t * n), waves.dtype)
-        for block in range(f):
-            change[:] = 0
-            last_x, last_y = waves[block, 0].ravel(), waves[block, 1].ravel()
-            for step in range(steps):
-                for phase, matrix, first, uses, use in stages:
-                    place = first * kept + step % kept * uses + use
-                    x, y = before[block, 0, place].ravel(), before[block, 1, place].ravel()
-                    cos, sin = phases[phase, block, 0].ravel(), phases[phase, block, 1].ravel()
-                    for i in range(t * n):
-                        u = last_x[i] + (change[0, i] - change[1, i])
-                        v = last_y[i] + (change[2, i] - change[0, i] - change[1, i])
-                        x[i] = u * cos[i] - v * sin[i]
-                        y[i] = u * sin[i] + v * cos[i]
-                        both[i] = x[i] + y[i]
-                    change_of(change, x, y, both, matrices[matrix, block])
-                    last_x, last_y = x, y
-                if (step + 1) % between == 0:
-                    depth = step // between
-                    psi = seen[block, depth % seen.shape[1]]
-                    for k in range(t):
-                        for slot, beam in enumerate(beams[block]):
-                            i = k * n + beam
-                            u = last_x[i] + (change[0, i] - change[1, i])
-                            v = last_y[i] + (change[2, i] - change[0, i] - change[1, i])
-                            psi[k, slot, 0], psi[k, slot, 1] = u, v
-                            share = weight[block, k, slot] * (u * u + v * v)
-                            profiles[block, slot, depth] += share
+def planes(x: Tensor, dim: int) -> Tensor:
+    """Return the real and imaginary parts apart, along a new dimension."""
+    return torch.stack([x.real, x.imag], dim)
 
-    @compiled
-    def adjoint(
-        before, seen, phases, matrices, times, beams, weight, grad, slopes, flow,
-        stages, steps, group,
-    ):  # fmt: skip
-        f, _, _, t, n = before.shape
-        count, between = len(stages), steps // grad.shape[2]
-        change, last = np.empty((3, t * n), before.dtype), np.empty((2, t * n), before.dtype)
-        after = np.empty((3, group * count, t * n), before.dtype)
-        sums = np.empty(group * stages[:, 3].max() * t * n, before.dtype)
-        for block in range(f):
-            # what was last multiplied, and its waves before the matrix; first nothing
-            change[:], last[:] = 0, 0
-            last_x, last_y, time = last[0], last[1], times[0]
-            psi_x, psi_y = before[block, 0, 0].ravel(), before[block, 1, 0].ravel()
-            turned = flow[block].ravel()
-            for end in range(steps, 0, -group):
-                begin = max(0, end - group)
-                for step in range(end - 1, begin - 1, -1):
-                    for stage in range(count - 1, -1, -1):
-                        phase, matrix, first, uses, use = stages[stage]
-                        place = first * group + (step - begin) * uses + use
-                        x, y, both = after[0, place], after[1, place], after[2, place]
-                        turn = phases[stages[(stage + 1) % count, 0], block]
-                        cos, sin = turn[0].ravel(), turn[1].ravel()
-                        for i in range(t * n):
-                            u = last_x[i] + (change[0, i] - change[1, i])
-                            v = last_y[i] + (change[2, i] - change[0, i] - change[1, i])
-                            # Im(mu psi) is the same on both sides of the phase
-                            turned[i] -= time * (u * psi_y[i] + v * psi_x[i])
-                            x[i] = u * cos[i] - v * sin[i]
-                            y[i] = u * sin[i] + v * cos[i]
-                            both[i] = x[i] + y[i]
-                        if stage == count - 1 and (step + 1) % between == 0:
-                            depth = step // between
-                            psi = seen[block, depth]
-                            for k in range(t):
-                                for slot, beam in enumerate(beams[block]):
-                                    i = k * n + beam
-                                    share = weight[block, k, slot] * grad[block, slot, depth]
-                                    x[i] += 2 * share * psi[k, slot, 0]
-                                    y[i] -= 2 * share * psi[k, slot, 1]
-                                    both[i] = x[i] + y[i]
-                        change_of(change, x, y, both, matrices[matrix, block])
-                        last_x, last_y, time = x, y, times[phase]
-                        place = first * steps + step * uses + use
-                        psi_x = before[block, 0, place].ravel()
-                        psi_y = before[block, 1, place].ravel()
-                # `after` is used again
-                last[0], last[1] = last_x, last_y
-                last_x, last_y = last[0], last[1]
-                for _, matrix, first, uses, use in stages:
-                    if use == 0:
-                        here, there = first * steps + begin * uses, first * group
-                        numbers = (end - begin) * uses * t * n
-                        x = before[block, 0, here:].ravel()[:numbers]
-                        y = before[block, 1, here:].ravel()[:numbers]
-                        both, out = sums[:numbers], slopes[matrix, block]
-                        for i in range(numbers):
-                            both[i] = x[i] + y[i]
-                        add_outer(out[0], x, after[0, there:])
-                        add_outer(out[1], y, after[1, there:])
-                        add_outer(out[2], both, after[2, there:])
-            for i in range(t * n):
-                u = last_x[i] + (change[0, i] - change[1, i])
-                v = last_y[i] + (change[2, i] - change[0, i] - change[1, i])
-                turned[i] -= time * (u * psi_y[i] + v * psi_x[i])
 
-    @compiled
-    def settle(x, y, by_x, by_y, by_both):
-        """Add products of a matrix with the parts of waves, and their sum, to the waves."""
-        for i in range(x.size):
-            x[i] += by_x[i] - by_y[i]
-            y[i] += by_both[i] - by_x[i] - by_y[i]
-
-    @compiled
-    def spin(x, y, over, under, turn, time):
-        """Add i turn time psi to a derivative, by the parts of psi, `over` and `under`."""
-        for i in range(x.size):
-            x[i] -= time * turn[i] * under[i]
-            y[i] += time * turn[i] * over[i]
-
-    @compiled
-    def rotate(x, y, both, cos, sin):
-        """Multiply waves by a phase, and form the sum of their parts."""
-        for i in range(x.size):
-            u, v = x[i], y[i]
-            x[i] = u * cos[i] - v * sin[i]
-            y[i] = u * sin[i] + v * cos[i]
-            both[i] = x[i] + y[i]
-
-    @compiled
-    def forward(
-        waves, phases, times, matrices, changes, turns, beams, weight, found, stages, steps
-    ):  # fmt: skip
-        f, q, t, n = turns.shape
-        p, rows, between = changes.shape[2], found.shape[1], steps // found.shape[3]
-        parts = np.empty((3, rows, t * n), waves.dtype)
-        change = np.empty_like(parts)
-        for block in range(f):
-            parts[:] = 0
-            for part in range(2):
-                parts[part, 0] = waves[block, part].ravel()
-            x, y, both = parts[0], parts[1], parts[2]
-            for step in range(steps):
-                for stage in range(len(stages)):
-                    phase, matrix = stages[stage, 0], stages[stage, 1]
-                    cos, sin = phases[phase, block, 0].ravel(), phases[phase, block, 1].ravel()
-                    for r in range(q):
-                        turn, own = turns[block, r].ravel(), 1 + p + r
-                        spin(x[own], y[own], x[0], y[0], turn, times[phase])
-                    for r in range(rows):
-                        rotate(x[r], y[r], both[r], cos, sin)
-                    for part in range(3):
-                        combine(change[part], parts[part], matrices[matrix, block, part], 0)
-                    for r in range(p):
-                        for part in range(3):
-                            factor = changes[matrix, block, r, part]
-                            combine(change[part, 1 + r], parts[part, 0], factor, 1)
-                    for r in range(rows):
-                        settle(x[r], y[r], change[0, r], change[1, r], change[2, r])
-                if (step + 1) % between == 0:
-                    depth = step // between
-                    for k in range(t):
-                        for slot, beam in enumerate(beams[block]):
-                            i, share = k * n + beam, weight[block, k, slot]
-                            for r in range(rows):
-                                product = x[0, i] * x[r, i] + y[0, i] * y[r, i]
-                                found[block, r, slot, depth] += share * product
-
-    return SimpleNamespace(carry=carry, adjoint=adjoint, forward=forward)
+def room(like: Tensor, *shape: int) -> Tensor:
+    """Return an empty tensor: numpy asks for large pages, which the system clears faster."""
+    return torch.from_numpy(np.empty(shape, array(like[:0]).dtype))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import compiled_stages, stages
 from .base import DepthGrid, Moves, Probe, Propagator, Size, Work
-from .machine_code import can_compile
+from .kernels import can_compile
 from .series import Series
 from .stages import Plan
 from .strips import Cut, in_chunks
