@@ -80,6 +80,18 @@ def gemm(turn_a, turn_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
 
 
 @_compiled
+def space(like, count):
+    """Return an empty array on a boundary of 64 bytes.
+
+    What BLAS rounds in which way depends on where arrays begin: results would be other ones in
+    every run.
+    """
+    out = np.empty(count + 64 // like.itemsize, like.dtype)
+    begin = -out.ctypes.data % 64 // like.itemsize
+    return out[begin : begin + count]
+
+
+@_compiled
 def combine(out, rows, matrix, kept):
     """Set `out` (K rows of M) to `kept` times itself and rows (K of N) @ matrix (N, M)."""
     sizes = np.array([rows.size // len(matrix), len(matrix), matrix.shape[1]], np.int32)
@@ -109,7 +121,7 @@ def change_of(change, x, y, both, matrix):
 def carry(waves, phases, matrices, beams, weight, before, seen, profiles, stages, steps):
     f, _, t, n = waves.shape
     between, kept = steps // profiles.shape[2], before.shape[2] // len(stages)
-    both, change = np.empty(t * n, waves.dtype), np.empty((3, t * n), waves.dtype)
+    both, change = space(waves, t * n), space(waves, 3 * t * n).reshape(3, t * n)
     for block in range(f):
         change[:] = 0
         last_x, last_y = waves[block, 0].ravel(), waves[block, 1].ravel()
@@ -146,9 +158,10 @@ def adjoint(
 ):  # fmt: skip
     f, _, _, t, n = before.shape
     count, between = len(stages), steps // grad.shape[2]
-    change, last = np.empty((3, t * n), before.dtype), np.empty((2, t * n), before.dtype)
-    after = np.empty((3, group * count, t * n), before.dtype)
-    sums = np.empty(group * stages[:, 3].max() * t * n, before.dtype)
+    change = space(before, 3 * t * n).reshape(3, t * n)
+    last = space(before, 2 * t * n).reshape(2, t * n)
+    after = space(before, 3 * group * count * t * n).reshape(3, group * count, t * n)
+    sums = space(before, group * stages[:, 3].max() * t * n)
     for block in range(f):
         # what was last multiplied, and its waves before the matrix; first nothing
         change[:], last[:] = 0, 0
@@ -240,8 +253,8 @@ def forward(
 ):  # fmt: skip
     f, q, t, n = turns.shape
     p, rows, between = changes.shape[2], found.shape[1], steps // found.shape[3]
-    parts = np.empty((3, rows, t * n), waves.dtype)
-    change = np.empty_like(parts)
+    parts = space(waves, 3 * rows * t * n).reshape(3, rows, t * n)
+    change = space(waves, 3 * rows * t * n).reshape(3, rows, t * n)
     for block in range(f):
         parts[:] = 0
         for part in range(2):
