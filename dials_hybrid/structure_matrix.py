@@ -18,7 +18,7 @@ from .data import Structure
 from .equivalents import Equivalents
 from .perturbation import WeakBeams, second_order
 from .propagation import DIRECTIONS
-from .propagation.series import plain
+from .propagation.series import plain, product
 
 _NOTHING = 1e-6  # an imaginary part of the changes that rounding alone made, in real ones
 _ROWS = 32  # of changes of the matrix that are made at once, so that caches hold them
@@ -204,17 +204,11 @@ class BlockChanges:
         """Return dV waves (N, P, m) of waves (N, m)."""
         out = None
         for entries, first, last in self.terms:
-            found = entries(waves if first is None else _times(first, waves))
+            found = entries(waves if first is None else product(first, waves))
             if last is not None:
-                found = _times(last, found.flatten(1)).view(len(last), *found.shape[1:])
+                found = product(last, found.flatten(1)).view(len(last), *found.shape[1:])
             out = found if out is None else out + found
         return out
-
-
-def _times(a: Tensor, b: Tensor) -> Tensor:
-    """Return a @ b of matrices of which either may be real."""
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    return a.to(dtype) @ b.to(dtype)
 
 
 def _beams_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

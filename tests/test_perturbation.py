@@ -20,6 +20,7 @@ SETTINGS = tiny.settings(
     thickness_start=300.0,
     propagator=Chebyshev(),  # no step, which would be too long for the largest errors
 )
+SHAPES = (4, 3), (3, 4)  # of couplings to four weak beams, and back
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +132,20 @@ def test_those_that_hardly_matter_are_not_counted(problem):
         )
     )
     assert rest < 0.25 * change
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_derivatives_of_what_a_weak_beam_adds(real):
+    """Also by imaginary parts that are zero, as those of centrosymmetric crystals."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(2, *shape, dtype=torch.complex128, generator=generator) for shape in SHAPES)
+    x, y = ((z.real + 0j if real else z).requires_grad_() for z in (x, y))
+    inverse = torch.randn(2, 4, dtype=torch.float64, generator=generator)
+    assert torch.autograd.gradcheck(lambda *z: perturbation.second_order(*z, inverse), (x, y))
+
+
+def test_rounding_does_not_make_denormal_numbers():
+    """They would take two hundred times longer."""
+    x, y = (torch.full((1, *shape), 1e-3 + 1e-19j, dtype=torch.complex64) for shape in SHAPES)
+    found = perturbation.second_order(x, y, torch.ones(1, 4))
+    assert (found.imag == 0).all() and torch.allclose(found.real, torch.tensor(-4e-6))

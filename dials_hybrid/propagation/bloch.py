@@ -33,7 +33,7 @@ from .base import (
     Work,
 )
 from .exact import is_hermitian
-from .series import plain
+from .series import plain, product
 
 LEFT_OUT = 5e-3  # derivatives are then right to a hundredth or better, see docs/integrators.md
 # for estimates of work, against other methods' products
@@ -227,15 +227,8 @@ class _Seen:
         """Return dpsi (t, B, p, D) of changes dV C of the columns, (t, N, p, k)."""
         back = self.vectors.mH.to(changed.dtype)
         inner = (back @ changed.flatten(2)).view(changed.shape)
-        out = _product(inner, self.differences) * self.half
-        return _product(self.rows, out.flatten(2)).unflatten(2, out.shape[2:])
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a @ b of a real or complex matrix (..., n, m) and a complex one (..., m, l)."""
-    if a.is_complex():
-        return a @ b
-    return torch.view_as_complex((a @ torch.view_as_real(b).flatten(-2)).unflatten(-1, (-1, 2)))
+        out = product(inner, self.differences) * self.half
+        return product(self.rows, out.flatten(2)).unflatten(2, out.shape[2:])
 
 
 def _groups(samples: Iterable[tuple[_Samples, Tensor]], most: int) -> Iterator[list]:

@@ -152,9 +152,19 @@ def largest_norm(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(parts, dim=(1, 2)).max())
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b of matrices (..., n, m) and (..., m, l) of which either may be real."""
+    if a.is_complex() == b.is_complex():
+        return a @ b
+    if a.is_complex():
+        return torch.complex(a.real.contiguous() @ b, a.imag.contiguous() @ b)
+    parts = torch.view_as_real(b.resolve_conj()).flatten(-2)
+    return torch.view_as_complex((a @ parts).unflatten(-1, (-1, 2)))
+
+
 def plain(x: Tensor) -> Tensor:
     """Return x without the noise of rounding, and as a real tensor if only that is imaginary."""
-    return _real_if_it_is(_without_noise(x))
+    return _real_if_it_is(_without_noise(x.resolve_conj()))
 
 
 def _without_noise(x: Tensor) -> Tensor:
