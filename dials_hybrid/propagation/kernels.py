@@ -54,10 +54,10 @@ def can_compile(x: Tensor) -> bool:
 
 
 def _compiled(function: Callable) -> Callable:
-    """Return the function in machine code, which does not lose a NaN."""
+    """Return the function in machine code, which rounds as it is written here."""
     if numba is None:
         return function
-    options = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+    options = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(**options, cache=True)(function)
     except RuntimeError:  # no folder that can be written to
