@@ -4,7 +4,14 @@ import pytest
 import torch
 from test_propagation import centred, excitations, hermitian
 
-from dials_hybrid.propagation import DepthGrid, Moves, Probe, Splitting, splitting
+from dials_hybrid.propagation import (
+    DepthGrid,
+    Moves,
+    Probe,
+    Splitting,
+    compiled_stages,
+    splitting,
+)
 from dials_hybrid.propagation.kernels import can_compile
 
 pytestmark = pytest.mark.skipif(
@@ -101,3 +108,15 @@ def test_absorption_is_the_same(by_torch):
         return [Splitting()(v, s, probe, GRID)]
 
     assert_same(profiles(), by_torch(profiles), torch.complex64)
+
+
+def test_memory_is_used_again_once_nothing_refers_to_it():
+    like = torch.empty(0)
+    first = compiled_stages.room(like, 500, 1000)
+    part, place = first[3], first.data_ptr()
+    del first
+    second = compiled_stages.room(like, 500, 1000)
+    assert second.data_ptr() != place
+    del part
+    third = compiled_stages.room(like, 400, 1000)
+    assert third.data_ptr() == place and third.shape == (400, 1000)

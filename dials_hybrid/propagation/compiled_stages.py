@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import weakref
 
 import numpy as np
 import torch
@@ -70,6 +72,27 @@ def planes(x: Tensor, dim: int) -> Tensor:
     return torch.stack([x.real, x.imag], dim)
 
 
+_SPARE = 128 * 2**20  # bytes at most that are held for the next sweep
+_spare: list[np.ndarray] = []
+_lock = threading.RLock()  # memory may be given back wherever Python collects garbage
+
+
 def room(like: Tensor, *shape: int) -> Tensor:
-    """Return an empty tensor: numpy asks for large pages, which the system clears faster."""
-    return torch.from_numpy(kernels.space(array(like[:0]), math.prod(shape)).reshape(shape))
+    """Return an empty tensor, in memory of an earlier one that is no longer needed if there is.
+
+    The system clears new memory, which for small blocks takes as long as what is written there.
+    """
+    count, dtype = math.prod(shape), array(like[:0]).dtype
+    with _lock:
+        fits = (x.dtype == dtype and count <= x.size <= 2 * count for x in _spare)
+        place = next((k for k, fit in enumerate(fits) if fit), None)
+        memory = kernels.space(array(like[:0]), count) if place is None else _spare.pop(place)
+    view = memory[:count].reshape(shape)
+    weakref.finalize(view, _give_back, memory).atexit = False
+    return torch.from_numpy(view)
+
+
+def _give_back(memory: np.ndarray) -> None:
+    with _lock:
+        if memory.nbytes + sum(x.nbytes for x in _spare) <= _SPARE:
+            _spare.append(memory)
