@@ -14,7 +14,7 @@ from . import kernels
 from .stages import Strip
 
 
-def factors(values: Tensor) -> Tensor:
+def prepared(values: Tensor) -> Tensor:
     """Return the parts of matrices (..., N, N), and the parts' sum: (..., 3, N, N) real.
 
     In one piece: a product with the transpose of a small matrix takes half as long again.
@@ -22,24 +22,25 @@ def factors(values: Tensor) -> Tensor:
     return torch.stack([values.real, values.imag, values.real + values.imag], -3).contiguous()
 
 
-def carry(strip: Strip, keep: bool) -> tuple[Tensor, tuple]:
+def carry(strip: Strip, factors: Tensor, keep: bool) -> tuple[Tensor, tuple]:
     """See `stages`; waves that are kept are (F, 2, K, T, N), real and imaginary parts apart."""
     plan, table, weight = strip.plan, strip.plan.table, strip.weight
     f, t, n = strip.waves.shape
     before = room(weight, f, 2, len(table) * (plan.steps if keep else 1), t, n)
     seen = room(weight, f, plan.depths if keep else 1, *weight.shape[1:], 2)
     profiles = weight.new_zeros(f, weight.shape[2], plan.depths)
-    given = planes(strip.waves, 1), planes(strip.phases, 2), strip.factors, strip.beams, weight
+    phases = _phases(strip)
+    given = _parts(strip.waves), phases, factors, strip.beams, weight
     arrays = map(array, (*given, before, seen, profiles))
     kernels.carry(*arrays, table, plan.steps)
-    return profiles, (before, seen)
+    return profiles, (phases, before, seen)
 
 
-def adjoint(strip: Strip, kept: tuple, grad: Tensor) -> tuple[Tensor, Tensor]:
+def adjoint(strip: Strip, factors: Tensor, kept: tuple, grad: Tensor) -> tuple[Tensor, Tensor]:
     """See `stages`."""
     f, t, n = strip.waves.shape
-    slopes, flow = torch.zeros_like(strip.factors), strip.weight.new_zeros(f, t, n)
-    given = planes(strip.phases, 2), strip.factors, strip.times, strip.beams, strip.weight, grad
+    slopes, flow = torch.zeros_like(factors), grad.new_zeros(f, t, n)
+    given = factors, strip.times, strip.beams, strip.weight, grad
     arrays = map(array, (*kept, *given, slopes, flow))
     steps, table = strip.plan.steps, strip.plan.table
     kernels.adjoint(*arrays, table, steps, max(1, min(steps, _INNER // t)))
@@ -47,14 +48,14 @@ def adjoint(strip: Strip, kept: tuple, grad: Tensor) -> tuple[Tensor, Tensor]:
     return torch.complex(real - imaginary, both - real - imaginary), flow
 
 
-def forward(strip: Strip, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
+def forward(strip: Strip, factors: Tensor, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
     """See `stages`."""
-    changes, turns = factors(moved.mT.transpose(1, 2)), turned.permute(1, 0, 3, 2)
+    changes, turns = prepared(moved.mT.transpose(1, 2)), turned.permute(1, 0, 3, 2)
     f, q, *_ = turns.shape
     directions = moved.shape[1] + q
     found = turns.new_zeros(f, 1 + directions, strip.beams.shape[1], strip.plan.depths)
-    given = planes(strip.waves, 1), planes(strip.phases, 2), strip.times, strip.factors
-    arrays = map(array, (*given, changes, turns, strip.beams, strip.weight, found))
+    given = _parts(strip.waves), _phases(strip), strip.times, factors, changes, turns
+    arrays = map(array, (*given, strip.beams, strip.weight, found))
     kernels.forward(*arrays, strip.plan.table, strip.plan.steps)
     return found[:, 0], 2 * found[:, 1:].transpose(0, 1)
 
@@ -67,9 +68,15 @@ def array(x: Tensor) -> np.ndarray:
     return x.contiguous().numpy()
 
 
-def planes(x: Tensor, dim: int) -> Tensor:
-    """Return the real and imaginary parts apart, along a new dimension."""
-    return torch.stack([x.real, x.imag], dim)
+def _parts(x: Tensor) -> Tensor:
+    """Return the real and imaginary parts (F, 2, ...)."""
+    return torch.stack([x.real, x.imag], 1)
+
+
+def _phases(strip: Strip) -> Tensor:
+    """Return cosines and sines of the phases' angles, (P, F, 2, T, N)."""
+    angles = strip.angles
+    return torch.stack([angles.cos(), angles.sin()], 2)
 
 
 _SPARE = 128 * 2**20  # bytes at most that are held for the next sweep

@@ -153,7 +153,7 @@ def carry(waves, phases, matrices, beams, weight, before, seen, profiles, stages
 
 @_compiled
 def adjoint(
-    before, seen, phases, matrices, times, beams, weight, grad, slopes, flow,
+    phases, before, seen, matrices, times, beams, weight, grad, slopes, flow,
     stages, steps, group,
 ):  # fmt: skip
     f, _, _, t, n = before.shape

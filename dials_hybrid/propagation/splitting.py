@@ -131,30 +131,25 @@ class _Sweep(torch.autograd.Function):
         with cut.cores_beside(potential):
             series = Series.of(potential, plan.matrices)
             values = series.values()
-            factors = cut.split(room.factors(values[-1].mT), 1)
+            factors = cut.split(room.prepared(values[-1].mT), 1)
 
-            def carry(*given) -> tuple:
+            def carry(factors: Tensor, *given) -> tuple:
                 strip = stages.Strip.of(plan, *given)
-                return strip, *room.carry(strip, keep)
+                return strip, *room.carry(strip, factors, keep)
 
             work = zip(factors, *cut.parts(probe, excitation), strict=True)
             strips, profiles, waves = zip(*cut.each(carry, work), strict=True)
         if keep:
-            ctx.kept = room, cut, series, values, list(zip(strips, waves, strict=True))
+            ctx.kept = room, cut, series, values, strips, waves
         return cut.joined(profiles, 0)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         """Return the gradients by the potential (F, N, N) and excitation errors (F, N, T)."""
-        room, cut, series, values, strips = ctx.kept
+        room, cut, series, values, strips, waves = ctx.kept
         with cut.cores_beside(series.powers[0]):
-            factors = cut.split(room.factors(values[-1]), 1)
-            work = [
-                (replace(strip, factors=own), kept, some)
-                for (strip, kept), own, some in zip(
-                    strips, factors, cut.split(grad, 0), strict=True
-                )
-            ]
+            factors = cut.split(room.prepared(values[-1]), 1)
+            work = zip(strips, factors, waves, cut.split(grad, 0), strict=True)
             slopes, flow = zip(*cut.each(room.adjoint, work), strict=True)
             by_potential = series.adjoint(cut.joined(slopes, 1), values)
         return None, None, by_potential.mH, torch.cat([x.mT for x in flow], cut.dim)
@@ -219,6 +214,7 @@ class Splitting(Propagator):
         plan = make_plan(self.scheme, grid, self.substeps)
         series = Series.of(potential, plan.matrices)
         room = compiled_stages if can_compile(potential) else stages
-        factors = room.factors(series.values()[-1].mT)
-        strip = stages.Strip.of(plan, factors, probe, excitation)
-        return room.forward(strip, series.derivatives(moves.potential), moves.excitation)
+        factors = room.prepared(series.values()[-1].mT)
+        strip = stages.Strip.of(plan, probe, excitation)
+        moved = series.derivatives(moves.potential)
+        return room.forward(strip, factors, moved, moves.excitation)

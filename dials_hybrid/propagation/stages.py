@@ -49,55 +49,54 @@ class Plan:
         return np.array(rows)
 
 
-def phase_factors(excitation: Tensor, times: tuple) -> Tensor:
-    """Return exp(2 pi i t S) for each t (A) in `times`, (times, *S)."""
-    angles = 2 * math.pi * excitation.new_tensor(times).view(-1, *[1] * excitation.ndim)
-    angles = angles * excitation
-    return torch.complex(angles.cos(), angles.sin())
-
-
 @dataclass(frozen=True)
 class Strip:
     """Some blocks or some samples of a sweep, which do not know of the others."""
 
     plan: Plan
-    factors: Tensor  # what `factors` makes of exponentials less the identity; blocks are second
-    phases: Tensor  # (P, F, T, N)
+    excitation: Tensor  # S (F, T, N) in A^-1
     waves: Tensor  # psi(0) (F, T, N)
     beams: Tensor  # (F, B) those of the slots
     weight: Tensor  # (F, T, B)
 
     @classmethod
-    def of(cls, plan: Plan, factors: Tensor, probe: Probe, excitation: Tensor) -> Strip:
-        """Take the strip's own part of the factors, the probe and S (F, N, T) in A^-1."""
-        phases = phase_factors(excitation.mT.contiguous(), plan.phases)
-        waves = start_waves(excitation, probe.incident, phases.dtype).mT.contiguous()
-        return cls(plan, factors, phases, waves, probe.beam, probe.weight.mT.to(excitation.dtype))
+    def of(cls, plan: Plan, probe: Probe, excitation: Tensor) -> Strip:
+        """Take the strip's own part of the probe and of S (F, N, T) in A^-1."""
+        dtype = torch.complex64 if excitation.dtype == torch.float32 else torch.complex128
+        waves = start_waves(excitation, probe.incident, dtype).mT.contiguous()
+        weight = probe.weight.mT.to(excitation.dtype)
+        return cls(plan, excitation.mT.contiguous(), waves, probe.beam, weight)
 
     @property
     def times(self) -> Tensor:
         """2 pi t of the phases, in A."""
-        return 2 * math.pi * self.weight.new_tensor(self.plan.phases)
+        return 2 * math.pi * self.excitation.new_tensor(self.plan.phases)
+
+    @property
+    def angles(self) -> Tensor:
+        """2 pi t S of the phases, (P, F, T, N)."""
+        return self.times.view(-1, 1, 1, 1) * self.excitation
 
 
-def factors(values: Tensor) -> Tensor:
-    """Return what matrices (M, F, N, N) are for `carry` and `adjoint`."""
+def prepared(values: Tensor) -> Tensor:
+    """Return the factors for `carry` and `adjoint` of matrices (M, F, N, N), blocks second."""
     return values.contiguous()
 
 
-def carry(strip: Strip, keep: bool) -> tuple[Tensor, tuple]:
-    """Carry the waves of a strip through all steps; its factors are of transposed exponentials.
+def carry(strip: Strip, factors: Tensor, keep: bool) -> tuple[Tensor, tuple]:
+    """Carry the waves of a strip through all steps, by factors of transposed exponentials.
 
-    Return the profiles (F, B, D) and, for `adjoint`, the waves that go into matrices, those of all
-    steps if it is to `keep` them, and those that are seen.
+    Return the profiles (F, B, D) and, for `adjoint`, the phases, the waves that go into matrices,
+    those of all steps if it is to `keep` them, and those that are seen.
     """
+    phases = _phases(strip)
     plan, waves, table = strip.plan, strip.waves.clone(), strip.plan.table
     f, t, n = waves.shape
     kept = plan.steps if keep else 1
     before = waves.new_empty(f, len(table) * kept, t, n)
     seen = waves.new_empty(f, plan.depths, t, strip.beams.shape[1])
     rows, places = _rows(before.unbind(1), table, kept), seen.unbind(1)
-    pairs = [(strip.phases[phase], strip.factors[matrix]) for phase, matrix, *_ in table]
+    pairs = [(phases[phase], factors[matrix]) for phase, matrix, *_ in table]
     index = strip.beams[:, None].expand(-1, t, -1)
     for step in range(plan.steps):
         for turned, (phase, matrix) in zip(rows[step % kept], pairs, strict=True):
@@ -105,28 +104,28 @@ def carry(strip: Strip, keep: bool) -> tuple[Tensor, tuple]:
             torch.baddbmm(turned, turned, matrix, out=waves)
         if (step + 1) % plan.steps_per_depth == 0:
             torch.gather(waves, 2, index, out=places[step // plan.steps_per_depth])
-    return intensities(seen, strip.weight), (before, seen)
+    return intensities(seen, strip.weight), (phases, before, seen)
 
 
-def adjoint(strip: Strip, kept: tuple, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Sweep the same stages backwards, with factors of exponentials that are not transposed.
+def adjoint(strip: Strip, factors: Tensor, kept: tuple, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Sweep the same stages backwards, by factors of exponentials that are not transposed.
 
     dL = Re sum(mu dpsi), mu = conj(dL/dpsi), so that transposes replace adjoints. `kept` is what
     `carry` kept, `grad` (F, B, D) the gradient by the profiles. Return what falls to the transposed
     exponentials (M, F, N, N) and to S (F, T, N).
     """
     plan, table = strip.plan, strip.plan.table
-    before, seen = kept
+    phases, before, seen = kept
     f, _, t, n = before.shape
     steps, group = plan.steps, steps_at_once(t, plan.steps)
     source = seen.conj() * (2 * grad.mT[:, :, None] * strip.weight[:, None])
-    mu, slopes = before.new_zeros(f, t, n), torch.zeros_like(strip.factors)
+    mu, slopes = before.new_zeros(f, t, n), torch.zeros_like(factors)
     flow, times = torch.zeros_like(mu), strip.times.to(mu.dtype)
     after = before.new_empty(f, group * len(table), t, n)
     # products of several blocks into what does not lie in one piece are made one by one
     ahead = before.new_empty(group * len(table), f, t, n)
     behind, onward = (_rows(x, table, group) for x in (after.unbind(1), ahead.unbind()))
-    turns, matrices = strip.phases[table[:, 0]].unbind(), strip.factors[table[:, 1]].unbind()
+    turns, matrices = phases[table[:, 0]].unbind(), factors[table[:, 1]].unbind()
     pairs = list(zip((*turns[1:], turns[0]), matrices, strict=True))
     index = strip.beams[:, None].expand(-1, t, -1)
     for end in range(steps, 0, -group):
@@ -151,12 +150,12 @@ def adjoint(strip: Strip, kept: tuple, grad: Tensor) -> tuple[Tensor, Tensor]:
     return slopes, flow.imag
 
 
-def forward(strip: Strip, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
+def forward(strip: Strip, factors: Tensor, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
     """Carry the waves and their derivatives through all stages.
 
-    The factors of the strip are of transposed exponentials; `moved` (M, P, F, N, N) and `turned`
-    (Q, F, N, T) are derivatives of the exponentials and of S in A^-1. Return the profiles (F, B, D)
-    and their derivatives (P + Q, F, B, D).
+    The factors are of transposed exponentials; `moved` (M, P, F, N, N) and `turned` (Q, F, N, T)
+    are derivatives of the exponentials and of S in A^-1. Return the profiles (F, B, D) and their
+    derivatives (P + Q, F, B, D).
     """
     plan, turns = strip.plan, turned.permute(1, 3, 0, 2)
     f, t, q, n = turns.shape
@@ -167,14 +166,14 @@ def forward(strip: Strip, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor
     moved = torch.empty_like(waves)
     index = strip.beams[:, None, None].expand(-1, t, 1 + p + q, -1)
     spins = 1j * strip.times.view(-1, *[1] * 4) * turns
-    phases = strip.phases[:, :, :, None]
+    phases = _phases(strip)[:, :, :, None]
     found = []
     for step in range(plan.steps):
         for phase, matrix, _ in plan.stages:
             waves[:, :, 1 + p :].addcmul_(spins[phase], waves[:, :, :1])
             waves *= phases[phase]
             rows = waves.flatten(1, 2)
-            torch.baddbmm(rows, rows, strip.factors[matrix], out=moved.view(f, -1, n))
+            torch.baddbmm(rows, rows, factors[matrix], out=moved.view(f, -1, n))
             by_potential = moved.view(f, t, -1)[:, :, n : (1 + p) * n]
             by_potential.baddbmm_(waves[:, :, 0], changes[matrix])
             waves, moved = moved, waves
@@ -193,6 +192,11 @@ _INNER = 256  # rows from which on the gradient by a matrix runs at the full spe
 def steps_at_once(samples: int, steps: int) -> int:
     """Return of how many steps the waves of some samples are kept on the way back."""
     return max(1, min(steps, _INNER // samples))
+
+
+def _phases(strip: Strip) -> Tensor:
+    """Return exp(2 pi i t S) of the distinct times, (P, F, T, N)."""
+    return torch.complex(strip.angles.cos(), strip.angles.sin())
 
 
 def _places(table: np.ndarray) -> list[list[int]]:
