@@ -101,7 +101,8 @@ class _SecondOrder(torch.autograd.Function):
     @staticmethod
     def forward(ctx, into: Tensor, back: Tensor, inverse: Tensor) -> Tensor:
         """See `second_order`."""
-        dtype, into, back = into.dtype, plain(into), plain(back)
+        dtype = torch.promote_types(into.dtype, back.dtype)
+        into, back = (plain(x) if x.is_complex() else x for x in (into, back))
         ctx.save_for_backward(into, back, inverse)
         return -product(back * inverse[:, None], into).to(dtype)
 

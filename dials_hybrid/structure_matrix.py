@@ -67,8 +67,8 @@ class StructureMatrix:
 
     def __call__(self, batch: Batch, table: Tensor) -> Tensor:
         """Return V (f, N, N) of a batch from a table (M + 1,)."""
-        near = _beams_of(batch)
-        out = self._coupled(table, near, near)
+        near, table = _beams_of(batch), self._light(table)
+        out = self._coupled(table, near, near).to(self.dtype)
         if self.weak is None:
             return out
         far, inverse = self._far(batch)
@@ -77,8 +77,8 @@ class StructureMatrix:
 
     def moved(self, batch: Batch, table: Tensor, moved: Tensor) -> Tensor:
         """Return the changes (P, f, N, N) of V by changes of the table (P, M + 1)."""
-        near = _beams_of(batch)
-        out = self._coupled(moved, near, near)
+        near, table, moved = _beams_of(batch), self._light(table), self._light(moved)
+        out = self._coupled(moved, near, near).to(self.dtype)
         if self.weak is None:
             return out
         far, inverse = self._far(batch)
@@ -110,6 +110,7 @@ class StructureMatrix:
         beams, far = _beams_of(batch), None
         if with_far:
             far, inverse = self._far(batch)
+            table = self._light(table)
             into, back = self._coupled(table, far, beams), self._coupled(table, beams, far)
         out = []
         for f in range(len(batch.blocks)):
@@ -118,8 +119,8 @@ class StructureMatrix:
             if with_far:
                 distant = tuple(x[f, None] for x in far)
                 there, here = -inverse[f, :, None] * into[f], -back[f] * inverse[f]
-                terms.append((self._entries(moved, near, distant), plain(there), None))
-                terms.append((self._entries(moved, distant, near), None, plain(here)))
+                terms.append((self._entries(moved, near, distant), there, None))
+                terms.append((self._entries(moved, distant, near), None, here))
             out.append(BlockChanges(tuple(terms), len(moved)))
         return out
 
@@ -135,13 +136,23 @@ class StructureMatrix:
         far = weak.hkl[blocks], weak.valid[blocks], weak.obliquity[blocks]
         return far, weak.inverse[blocks].to(self.dtype.to_real())
 
+    def _light(self, table: Tensor) -> Tensor:
+        """Return a table in the precision of V, real if it can be, unless it has a gradient.
+
+        Gradients by an entry are sums over all its couplings, which are made in double precision.
+        """
+        return table if table.requires_grad else plain(table.to(self.dtype))
+
     def _coupled(self, table: Tensor, rows: tuple, columns: tuple) -> Tensor:
         """Return the couplings (..., f, N, M) in A^-1 of beams in the rows to others.
 
         Both are hkl, valid and m of beams.
         """
         places, (*_, m), (*_, n) = self.couplings.places(rows[:2], columns[:2]), rows, columns
-        return (table[..., places] * (m[:, :, None] * n[:, None, :])).to(self.dtype)
+        if table.requires_grad:
+            return (table[..., places] * (m[:, :, None] * n[:, None, :])).to(self.dtype)
+        m, n = (x.to(self.dtype.to_real()) for x in (m, n))
+        return table[..., places] * (m[:, :, None] * n[:, None, :])
 
 
 @dataclass(frozen=True)
