@@ -65,7 +65,7 @@ _INNER = 128  # samples times steps whose waves are kept at once on the way back
 
 def array(x: Tensor) -> np.ndarray:
     """Return the array of a tensor of real numbers; in one piece, a copy if need be."""
-    return x.contiguous().numpy()
+    return x.contiguous().resolve_neg().numpy()
 
 
 def _parts(x: Tensor) -> Tensor:

@@ -119,6 +119,7 @@ def change_of(change, x, y, both, matrix):
 
 @_compiled
 def carry(waves, phases, matrices, beams, weight, before, seen, profiles, stages, steps):
+    """Sweep over all stages, see `compiled_stages.carry`."""
     f, _, t, n = waves.shape
     between, kept = steps // profiles.shape[2], before.shape[2] // len(stages)
     both, change = space(waves, t * n), space(waves, 3 * t * n).reshape(3, t * n)
@@ -156,6 +157,7 @@ def adjoint(
     phases, before, seen, matrices, times, beams, weight, grad, slopes, flow,
     stages, steps, group,
 ):  # fmt: skip
+    """Sweep over all stages, see `compiled_stages.adjoint`."""
     f, _, _, t, n = before.shape
     count, between = len(stages), steps // grad.shape[2]
     change = space(before, 3 * t * n).reshape(3, t * n)
@@ -251,6 +253,7 @@ def rotate(x, y, both, cos, sin):
 def forward(
     waves, phases, times, matrices, changes, turns, beams, weight, found, stages, steps
 ):  # fmt: skip
+    """Sweep over all stages, see `compiled_stages.forward`."""
     f, q, t, n = turns.shape
     p, rows, between = changes.shape[2], found.shape[1], steps // found.shape[3]
     parts = space(waves, 3 * rows * t * n).reshape(3, rows, t * n)
