@@ -16,6 +16,7 @@ OTHERS = (
     "frames",
     "jana",
     "known_truth",
+    "machine_code",
     "missing_atoms",
     "optimisers",
     "precession",
