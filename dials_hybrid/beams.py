@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .crystal import reciprocal_length_sq
 from .data import Observations, Scan, Structure
+from .parallel import in_threads
 from .records import InputError, Record
 
 BEAM_LIMIT = 2.0  # A^-1: couplings g - h reach twice as far, and the form factors end at 4 A^-1
@@ -180,14 +181,18 @@ def choose_beams(
     """
     hkl = lattice_points(structure, g_max)
     vacuum = scan.s0.norm(dim=-1)
-    per_block, link_beam = [], torch.zeros(len(observations.link_block), dtype=torch.int64)
-    for block in range(len(scan.setting)):
+
+    def of_block(block: int) -> tuple[Tensor, Tensor, Tensor]:
         links = torch.nonzero(observations.link_block == block).flatten()
         linked = observations.hkl[observations.link_observation[links]]
         near, excitation = near_sphere(hkl, scan, block, vacuum, s_max)
         if kept is not None:
             near = near[kept(near, excitation)]
-        chosen, place = _merge(linked, near)
+        return links, *_merge(linked, near)
+
+    per_block, link_beam = [], torch.zeros(len(observations.link_block), dtype=torch.int64)
+    found = in_threads(of_block, range(len(scan.setting)), torch.get_num_threads())
+    for links, chosen, place in found:
         link_beam[links] = place
         per_block.append(chosen)
     valid = padded([torch.ones(len(chosen), dtype=torch.bool) for chosen in per_block])

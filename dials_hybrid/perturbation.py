@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .beams import BeamSet, excitation_of, lattice_points, near_sphere, obliquity, padded
 from .data import Scan, Structure
+from .parallel import in_threads
 from .propagation.series import plain, product
 from .records import Record
 from .relevance import Relevance
@@ -49,8 +50,9 @@ class WeakBeams(Record):
     @classmethod
     def of(cls, structure: Structure, scan: Scan, strong: BeamSet, reach: Reach) -> WeakBeams:
         """Choose, of the beams within reach that are not in `strong`, those that matter."""
-        hkl, k, found = lattice_points(structure, reach.g_max), reach.wavenumber, []
-        for block in range(len(scan.setting)):
+        hkl, k = lattice_points(structure, reach.g_max), reach.wavenumber
+
+        def of_block(block: int) -> tuple[Tensor, Tensor]:
             own = strong.hkl[block, strong.valid[block]]
             near, s = near_sphere(hkl, scan, block, k, reach.s_max)
             crossed = (s.amax(0) > 0) & (s.amin(0) < 0)
@@ -61,7 +63,10 @@ class WeakBeams(Record):
                 coupling = reach.relevance.coupling(weak, own, own_s)
                 matters = _leading(coupling * inverse.abs())
                 weak, inverse = weak[matters], inverse[matters]
-            found.append((weak, inverse))
+            return weak, inverse
+
+        blocks = range(len(scan.setting))
+        found = list(in_threads(of_block, blocks, torch.get_num_threads()))
         weak, inverse = (padded(list(parts)) for parts in zip(*found, strict=True))
         m = obliquity(scan, torch.arange(len(found)), weak, k)
         return cls(weak, inverse != 0, m, inverse / m.square())

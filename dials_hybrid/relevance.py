@@ -18,6 +18,8 @@ from torch import Tensor
 from .beams import lattice_points
 from .data import Structure
 
+_AT_ONCE = 64  # beams whose couplings are looked up together, so that caches hold them
+
 
 class Relevance:
     """Tells which beams of a block may be left out.
@@ -56,7 +58,8 @@ class Relevance:
     def shares(self, hkl: Tensor, excitation: Tensor) -> Tensor:
         """Return the estimated share of the current (M,) in each beam, averaged over samples."""
         error, once = excitation.square(), self._once(hkl, excitation)
-        twice = self._strength(hkl).square() + once @ self._coupling(hkl, hkl).square()
+        spread = [once @ self._coupling(hkl, some).square() for some in hkl.split(_AT_ONCE)]
+        twice = self._strength(hkl).square() + torch.cat(spread, 1)
         return (twice / (twice + error).clamp(min=1e-300)).mean(0)
 
     def coupling(self, hkl: Tensor, near: Tensor, excitation: Tensor) -> Tensor:
@@ -68,7 +71,8 @@ class Relevance:
         known = (near.abs() <= self.reach).all(1)  # measured ones may be further out
         near, excitation = near[known], excitation[:, known]
         share = self._once(near, excitation).mean(0)
-        return self._strength(hkl).square() + self._coupling(hkl, near).square() @ share
+        found = [self._coupling(some, near).square() @ share for some in hkl.split(_AT_ONCE)]
+        return self._strength(hkl).square() + torch.cat([*found, share[:0]])
 
     def _once(self, hkl: Tensor, excitation: Tensor) -> Tensor:
         """The share (T, M) of the current in beams that the incident one excites."""
