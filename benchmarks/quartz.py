@@ -42,6 +42,7 @@ def refine(files: list, folder: Path, first: Path) -> dict:
         "mean to X-ray / A": sum(distance.values()) / len(distance),
         "from the first end / A": max(apart.values()),
         "space group": found["space_group"],
+        "z": found["absolute_structure"]["z_score"],
         "converged": found["converged"],
         "refinement / s": round(found["wall_time_s"]),
         "time / s": round(seconds),

@@ -28,16 +28,20 @@ try:
 # beside a numpy or a "coverage" that it does not know, numba is there and cannot be imported
 except (ImportError, AttributeError):
     numba = None
+if numba is not None and numba.config.DISABLE_JIT:
+    numba = None
 
 _PLAIN, _TRANSPOSED = ord("N"), ord("T")
 
 
 def _gemm(name: str):
     """Return a matrix product, for compiled code, of torch's library or what it loads, or None."""
+    if numba is None:
+        return None
     folder = Path(torch.__file__).parent / "lib"
     for file in (*folder.glob("libtorch_cpu.so"), *folder.glob("libtorch_cpu.dylib")):
         function = getattr(ctypes.CDLL(str(file)), name, None)
-        if numba is not None and function is not None:
+        if function is not None:
             symbol, pointer = f"dials_hybrid_{name}", numba.types.voidptr
             llvmlite.binding.add_symbol(symbol, ctypes.cast(function, ctypes.c_void_p).value)
             return numba.types.ExternalFunction(symbol, numba.types.void(*[pointer] * 13))
