@@ -51,6 +51,7 @@ def row_of(case: Case) -> dict:
     kinds = {"value": value, "gradient": gradient, "derivatives": derivatives(case)}
     calls = {}
     for kind, call in kinds.items():
+        call()  # where it is compiled
         calls |= {(kind, "torch"): by_torch(call), (kind, "compiled"): call}
     found = measure_in_turn(calls, repeats=10, budget=4.0)
     blocks, n, samples = case.excitation.shape

@@ -1,7 +1,7 @@
 """Does an atom that is left out come back? Real data, one atom removed, only thickness fitted.
 
 python -m benchmarks.missing_atoms [PARACETAMOL.cif]: a refined structure of paracetamol, from which
-hydrogen atoms are left out, too. Each takes half an hour or so, the others two minutes together.
+hydrogen atoms are left out, too. Each takes half an hour, the others two minutes together.
 
 The highest peak of the difference map should lie within 0.1 A of it. The expected height is that
 of the atom's potential to the same resolution: the map leaves alone what the data do not tell.

@@ -11,7 +11,15 @@ from test_refine import SETTINGS, make_truth
 from dials_hybrid import model as model_room
 from dials_hybrid.data import Problem
 from dials_hybrid.model import HybridModel
-from dials_hybrid.propagation import Bloch, Chebyshev, DepthGrid, Splitting
+from dials_hybrid.propagation import (
+    Bloch,
+    Chebyshev,
+    DepthGrid,
+    Splitting,
+    compiled_stages,
+    splitting,
+)
+from dials_hybrid.propagation.kernels import can_compile
 from dials_hybrid.refine import Refinement, RefineSettings
 
 MANY_BEAMS = {"g_max": 1.7, "s_max": 0.02}
@@ -45,6 +53,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def by_torch(monkeypatch):
+    """Do without machine code, whose memory the meter does not see."""
+    monkeypatch.setattr(splitting, "can_compile", lambda x: False)
+
+
 def made(scan, choices, memory=2e9, blocks=4) -> HybridModel:
     problem = tiny.problem(blocks=blocks, width=1.0, g_limit=1.0, **scan)
     return HybridModel(problem, tiny.settings(memory=memory, **choices))
@@ -72,6 +86,15 @@ def test_batches_hold_less_than_the_setting_and_not_much_less(case, blocks, monk
     model = made(*CASES[case], memory=setting)
     assert [len(batch.blocks) for batch in model.batches] == [blocks] * (4 // blocks)
     assert setting / 4 < batch_peak(model) < setting
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "series" not in case])
+def test_machine_code_holds_less_than_the_estimate(case, monkeypatch):
+    """Of its arrays the meter sees those that are kept from the way there to the way back."""
+    monkeypatch.setattr(splitting, "can_compile", can_compile)
+    monkeypatch.setattr(compiled_stages, "room", lambda like, *shape: like.new_empty(shape))
+    model = made(*CASES[case])
+    assert batch_peak(model) < model.block_bytes() * max(len(b.blocks) for b in model.batches)
 
 
 @pytest.mark.parametrize("case", CASES)
