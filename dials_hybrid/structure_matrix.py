@@ -149,10 +149,9 @@ class StructureMatrix:
         Both are hkl, valid and m of beams.
         """
         places, (*_, m), (*_, n) = self.couplings.places(rows[:2], columns[:2]), rows, columns
-        if table.requires_grad:
-            return (table[..., places] * (m[:, :, None] * n[:, None, :])).to(self.dtype)
-        m, n = (x.to(self.dtype.to_real()) for x in (m, n))
-        return table[..., places] * (m[:, :, None] * n[:, None, :])
+        m, n = (x.to(table.real.dtype) for x in (m, n))
+        out = table[..., places] * (m[:, :, None] * n[:, None, :])
+        return out.to(self.dtype if out.is_complex() else self.dtype.to_real())
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def carry(strip: Strip, factors: Tensor, keep: bool) -> tuple[Tensor, tuple]:
     profiles = weight.new_zeros(f, weight.shape[2], plan.depths)
     phases = _phases(strip)
     given = _parts(strip.waves), phases, factors, strip.beams, weight
-    arrays = map(array, (*given, before, seen, profiles))
+    arrays = map(_array, (*given, before, seen, profiles))
     kernels.carry(*arrays, table, plan.steps)
     return profiles, (phases, before, seen)
 
@@ -41,7 +41,7 @@ def adjoint(strip: Strip, factors: Tensor, kept: tuple, grad: Tensor) -> tuple[T
     f, t, n = strip.waves.shape
     slopes, flow = torch.zeros_like(factors), grad.new_zeros(f, t, n)
     given = factors, strip.times, strip.beams, strip.weight, grad
-    arrays = map(array, (*kept, *given, slopes, flow))
+    arrays = map(_array, (*kept, *given, slopes, flow))
     steps, table = strip.plan.steps, strip.plan.table
     kernels.adjoint(*arrays, table, steps, max(1, min(steps, _INNER // t)))
     real, imaginary, both = slopes.unbind(2)
@@ -55,7 +55,7 @@ def forward(strip: Strip, factors: Tensor, moved: Tensor, turned: Tensor) -> tup
     directions = moved.shape[1] + q
     found = turns.new_zeros(f, 1 + directions, strip.beams.shape[1], strip.plan.depths)
     given = _parts(strip.waves), _phases(strip), strip.times, factors, changes, turns
-    arrays = map(array, (*given, strip.beams, strip.weight, found))
+    arrays = map(_array, (*given, strip.beams, strip.weight, found))
     kernels.forward(*arrays, strip.plan.table, strip.plan.steps)
     return found[:, 0], 2 * found[:, 1:].transpose(0, 1)
 
@@ -63,7 +63,7 @@ def forward(strip: Strip, factors: Tensor, moved: Tensor, turned: Tensor) -> tup
 _INNER = 128  # samples times steps whose waves are kept at once on the way back
 
 
-def array(x: Tensor) -> np.ndarray:
+def _array(x: Tensor) -> np.ndarray:
     """Return the array of a tensor of real numbers; in one piece, a copy if need be."""
     return x.contiguous().resolve_neg().numpy()
 
@@ -89,11 +89,11 @@ def room(like: Tensor, *shape: int) -> Tensor:
 
     The system clears new memory, which for small blocks takes as long as what is written there.
     """
-    count, dtype = math.prod(shape), array(like[:0]).dtype
+    count, dtype = math.prod(shape), _array(like[:0]).dtype
     with _lock:
         fits = (x.dtype == dtype and count <= x.size <= 2 * count for x in _spare)
         place = next((k for k, fit in enumerate(fits) if fit), None)
-        memory = kernels.space(array(like[:0]), count) if place is None else _spare.pop(place)
+        memory = kernels.space(_array(like[:0]), count) if place is None else _spare.pop(place)
     view = memory[:count].reshape(shape)
     weakref.finalize(view, _give_back, memory).atexit = False
     return torch.from_numpy(view)

@@ -54,7 +54,7 @@ _SGEMM, _DGEMM = _gemm("sgemm_"), _gemm("dgemm_")
 def can_compile(x: Tensor) -> bool:
     """Tell whether there is machine code for tensors like this one."""
     found = _SGEMM is not None and _DGEMM is not None
-    return found and x.device.type == "cpu" and x.dtype.itemsize in (8, 16) and x.is_complex()
+    return found and x.device.type == "cpu" and x.dtype in (torch.complex64, torch.complex128)
 
 
 def _compiled(function: Callable) -> Callable:
@@ -115,7 +115,7 @@ def add_outer(out, left, right):
 
 @_compiled
 def change_of(change, x, y, both, matrix):
-    """Set `change` (3, T N) to the products of the waves' parts and of their sum."""
+    """Set `change` (3, ...) to the products of the waves' parts and of their sum."""
     combine(change[0], x, matrix[0], 0)
     combine(change[1], y, matrix[1], 0)
     combine(change[2], both, matrix[2], 0)
@@ -154,6 +154,24 @@ def carry(waves, phases, matrices, beams, weight, before, seen, profiles, stages
                         psi[k, slot, 0], psi[k, slot, 1] = u, v
                         share = weight[block, k, slot] * (u * u + v * v)
                         profiles[block, slot, depth] += share
+
+
+@_compiled
+def add_slopes(slopes, before, after, sums, stages, begin, end, group):
+    """Add what the steps of a group give to the gradients by matrices (M, 3, N, N) of a block."""
+    _, kept, t, n = before.shape
+    steps = kept // len(stages)
+    for _, matrix, first, uses, use in stages:
+        if use == 0:
+            here, there = first * steps + begin * uses, first * group
+            numbers = (end - begin) * uses * t * n
+            x, y = before[0, here:].ravel()[:numbers], before[1, here:].ravel()[:numbers]
+            both, out = sums[:numbers], slopes[matrix]
+            for i in range(numbers):
+                both[i] = x[i] + y[i]
+            add_outer(out[0], x, after[0, there:])
+            add_outer(out[1], y, after[1, there:])
+            add_outer(out[2], both, after[2, there:])
 
 
 @_compiled
@@ -209,18 +227,7 @@ def adjoint(
             # `after` is used again
             last[0], last[1] = last_x, last_y
             last_x, last_y = last[0], last[1]
-            for _, matrix, first, uses, use in stages:
-                if use == 0:
-                    here, there = first * steps + begin * uses, first * group
-                    numbers = (end - begin) * uses * t * n
-                    x = before[block, 0, here:].ravel()[:numbers]
-                    y = before[block, 1, here:].ravel()[:numbers]
-                    both, out = sums[:numbers], slopes[matrix, block]
-                    for i in range(numbers):
-                        both[i] = x[i] + y[i]
-                    add_outer(out[0], x, after[0, there:])
-                    add_outer(out[1], y, after[1, there:])
-                    add_outer(out[2], both, after[2, there:])
+            add_slopes(slopes[:, block], before[block], after, sums, stages, begin, end, group)
         for i in range(t * n):
             u = last_x[i] + (change[0, i] - change[1, i])
             v = last_y[i] + (change[2, i] - change[0, i] - change[1, i])
@@ -276,8 +283,7 @@ def forward(
                     spin(x[own], y[own], x[0], y[0], turn, times[phase])
                 for r in range(rows):
                     rotate(x[r], y[r], both[r], cos, sin)
-                for part in range(3):
-                    combine(change[part], parts[part], matrices[matrix, block, part], 0)
+                change_of(change, x, y, both, matrices[matrix, block])
                 for r in range(p):
                     for part in range(3):
                         factor = changes[matrix, block, r, part]
