@@ -62,6 +62,11 @@ def in_threads(function: Callable, items: Sequence, threads: int) -> Iterator:
             wait(waiting)
 
 
+def alike(count: int, threads: int) -> bool:
+    """Tell whether threads that share `count` equal things have about as much to do each."""
+    return count % threads == 0 or count >= 4 * threads
+
+
 def _first(waiting: collections.deque):
     """Return the result of the first future and drop it; one without result stays for `wait`."""
     result = waiting[0].result()

@@ -9,7 +9,7 @@ from dials_hybrid.propagation import (
     Moves,
     Probe,
     Splitting,
-    compiled_stages,
+    spare,
     splitting,
 )
 from dials_hybrid.propagation.kernels import can_compile
@@ -112,11 +112,11 @@ def test_absorption_is_the_same(by_torch):
 
 def test_memory_is_used_again_once_nothing_refers_to_it():
     like = torch.empty(0)
-    first = compiled_stages.room(like, 500, 1000)
+    first = spare.room(like, 500, 1000)
     part, place = first[3], first.data_ptr()
     del first
-    second = compiled_stages.room(like, 500, 1000)
+    second = spare.room(like, 500, 1000)
     assert second.data_ptr() != place
     del part
-    third = compiled_stages.room(like, 400, 1000)
+    third = spare.room(like, 400, 1000)
     assert third.data_ptr() == place and third.shape == (400, 1000)

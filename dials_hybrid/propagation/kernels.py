@@ -122,14 +122,16 @@ def change_of(change, x, y, both, matrix):
 
 
 @_compiled
-def carry(waves, phases, matrices, beams, weight, before, seen, profiles, stages, steps):
+def carry(incident, phases, matrices, beams, weight, before, seen, profiles, stages, steps):
     """Sweep over all stages, see `compiled_stages.carry`."""
-    f, _, t, n = waves.shape
+    _, f, _, t, n = phases.shape
     between, kept = steps // profiles.shape[2], before.shape[2] // len(stages)
-    both, change = space(waves, t * n), space(waves, 3 * t * n).reshape(3, t * n)
+    both, start = space(phases, t * n), space(phases, 2 * t * n).reshape(2, t, n)
+    change = space(phases, 3 * t * n).reshape(3, t * n)
     for block in range(f):
-        change[:] = 0
-        last_x, last_y = waves[block, 0].ravel(), waves[block, 1].ravel()
+        change[:], start[:] = 0, 0
+        start[0, :, incident[block]] = 1
+        last_x, last_y = start[0].ravel(), start[1].ravel()
         for step in range(steps):
             for phase, matrix, first, uses, use in stages:
                 place = first * kept + step % kept * uses + use
@@ -192,6 +194,7 @@ def adjoint(
         last_x, last_y, time = last[0], last[1], times[0]
         psi_x, psi_y = before[block, 0, 0].ravel(), before[block, 1, 0].ravel()
         turned = flow[block].ravel()
+        turned[:], slopes[:, block] = 0, 0
         for end in range(steps, 0, -group):
             begin = max(0, end - group)
             for step in range(end - 1, begin - 1, -1):
@@ -232,6 +235,145 @@ def adjoint(
             u = last_x[i] + (change[0, i] - change[1, i])
             v = last_y[i] + (change[2, i] - change[0, i] - change[1, i])
             turned[i] -= time * (u * psi_y[i] + v * psi_x[i])
+        for matrix in range(len(slopes)):
+            products, out = slopes[matrix, block].copy(), slopes[matrix, block]
+            out[:] = 0
+            settle_parts(out[0].ravel(), out[1].ravel(), out[2].ravel(), products.reshape(3, n * n))
+
+
+@_compiled
+def settle_parts(x, y, both, change):
+    """Add products of a matrix with parts to the parts, and form their sum again."""
+    for i in range(x.size):
+        x[i] += change[0, i] - change[1, i]
+        y[i] += change[2, i] - change[0, i] - change[1, i]
+        both[i] = x[i] + y[i]
+
+
+@_compiled
+def largest(x):
+    """Return the largest real and imaginary part of matrices (F, N, N), NaN if there is one."""
+    real, imaginary = 0.0, 0.0
+    for value in x.ravel():
+        u, v = abs(value.real), abs(value.imag)
+        if u > real or u != u:
+            real = u
+        if v > imaginary or v != v:
+            imaginary = v
+    return real, imaginary
+
+
+@_compiled
+def set_parts(parts, x, factor, noise):
+    """Set `parts` (F, P, N, N) to those of `factor` times x^T, without those below `noise`.
+
+    They are the real one alone, or the real and imaginary one and their sum.
+    """
+    for block in range(len(x)):
+        for i, row in enumerate(x[block]):
+            for j, value in enumerate(row):
+                # NaN stays
+                u = 0 if abs(value.real) <= noise else factor * value.real
+                parts[block, 0, j, i] = u
+                if parts.shape[1] > 1:
+                    v = 0 if abs(value.imag) <= noise else factor * value.imag
+                    parts[block, 1, j, i], parts[block, 2, j, i] = v, u + v
+
+
+@_compiled
+def add_up(out, parts, real, imaginary, first, last, begin, end):
+    """Set rows of `out` (M, F, P, N, N) to sums of parts (K, F, Q, N, N) by a table (M, K).
+
+    Either has real and imaginary parts, and may have their sum; `parts` may be real alone.
+    """
+    for block in range(first, last):
+        for row in range(begin, end):
+            for m in range(len(real)):
+                x, y = out[m, block, 0, row], out[m, block, 1, row]
+                x[:], y[:] = 0, 0
+                for k in range(len(parts)):
+                    u, c, s = parts[k, block, 0, row], real[m, k], imaginary[m, k]
+                    if parts.shape[2] == 1:
+                        for i in range(x.size):
+                            x[i] += c * u[i]
+                            y[i] += s * u[i]
+                    else:
+                        v = parts[k, block, 1, row]
+                        for i in range(x.size):
+                            x[i] += c * u[i] - s * v[i]
+                            y[i] += c * v[i] + s * u[i]
+                if out.shape[2] == 3:
+                    both = out[m, block, 2, row]
+                    for i in range(x.size):
+                        both[i] = x[i] + y[i]
+
+
+@_compiled
+def multiply(powers, known, first, last, begin, end):
+    """Fill rows of the powers (K, F, P, N, N) of some blocks' matrices, of which some are known."""
+    count = len(powers)
+    for block in range(first, last):
+        for k in range(known, count):
+            powers[k, block, :, begin:end] = 0
+        for k in range(known, count):
+            add_product(powers[k, block], powers[k - 1, block], powers[0, block], begin, end)
+
+
+@_compiled
+def add_right(terms, matrices, first, last, begin, end):
+    """Replace rows of terms_k (K, F, Q, N, N) by those of sum_(j >= k) terms_j W^(j - k)."""
+    for block in range(first, last):
+        for k in range(len(terms) - 2, -1, -1):
+            add_product(terms[k, block], terms[k + 1, block], matrices[block], begin, end)
+
+
+@_compiled
+def add_product(out, left, right, begin, end):
+    """Add rows of products of parts, real alone or all three on the right, to those of `out`."""
+    if len(right) == 1:
+        for part in range(len(out)):
+            combine(out[part, begin:end], left[part, begin:end], right[0], 1)
+    else:
+        n = right.shape[2]
+        change = space(right, 3 * (end - begin) * n).reshape(3, (end - begin) * n)
+        x, y, both = left[0, begin:end], left[1, begin:end], left[2, begin:end]
+        change_of(change, x, y, both, right)
+        x, y, both = out[0, begin:end], out[1, begin:end], out[2, begin:end]
+        settle_parts(x.ravel(), y.ravel(), both.ravel(), change)
+
+
+@_compiled
+def add_left(terms, matrices, first, last, begin, end):
+    """Replace columns of terms_k (K, F, Q, N, N) by those of sum_(j >= k) W^(j - k) terms_j."""
+    n, few = terms.shape[4], end - begin
+    # the three products lie side by side
+    change = space(terms, 3 * few * n).reshape(n, 3, few)
+    for block in range(first, last):
+        w = matrices[block]
+        for k in range(len(terms) - 2, -1, -1):
+            columns, out = terms[k + 1, block], terms[k, block]
+            if len(w) == 1:
+                for part in range(len(out)):
+                    combine_columns(out[part, 0, begin:], w[0], columns[part, 0, begin:], few, n, 1)
+            else:
+                for part in range(3):
+                    to = change[0, part]
+                    combine_columns(to, w[part], columns[part, 0, begin:], few, 3 * few, 0)
+                for i in range(n):
+                    x, y, both = out[0, i, begin:end], out[1, i, begin:end], out[2, i, begin:end]
+                    settle_parts(x, y, both, change[i])
+
+
+@_compiled
+def combine_columns(out, matrix, columns, few, apart, kept):
+    """Set columns that begin at `out`, in rows so far apart, to `kept` times themselves and more.
+
+    That is `matrix` (N, N) times columns of another matrix (N, N), from which on `columns` is.
+    """
+    sizes = np.array([few, len(matrix), apart], np.int32)
+    m, n, ld = sizes, sizes[1:], sizes[2:]
+    plain, numbers = np.array([_PLAIN], np.uint8), np.array([1, kept], matrix.dtype)
+    gemm(plain, plain, m, n, n, numbers, columns, n, matrix, n, numbers[1:], out, ld)
 
 
 @_compiled
@@ -262,17 +404,16 @@ def rotate(x, y, both, cos, sin):
 
 @_compiled
 def forward(
-    waves, phases, times, matrices, changes, turns, beams, weight, found, stages, steps
+    incident, phases, times, matrices, changes, turns, beams, weight, found, stages, steps
 ):  # fmt: skip
     """Sweep over all stages, see `compiled_stages.forward`."""
     f, q, t, n = turns.shape
     p, rows, between = changes.shape[2], found.shape[1], steps // found.shape[3]
-    parts = space(waves, 3 * rows * t * n).reshape(3, rows, t * n)
-    change = space(waves, 3 * rows * t * n).reshape(3, rows, t * n)
+    parts = space(phases, 3 * rows * t * n).reshape(3, rows, t * n)
+    change = space(phases, 3 * rows * t * n).reshape(3, rows, t * n)
     for block in range(f):
         parts[:] = 0
-        for part in range(2):
-            parts[part, 0] = waves[block, part].ravel()
+        parts[0, 0].reshape(t, n)[:, incident[block]] = 1
         x, y, both = parts[0], parts[1], parts[2]
         for step in range(steps):
             for stage in range(len(stages)):

@@ -7,16 +7,19 @@ matrix. Its powers are then real, too, and cost a quarter of complex ones; their
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from numpy.polynomial import chebyshev
 from torch import Tensor
 
-_LARGEST = 2.0  # row sum of |2 pi t V| from which on exponentials of shorter t are squared
-_SHORTEST = 4  # power that bounds the eigenvalues, and is always formed
+from ..parallel import alike, in_threads
+
+_LARGEST = 2.0  # bound of the eigenvalues of 2 pi t V above which shorter t are squared
+SHORTEST = 4  # power that bounds the eigenvalues, and is always formed
 
 
 @dataclass(frozen=True)
@@ -37,24 +40,28 @@ class Series:
     unit: float  # A
     table: Tensor  # (times, order) complex coefficients
     halvings: int
+    cores: int  # that form the powers, and the adjoint, together
 
     @classmethod
-    def of(cls, potential: Tensor, times: tuple) -> Series:
+    def of(cls, potential: Tensor, times: tuple, cores: int = 1) -> Series:
         """Choose the order for potential (F, N, N) in A^-1 and `times` in A."""
-        longest = max(map(abs, times))
-        rows = 2 * math.pi * longest * float(potential.detach().abs().sum(-1).max())
-        halvings = max(0, math.ceil(math.log2(rows / _LARGEST))) if rows else 0
-        unit = longest / 2**halvings
-        w = plain(2 * math.pi * unit * potential)
-        first = _first_powers(w)
-        # of a Hermitian W the largest |eigenvalue|, and little more
-        bound = largest_norm(first[-1]) ** (1 / _SHORTEST)
-        radius = 2.0 ** (math.ceil(8 * math.log2(max(bound, 0.01))) / 8)
-        order = series_order(radius, torch.finfo(potential.dtype).eps)
-        shares = tuple(t / longest for t in times)
-        table = torch.from_numpy(_coefficients(shares, radius, order))
-        table = table.to(potential.device, potential.dtype)
-        return cls(_continued(first, order), unit, table, halvings)
+        return cls.of_matrices(scaled(potential, times), times, cores)
+
+    @classmethod
+    def of_matrices(cls, w: Tensor, times: tuple, cores: int = 1) -> Series:
+        """Choose the order for what `scaled` returns."""
+        powers = w.new_empty(most_powers(w), *w.shape)
+        powers[0] = w
+        _on_cores(cores, partial(_multiply, known=1), powers[:SHORTEST], w, 2)
+        halvings, table = polynomials(powers[SHORTEST - 1], times)
+        if halvings:
+            for k, power in enumerate(powers[:SHORTEST], 1):
+                power *= 0.5 ** (halvings * k)
+        powers = powers[: table.shape[1]]
+        _on_cores(cores, partial(_multiply, known=SHORTEST), powers, powers[0], 2)
+        dtype = w.dtype if w.is_complex() else w.dtype.to_complex()
+        table = torch.from_numpy(table).to(w.device, dtype)
+        return cls(powers, max(map(abs, times)) / 2**halvings, table, halvings, cores)
 
     def values(self) -> list[Tensor]:
         """Return exp(2 pi i t V) - 1 (times, F, N, N), before it what is still to be squared."""
@@ -89,11 +96,56 @@ class Series:
             slopes = 2 * slopes + value @ slopes + slopes @ value
         terms, planes = _planes(_combine(self.table.T, slopes), self.powers, 1)
         w = self.powers[0].repeat(planes, 1, 1)
-        right = total = terms[-1]
-        for term in reversed(terms[:-1].unbind()):
-            right = torch.baddbmm(term, right, w)
-            total = torch.baddbmm(right, w, total)
-        return 2 * math.pi * self.unit * _joined(total, planes, 0)
+        _on_cores(self.cores, _add_right, terms, w, 2)
+        _on_cores(self.cores, _add_left, terms, w, 3)
+        return 2 * math.pi * self.unit * _joined(terms[0], planes, 0)
+
+
+def _on_cores(cores: int, function: Callable, x: Tensor, w: Tensor, dim: int) -> None:
+    """Call the function with each core's part of x (K, F, N, N) and of w (F, N, N).
+
+    A core has blocks of its own; if there are too few, rows (dim 2) or columns (3) of all.
+    """
+    if alike(len(w), cores):
+        parts = zip(x.tensor_split(cores, 1), w.tensor_split(cores), strict=True)
+    else:
+        parts = ((part, w) for part in x.tensor_split(cores, dim))
+    for _ in in_threads(lambda part: function(*part), list(parts), cores):
+        pass
+
+
+def _add_right(terms: Tensor, w: Tensor) -> None:
+    """Replace terms_k by sum_(j >= k) terms_j W^(j - k)."""
+    for k in range(len(terms) - 2, -1, -1):
+        terms[k].baddbmm_(terms[k + 1], w)
+
+
+def _add_left(terms: Tensor, w: Tensor) -> None:
+    """Replace terms_k by sum_(j >= k) W^(j - k) terms_j."""
+    for k in range(len(terms) - 2, -1, -1):
+        terms[k].baddbmm_(w, terms[k + 1])
+
+
+def scaled(potential: Tensor, times: tuple) -> Tensor:
+    """Return W for the longest of the times (A), halved no time; real where V (F, N, N) is."""
+    return plain(2 * math.pi * max(map(abs, times)) * potential.detach())
+
+
+def most_powers(w: Tensor) -> int:
+    """Return how many powers are formed at most."""
+    return series_order(_LARGEST, torch.finfo(w.dtype).eps)
+
+
+def polynomials(power: Tensor, times: tuple) -> tuple[int, np.ndarray]:
+    """Return halvings and coefficients (times, order), given W^4."""
+    # of a Hermitian W the largest |eigenvalue|, and little more
+    bound = largest_norm(power) ** (1 / SHORTEST)
+    halvings = max(0, math.ceil(math.log2(bound / _LARGEST))) if bound else 0
+    radius = 2.0 ** (math.ceil(8 * math.log2(max(bound / 2**halvings, 0.01))) / 8)
+    radius = min(radius, _LARGEST)
+    order = series_order(radius, torch.finfo(power.dtype).eps)
+    longest = max(map(abs, times))
+    return halvings, _coefficients(tuple(t / longest for t in times), radius, order)
 
 
 def series_order(radius: float, eps: float) -> int:
@@ -103,7 +155,7 @@ def series_order(radius: float, eps: float) -> int:
     bounds the error.
     """
     order, term = 1, radius**2 / 4
-    while order < _SHORTEST or term > eps / 8:
+    while order < SHORTEST or term > eps / 8:
         order += 1
         term *= radius / 2 / (order + 1)
     return order
@@ -129,21 +181,10 @@ def _bessel(k: int, x: float) -> float:
     return math.fsum(terms)
 
 
-def _first_powers(w: Tensor) -> Tensor:
-    """Return W, W^2, W^3, W^4 (4, F, N, N)."""
-    out = w.new_empty(_SHORTEST, *w.shape)
-    out[0] = w
-    for k in range(1, _SHORTEST):
-        torch.bmm(out[k - 1], w, out=out[k])
-    return out
-
-
-def _continued(powers: Tensor, order: int) -> Tensor:
-    """Return the powers up to `order`."""
-    more = [powers[-1]]
-    while len(powers) + len(more) <= order:
-        more.append(more[-1] @ powers[0])
-    return torch.cat([powers, torch.stack(more[1:])]) if more[1:] else powers
+def _multiply(rows: Tensor, w: Tensor, known: int) -> None:
+    """Fill rows (K, F, R, N) of powers of w (F, N, N), of which some are known."""
+    for k in range(known, len(rows)):
+        torch.bmm(rows[k - 1], w, out=rows[k])
 
 
 def largest_norm(x: Tensor) -> float:
@@ -175,16 +216,26 @@ def _without_noise(x: Tensor) -> Tensor:
     parts = torch.view_as_real(x)
     if not parts.numel():
         return x
-    limit = torch.finfo(parts.dtype).eps ** 2 * parts.abs().max()
-    return torch.view_as_complex(parts.where(parts.abs() > limit, 0.0))
+    limit = noise_beside(float(parts.detach().abs().max()), x.dtype)
+    return torch.view_as_complex(torch.nn.functional.hardshrink(parts, limit))
 
 
 def _real_if_it_is(x: Tensor) -> Tensor:
     """Return the real part alone if the imaginary one is not above rounding."""
     if not x.numel():
         return x.real
-    limit = 4 * torch.finfo(x.dtype).eps * x.real.abs().max()
-    return x.real.contiguous() if bool(x.imag.abs().max() <= limit) else x
+    real, imaginary = (float(part.detach().abs().max()) for part in (x.real, x.imag))
+    return x.real.contiguous() if is_noise(imaginary, real, x.dtype) else x
+
+
+def noise_beside(largest: float, dtype: torch.dtype) -> float:
+    """Return below what numbers are rounding's, beside a largest one."""
+    return torch.finfo(dtype).eps ** 2 * largest
+
+
+def is_noise(imaginary: float, real: float, dtype: torch.dtype) -> bool:
+    """Tell whether imaginary parts are not above rounding beside real ones, by the largest."""
+    return imaginary <= 4 * torch.finfo(dtype).eps * real
 
 
 def _planes(x: Tensor, like: Tensor, dim: int) -> tuple[Tensor, int]:
@@ -207,6 +258,32 @@ def _combine(table: Tensor, terms: Tensor) -> Tensor:
     else:
         out = torch.complex(table.real @ flat, table.imag @ flat)
     return out.reshape(len(table), *terms.shape[1:])
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Exponentials for a sweep by calls of torch, see `stages`."""
+
+    series: Series
+    values: list[Tensor]
+
+    @classmethod
+    def of(cls, w: Tensor, times: tuple, cores: int) -> Factors:
+        """Form them from what `scaled` returns."""
+        series = Series.of_matrices(w, times, cores)
+        return cls(series, series.values())
+
+    def ahead(self) -> Tensor:
+        """Return the transposed exponentials (M, F, N, N), less the identity."""
+        return self.values[-1].mT.contiguous()
+
+    def back(self) -> Tensor:
+        """Return the exponentials (M, F, N, N), less the identity."""
+        return self.values[-1].contiguous()
+
+    def adjoint(self, slopes: Tensor) -> Tensor:
+        """Return the gradient (F, N, N) by V from what falls to the exponentials."""
+        return self.series.adjoint(slopes, self.values)
 
 
 def exponentials(potential: Tensor, times: tuple) -> list[Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from . import compiled_stages, stages
 from .base import DepthGrid, Moves, Probe, Propagator, Size, Work
 from .kernels import can_compile
-from .series import Series
+from .series import scaled
 from .stages import Plan
 from .strips import Cut, in_chunks
 
@@ -99,6 +100,7 @@ SCHEMES = {
 LIGHT = "saba_3"
 
 
+@lru_cache(maxsize=64)
 def make_plan(scheme: str, grid: DepthGrid, substeps: int) -> Plan:
     """Return the stage table of a scheme of SCHEMES with `substeps` steps between depths."""
     a, b = SCHEMES[scheme]
@@ -128,30 +130,26 @@ class _Sweep(torch.autograd.Function):
         keep = any(ctx.needs_input_grad)
         room = compiled_stages if can_compile(potential) else stages
         cut = Cut.of(excitation)
-        with cut.cores_beside(potential):
-            series = Series.of(potential, plan.matrices)
-            values = series.values()
-            factors = cut.split(room.prepared(values[-1].mT), 1)
-
-            def carry(factors: Tensor, *given) -> tuple:
-                strip = stages.Strip.of(plan, *given)
-                return strip, *room.carry(strip, factors, keep)
-
-            work = zip(factors, *cut.parts(probe, excitation), strict=True)
-            strips, profiles, waves = zip(*cut.each(carry, work), strict=True)
+        with cut.cores_beside():
+            exponentials = room.factors_of(potential, plan.matrices, cut.beside)
+            factors = cut.split(exponentials.ahead(), 1)
+            given = zip(*cut.parts(probe, excitation), strict=True)
+            strips = [stages.Strip.of(plan, *own) for own in given]
+            pairs = zip(strips, factors, strict=True)
+            profiles, waves = cut.swept([room.carry(*pair, keep) for pair in pairs])
         if keep:
-            ctx.kept = room, cut, series, values, strips, waves
+            ctx.kept = room, cut, exponentials, strips, waves
         return cut.joined(profiles, 0)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         """Return the gradients by the potential (F, N, N) and excitation errors (F, N, T)."""
-        room, cut, series, values, strips, waves = ctx.kept
-        with cut.cores_beside(series.powers[0]):
-            factors = cut.split(room.prepared(values[-1]), 1)
+        room, cut, exponentials, strips, waves = ctx.kept
+        with cut.cores_beside():
+            factors = cut.split(exponentials.back(), 1)
             work = zip(strips, factors, waves, cut.split(grad, 0), strict=True)
-            slopes, flow = zip(*cut.each(room.adjoint, work), strict=True)
-            by_potential = series.adjoint(cut.joined(slopes, 1), values)
+            slopes, flow = cut.swept([room.adjoint(*own) for own in work])
+            by_potential = exponentials.adjoint(cut.joined(slopes, 1))
         return None, None, by_potential.mH, torch.cat([x.mT for x in flow], cut.dim)
 
 
@@ -212,9 +210,8 @@ class Splitting(Propagator):
         directions this costs less than one adjoint sweep per observation.
         """
         plan = make_plan(self.scheme, grid, self.substeps)
-        series = Series.of(potential, plan.matrices)
         room = compiled_stages if can_compile(potential) else stages
-        factors = room.prepared(series.values()[-1].mT)
+        exponentials = room.Factors.of(scaled(potential, plan.matrices), plan.matrices, 1)
         strip = stages.Strip.of(plan, probe, excitation)
-        moved = series.derivatives(moves.potential)
-        return room.forward(strip, factors, moved, moves.excitation)
+        moved = exponentials.series.derivatives(moves.potential)
+        return room.forward(strip, exponentials.ahead(), moved, moves.excitation)

@@ -9,13 +9,16 @@ matrix side by side, so that gradients by a matrix are products over many stages
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .base import Probe, start_waves
+from .series import Factors, scaled
 from .strips import intensities
 
 
@@ -34,7 +37,7 @@ class Plan:
         """D."""
         return self.steps // self.steps_per_depth
 
-    @property
+    @cached_property
     def table(self) -> np.ndarray:
         """The stages as rows of integers.
 
@@ -55,17 +58,21 @@ class Strip:
 
     plan: Plan
     excitation: Tensor  # S (F, T, N) in A^-1
-    waves: Tensor  # psi(0) (F, T, N)
+    incident: Tensor  # (F,) the beams that come in
     beams: Tensor  # (F, B) those of the slots
     weight: Tensor  # (F, T, B)
 
     @classmethod
     def of(cls, plan: Plan, probe: Probe, excitation: Tensor) -> Strip:
         """Take the strip's own part of the probe and of S (F, N, T) in A^-1."""
-        dtype = torch.complex64 if excitation.dtype == torch.float32 else torch.complex128
-        waves = start_waves(excitation, probe.incident, dtype).mT.contiguous()
         weight = probe.weight.mT.to(excitation.dtype)
-        return cls(plan, excitation.mT.contiguous(), waves, probe.beam, weight)
+        return cls(plan, excitation.mT.contiguous(), probe.incident, probe.beam, weight)
+
+    @property
+    def waves(self) -> Tensor:
+        """psi(0) (F, T, N)."""
+        dtype = torch.complex64 if self.excitation.dtype == torch.float32 else torch.complex128
+        return start_waves(self.excitation.mT, self.incident, dtype).mT.contiguous()
 
     @property
     def times(self) -> Tensor:
@@ -78,19 +85,24 @@ class Strip:
         return self.times.view(-1, 1, 1, 1) * self.excitation
 
 
-def prepared(values: Tensor) -> Tensor:
-    """Return the factors for `carry` and `adjoint` of matrices (M, F, N, N), blocks second."""
-    return values.contiguous()
+def factors_of(potential: Tensor, times: tuple, cores: int) -> Factors:
+    """Return the exponentials for potential V (F, N, N) in A^-1 and `times` in A."""
+    return Factors.of(scaled(potential, times), times, cores)
 
 
-def carry(strip: Strip, factors: Tensor, keep: bool) -> tuple[Tensor, tuple]:
-    """Carry the waves of a strip through all steps, by factors of transposed exponentials.
+def carry(strip: Strip, factors: Tensor, keep: bool) -> Callable:
+    """Return a call, for a thread of its own, that carries the waves of a strip.
 
-    Return the profiles (F, B, D) and, for `adjoint`, the phases, the waves that go into matrices,
-    those of all steps if it is to `keep` them, and those that are seen.
+    The factors are of transposed exponentials. The call returns the profiles (F, B, D) and, for
+    `adjoint`, the phases, the waves that go into matrices, those of all steps if it is to `keep`
+    them, and those that are seen.
     """
+    return partial(_carry, strip, factors, keep)
+
+
+def _carry(strip: Strip, factors: Tensor, keep: bool) -> tuple[Tensor, tuple]:
     phases = _phases(strip)
-    plan, waves, table = strip.plan, strip.waves.clone(), strip.plan.table
+    plan, waves, table = strip.plan, strip.waves, strip.plan.table
     f, t, n = waves.shape
     kept = plan.steps if keep else 1
     before = waves.new_empty(f, len(table) * kept, t, n)
@@ -107,13 +119,19 @@ def carry(strip: Strip, factors: Tensor, keep: bool) -> tuple[Tensor, tuple]:
     return intensities(seen, strip.weight), (phases, before, seen)
 
 
-def adjoint(strip: Strip, factors: Tensor, kept: tuple, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Sweep the same stages backwards, by factors of exponentials that are not transposed.
+def adjoint(strip: Strip, factors: Tensor, kept: tuple, grad: Tensor) -> Callable:
+    """Return a call that sweeps the same stages backwards.
+
+    The factors are of exponentials that are not transposed.
 
     dL = Re sum(mu dpsi), mu = conj(dL/dpsi), so that transposes replace adjoints. `kept` is what
-    `carry` kept, `grad` (F, B, D) the gradient by the profiles. Return what falls to the transposed
+    `carry` kept, `grad` (F, B, D) the gradient by the profiles. The call returns what falls to the
     exponentials (M, F, N, N) and to S (F, T, N).
     """
+    return partial(_adjoint, strip, factors, kept, grad)
+
+
+def _adjoint(strip: Strip, factors: Tensor, kept: tuple, grad: Tensor) -> tuple[Tensor, Tensor]:
     plan, table = strip.plan, strip.plan.table
     phases, before, seen = kept
     f, _, t, n = before.shape
