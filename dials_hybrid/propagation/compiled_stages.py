@@ -34,7 +34,7 @@ def carry(strip: Strip, factors: Tensor, keep: bool) -> Callable:
 
 
 def adjoint(strip: Strip, factors: Tensor, kept: tuple, grad: Tensor) -> Callable:
-    """See `stages`; what falls to the exponentials is (M, F, 3, N, N), as the factors are."""
+    """See `stages`; what falls to the exponentials is the first two of (M, F, 3, N, N)."""
     slopes, flow = room(factors, *factors.shape), room(grad, *strip.excitation.shape)
     given = factors, strip.times, strip.beams, strip.weight, grad
     arrays = [as_array(x) for x in (*kept, *given, slopes, flow)]

@@ -236,9 +236,11 @@ def adjoint(
             v = last_y[i] + (change[2, i] - change[0, i] - change[1, i])
             turned[i] -= time * (u * psi_y[i] + v * psi_x[i])
         for matrix in range(len(slopes)):
-            products, out = slopes[matrix, block].copy(), slopes[matrix, block]
-            out[:] = 0
-            settle_parts(out[0].ravel(), out[1].ravel(), out[2].ravel(), products.reshape(3, n * n))
+            x, y = slopes[matrix, block, 0].ravel(), slopes[matrix, block, 1].ravel()
+            both = slopes[matrix, block, 2].ravel()
+            for i in range(n * n):
+                u, v = x[i], y[i]
+                x[i], y[i] = u - v, both[i] - u - v
 
 
 @_compiled

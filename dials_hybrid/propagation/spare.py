@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SPARE = 128 * 2**20  # bytes at most that are held for the next sweep
+_SPARE = 256 * 2**20  # bytes at most that are held for the next sweep
 _spare: list[np.ndarray] = []
 _lock = threading.RLock()  # memory may be given back wherever Python collects garbage
 
