@@ -47,7 +47,7 @@ class Factors(series.Factors):
         return parts(self.values[-1])
 
     def adjoint(self, slopes: Tensor) -> Tensor:
-        """Return the gradient (F, N, N) by V from what falls to the exponentials (M, F, 3, N, N)."""
+        """Return the gradient (F, N, N) by V from what falls to exponentials (M, F, 3, N, N)."""
         return super().adjoint(torch.complex(slopes[:, :, 0], slopes[:, :, 1]))
 
 
@@ -93,7 +93,7 @@ class PartFactors:
         return self.values.mT.contiguous()
 
     def adjoint(self, slopes: Tensor) -> Tensor:
-        """Return the gradient (F, N, N) by V from what falls to the exponentials (M, F, 3, N, N)."""
+        """Return the gradient (F, N, N) by V from what falls to exponentials (M, F, 3, N, N)."""
         w = self.matrices.mT.contiguous().numpy()
         terms = _room(slopes[0, :, 0], self.table.shape[1], 2 if w.shape[1] == 1 else 3)
         _on_cores(self.cores, kernels.add_up, terms, slopes.numpy(), *_pair(self.table.T, terms))
