@@ -36,6 +36,33 @@ class Linearisation:
     crystal: Tensor  # (G, P, D) along the free parameters of the structure
     orientation: Tensor  # (G, 2, D) along the two local rotations, in their prior's sigma
 
+    @classmethod
+    def held(cls, profiles: Tensor, parameters: int) -> Linearisation:
+        """Return that in which the parameters of the structure, and the rotations, do nothing."""
+        portions, depths = profiles.shape
+        none = profiles.new_zeros(1, 1, 1)
+        return cls(profiles, *(none.expand(portions, n, depths) for n in (parameters, 2)))
+
+    @property
+    def still(self) -> bool:
+        """Whether it is a held one, whose zeros are a single number."""
+        return not any(self.crystal.stride())
+
+    def moved(self, steps: Tensor, turns: Tensor) -> Tensor:
+        """Return the profiles (G, D) after steps (P,) of parameters and rotations (G, 2)."""
+        if self.still:
+            return self.profiles
+        moved = torch.einsum("p,lpd->ld", steps, self.crystal)
+        moved += torch.einsum("lk,lkd->ld", turns, self.orientation)
+        return self.profiles + moved
+
+    def weighted(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums over depth with weight (G, D): of parameters (G, P), rotations (G, 2)."""
+        if self.still:
+            return self.crystal[..., 0], self.orientation[..., 0]
+        slopes = self.crystal, self.orientation
+        return tuple(torch.einsum("ld,lpd->lp", weight, x) for x in slopes)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -169,10 +196,7 @@ class CheapModel:
         return out.index_put_((self.observation,), values, accumulate=True)
 
     def _moved_profiles(self, x: Tensor) -> Tensor:
-        local = self.local_rotation(x)
-        moved = torch.einsum("p,lpd->ld", x[self.parts.crystal], self.lin.crystal)
-        moved += torch.einsum("lk,lkd->ld", local[self.block], self.lin.orientation)
-        return self.lin.profiles + moved
+        return self.lin.moved(x[self.parts.crystal], self.local_rotation(x)[self.block])
 
     def moved(self, x: Tensor) -> Linearisation:
         """Return the linearisation about x to first order; derivatives stay as they are."""
@@ -221,9 +245,10 @@ class CheapModel:
         intensity = scale * model.nuisance.corrected(nuisance, raw, powers)
         if not jacobian:
             return intensity, None
+        by_crystal, by_turn = self.lin.weighted(weight)
         blocks = [
-            self._summed(torch.einsum("ld,lpd->lp", weight, self.lin.crystal)),
-            self._orientation_jacobian(weight),
+            self._summed(by_crystal),
+            self._orientation_jacobian(by_turn),
             self._thickness_jacobian(profiles, *dp),
         ]
         slopes = model.nuisance.slopes(nuisance, raw, powers)
@@ -298,10 +323,9 @@ class CheapModel:
             out[columns] += block.T @ residual
         return out
 
-    def _orientation_jacobian(self, weight: Tensor) -> Tensor:
-        """(R, n): of each observation by the rotations of its blocks, then by the knots'."""
+    def _orientation_jacobian(self, local: Tensor) -> Tensor:
+        """(R, n): of each observation by the rotations of its blocks (G, 2), then by the knots'."""
         knots = self.model.orientation.matrix
-        local = torch.einsum("ld,lkd->lk", weight, self.lin.orientation)
         turned = local.new_zeros(self.rows, local.shape[1], len(knots))
         one = torch.arange(local.shape[1], device=local.device)
         place = self.observation[:, None], one, self.block[:, None]

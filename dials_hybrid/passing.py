@@ -82,7 +82,4 @@ class Passing:
 
     def held(self, profiles: Tensor) -> CheapModel:
         """Return the model in which atoms and orientations stay: their derivatives are zero."""
-        portions, depths = profiles.shape
-        none = profiles.new_zeros(1, 1, 1)
-        slopes = (none.expand(portions, n, depths) for n in (self.model.crystal.count, 2))
-        return CheapModel(self.model, Linearisation(profiles, *slopes))
+        return CheapModel(self.model, Linearisation.held(profiles, self.model.crystal.count))
