@@ -284,14 +284,3 @@ class Factors:
     def adjoint(self, slopes: Tensor) -> Tensor:
         """Return the gradient (F, N, N) by V from what falls to the exponentials."""
         return self.series.adjoint(slopes, self.values)
-
-
-def exponentials(potential: Tensor, times: tuple) -> list[Tensor]:
-    """Return exp(2 pi i t V) (F, N, N) for each t (A) in `times`."""
-    identity = torch.eye(potential.shape[-1], dtype=potential.dtype, device=potential.device)
-    return [identity + value for value in Series.of(potential, times).values()[-1]]
-
-
-def exponential_tangents(potential: Tensor, tangents: Tensor, times: tuple) -> list[Tensor]:
-    """Return the derivatives (P, F, N, N) of `exponentials` along `tangents` (P, F, N, N)."""
-    return list(Series.of(potential, times).derivatives(tangents))
