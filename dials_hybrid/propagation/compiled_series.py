@@ -124,5 +124,4 @@ def _on_cores(cores: int, function: Callable, out: np.ndarray, *arguments) -> No
     apart = alike(f, cores)
     edges = [(f if apart else n) * k // cores for k in range(cores + 1)]
     ranges = [(*x, 0, n) if apart else (0, f, *x) for x in itertools.pairwise(edges)]
-    for _ in in_threads(lambda own: function(out, *arguments, *own), ranges, cores):
-        pass
+    list(in_threads(lambda own: function(out, *arguments, *own), ranges, cores))

@@ -313,11 +313,9 @@ def add_up(out, parts, real, imaginary, first, last, begin, end):
 @_compiled
 def multiply(powers, known, first, last, begin, end):
     """Fill rows of the powers (K, F, P, N, N) of some blocks' matrices, of which some are known."""
-    count = len(powers)
     for block in range(first, last):
-        for k in range(known, count):
+        for k in range(known, len(powers)):
             powers[k, block, :, begin:end] = 0
-        for k in range(known, count):
             add_product(powers[k, block], powers[k - 1, block], powers[0, block], begin, end)
 
 

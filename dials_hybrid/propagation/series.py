@@ -110,8 +110,7 @@ def _on_cores(cores: int, function: Callable, x: Tensor, w: Tensor, dim: int) ->
         parts = zip(x.tensor_split(cores, 1), w.tensor_split(cores), strict=True)
     else:
         parts = ((part, w) for part in x.tensor_split(cores, dim))
-    for _ in in_threads(lambda part: function(*part), list(parts), cores):
-        pass
+    list(in_threads(lambda part: function(*part), list(parts), cores))
 
 
 def _add_right(terms: Tensor, w: Tensor) -> None:
