@@ -16,6 +16,7 @@ from dials_hybrid.propagation import (
     Chebyshev,
     DepthGrid,
     Splitting,
+    compiled_series,
     compiled_stages,
     splitting,
 )
@@ -92,7 +93,8 @@ def test_batches_hold_less_than_the_setting_and_not_much_less(case, blocks, monk
 def test_machine_code_holds_less_than_the_estimate(case, monkeypatch):
     """Of its arrays the meter sees those that are kept from the way there to the way back."""
     monkeypatch.setattr(splitting, "can_compile", can_compile)
-    monkeypatch.setattr(compiled_stages, "room", lambda like, *shape: like.new_empty(shape))
+    for place in (compiled_series, compiled_stages):
+        monkeypatch.setattr(place, "room", lambda like, *shape: like.new_empty(shape))
     model = made(*CASES[case])
     assert batch_peak(model) < model.block_bytes() * max(len(b.blocks) for b in model.batches)
 
