@@ -34,7 +34,7 @@ def eigh(potential, excitation, grid) -> Tensor:
     values, vectors = torch.linalg.eigh(_matrices(potential, excitation))
     depth = grid.depths(dtype=values.dtype)
     phase = torch.polar(torch.ones(()).to(values), 2 * math.pi * values[..., None] * depth)
-    return _square(vectors @ (phase * vectors[:, 0, :, None].conj()))
+    return _square(vectors.to(phase.dtype) @ (phase * vectors[:, 0, :, None].conj()))
 
 
 def matrix_exp(potential, excitation, grid) -> Tensor:

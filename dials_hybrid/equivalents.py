@@ -19,6 +19,13 @@ def images(structure: Structure, hkl: Tensor) -> Tensor:
     return moved.round().to(torch.int64)
 
 
+def has_centre(structure: Structure) -> bool:
+    """Tell whether the origin is a centre of inversion: all F(g) are real and stay so."""
+    turned, shift = structure.sym_rot.cpu(), structure.sym_trans.cpu()
+    inverts = (turned + torch.eye(3).to(turned)).abs().amax((1, 2)) < 1e-9
+    return bool((inverts & ((shift - shift.round()).abs().amax(1) < 1e-9)).any())
+
+
 def numbered(hkl: Tensor) -> Tensor:
     """Return a number (...) for each of some reflections (..., 3), distinct ones for distinct."""
     span = 2 * int(hkl.abs().max()) + 1

@@ -32,7 +32,6 @@ from .batches import Portions
 from .crystal import reciprocal_length_sq
 from .data import Fourier, Result, Structure
 from .equivalents import images, numbered
-from .parallel import in_threads
 
 SUMS = 6  # of random signs over all observations
 PARTS = 24  # of the observations in their place, where each lies in one frame
@@ -108,8 +107,8 @@ def gradients(model, weight: Tensor) -> Tensor:
     """Return sum_i weight_i dI_i/dt of the entries t of the potential table, (K, M + 1).
 
     `weight` is (K, R); a batch of blocks without weights in a row has no part in it. A complex
-    gradient is dI/dRe t + i dI/dIm t. Several processes sum in another order than one, so that the
-    last digits may differ.
+    gradient is dI/dRe t + i dI/dIm t; where t is real by symmetry, dI/dRe t alone. Several
+    processes sum in another order than one, so that the last digits may differ.
     """
     table, rotation = model.potential_table().detach(), model.orientation().detach()
     weight = weight.to(table.device, torch.float64)
@@ -119,7 +118,8 @@ def gradients(model, weight: Tensor) -> Tensor:
     total = table.new_zeros(len(weight), len(table))
 
     def propagate(batch) -> tuple[Tensor, Tensor]:
-        own, portion = table.clone().requires_grad_(), batch.portion
+        own, portion = (table.real if model.matrix.real else table).clone(), batch.portion
+        own.requires_grad_()
         weights, rows = scaled[:, portion], scaled[:, portion].any(1).nonzero()[:, 0]
         found = table.new_zeros(len(rows), len(table))
         if len(rows):
@@ -130,7 +130,7 @@ def gradients(model, weight: Tensor) -> Tensor:
                 place.copy_(torch.autograd.grad(profiles, own, seed, retain_graph=True)[0])
         return rows, found
 
-    for rows, found in in_threads(propagate, model.batches, model.workers):
+    for rows, found in model.of_batches(propagate, model.workers):
         total[rows] += found  # in the order of the batches, so that every run sums alike
     return torch.view_as_complex(model.share.collect(torch.view_as_real(total)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from .losses import SmoothScale
 from .model_settings import ModelSettings
 from .nuisance import About
 from .orientation import SIGMA, OrientationCurve
-from .parallel import ALONE, Alone, Team, in_threads
+from .parallel import ALONE, Alone, Team, cores_used, in_threads
 from .perturbation import Reach, WeakBeams
 from .propagation import DIRECTIONS, Propagator, Size
 from .relevance import Relevance
@@ -132,7 +133,8 @@ class HybridModel(nn.Module):
             hermitian=isinstance(self.settings.absorption, NoAbsorption),
         )
         self.portions = Portions.of(self.problem)
-        self.workers = self._workers(device)
+        self.cores = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+        self.workers = self._workers()
         order = torch.argsort(self.beams.counts, descending=True)
         batches = order.split(self._batch_size())
         work = [len(blocks) * int(self.beams.counts[blocks].max()) ** 2 for blocks in batches]
@@ -181,15 +183,15 @@ class HybridModel(nn.Module):
     def _of_beams(self, fidelity: Fidelity) -> HybridModel:
         problem = thinned(self.problem.to("cpu"), fidelity.thinning)
         settings, device = self.settings.coarser(fidelity), str(self.depth.device)
-        model = HybridModel(problem, settings, device, self.share)
+        with cores_used(self.cores):
+            model = HybridModel(problem, settings, device, self.share)
         for name, module in self.named_children():
             setattr(model, name, module)
         return model
 
-    def _workers(self, device: str) -> int:
+    def _workers(self) -> int:
         """Batches that are worked on at the same time: one per core, as far as they fit."""
-        cores = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
-        return max(1, min(cores, int(self.settings.memory // self.block_bytes())))
+        return max(1, min(self.cores, int(self.settings.memory // self.block_bytes())))
 
     def _batch_size(self) -> int:
         """Blocks per batch: large enough to keep the processor busy, small enough to fit."""
@@ -269,11 +271,15 @@ class HybridModel(nn.Module):
             return Replayed.apply(self.batch_profiles, batch, table, rotation)
 
         # the graph of a gradient is built in one thread
-        threads = 1 if torch.is_grad_enabled() else self.workers
-        found = in_threads(propagate, self.batches, threads)
+        found = self.of_batches(propagate, 1 if torch.is_grad_enabled() else self.workers)
         for batch, per_link in zip(self.batches, found, strict=True):
             out = out.index_put((batch.portion,), per_link, accumulate=True)
         return self.share.collect(out, table, rotation)
+
+    def of_batches(self, function: Callable, workers: int) -> Iterator:
+        """Yield the function's values of the batches, on all cores that the model was made for."""
+        with cores_used(self.cores):
+            yield from in_threads(function, self.batches, workers)
 
     def _per_portion(self) -> Tensor:
         """Zeros (G, D) that the batches of all processes fill."""
@@ -341,7 +347,7 @@ class HybridModel(nn.Module):
         def propagate(batch):
             return self.batch_tangents(batch, table, moved, rotation, turns)
 
-        found = in_threads(propagate, self.batches, self.workers)
+        found = self.of_batches(propagate, self.workers)
         for batch, (value, slope) in zip(self.batches, found, strict=True):
             profiles.index_put_((batch.portion,), value, accumulate=True)
             slopes.index_put_((batch.portion,), slope.mT, accumulate=True)

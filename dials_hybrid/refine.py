@@ -27,7 +27,7 @@ from .linear import CheapModel, LeastSquares, solve
 from .model import HybridModel
 from .model_settings import ModelSettings
 from .outcome import End, number, result_of
-from .parallel import ALONE, Alone, Team
+from .parallel import ALONE, Alone, Team, cores_used
 from .passing import Passing
 from .plan import Stage, make_plan
 from .records import InputError
@@ -37,6 +37,7 @@ logger = logging.getLogger("dials.hybrid.refine")
 NOTHING = 1e-4  # part of the cost that is not worth another trial
 ROUNDS = 20  # of error model and step in turn, at one point of linearisation, at most
 SHORT = 1  # iterations of such a step
+SHARED = 1e9  # operations of a normal matrix from which on several cores gain by sharing them
 # part of the structure factors that changes derivatives too; where a step failed, a smaller one
 CHANGED, SUSPECT = 0.03, 0.01
 
@@ -156,7 +157,17 @@ class Refinement:
         return self.state.error_model.robust_sigma(o.intensity, calculated, o.noise)
 
     def run(self) -> Result:
-        """Refine until convergence, the iteration limit or an interrupt."""
+        """Refine until convergence, the iteration limit or an interrupt.
+
+        Between passes one core works alone if there is little to share: to wake others would take
+        longer, and what a refinement finds would depend on their number, by rounding.
+        """
+        parameters = sum(p.numel() for p in self.model.parameters())
+        operations = len(self.problem.observations.intensity) * parameters**2
+        with cores_used(1 if operations < SHARED else self.model.cores):
+            return self._run()
+
+    def _run(self) -> Result:
         reason, converged = "the iteration limit was reached", False
         try:
             cheap = self._begin()

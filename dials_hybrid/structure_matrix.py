@@ -15,7 +15,7 @@ from torch import Tensor
 from .batches import Batch
 from .beams import BeamSet, Couplings
 from .data import Structure
-from .equivalents import Equivalents
+from .equivalents import Equivalents, has_centre
 from .perturbation import WeakBeams, second_order
 from .propagation import DIRECTIONS
 from .propagation.series import plain, product
@@ -44,6 +44,7 @@ class StructureMatrix:
         far = None if weak is None else (weak.hkl, weak.valid)
         self.couplings = Couplings.of(beam_set, far)
         self.equivalents = Equivalents.of(structure, self.couplings.hkl)
+        self.real = hermitian and has_centre(structure)  # and stays so, whatever is refined
 
     def to(self, device: str) -> None:
         """Take all tensors to the device."""
@@ -66,9 +67,9 @@ class StructureMatrix:
         return torch.cat([f, f.new_zeros(*f.shape[:-1], 1)], -1)
 
     def __call__(self, batch: Batch, table: Tensor) -> Tensor:
-        """Return V (f, N, N) of a batch from a table (M + 1,)."""
+        """Return V (f, N, N) of a batch from a table (M + 1,), real where that is."""
         near, table = _beams_of(batch), self._light(table)
-        out = self._coupled(table, near, near).to(self.dtype)
+        out = self._coupled(table, near, near)
         if self.weak is None:
             return out
         far, inverse = self._far(batch)

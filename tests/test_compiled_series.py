@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_compiled_stages import PRECISION, assert_same, pytestmark  # noqa: F401
+from test_compiled_stages import PRECISION, assert_same, in_precision, pytestmark, real  # noqa: F401
 from test_propagation import centred, hermitian
 
 from dials_hybrid.propagation import compiled_series, series, stages
@@ -20,20 +20,20 @@ def results(room, v, cores):
     factors = room.factors_of(v, TIMES, cores)
     ahead, back = factors.ahead(), factors.back()
     slopes = torch.stack([hermitian(v.shape[1], len(v), seed=k) for k in (7, 8, 9)]) + 0.3j
-    slopes = slopes.to(v.dtype)
+    slopes = slopes.to(v.dtype.to_complex())
     if room is compiled_series:
         ahead, back = (torch.complex(x[:, :, 0], x[:, :, 1]) for x in (ahead, back))
         slopes = compiled_series.parts(slopes)
-    return ahead, back, factors.adjoint(slopes)
+    return ahead, back, factors.adjoint(slopes, v.dtype)
 
 
 # real, with one block for each core, and others; squared, as is not done in machine code
-@pytest.mark.parametrize("crystal", [hermitian, centred, absorbing])
+@pytest.mark.parametrize("crystal", [hermitian, centred, real, absorbing])
 @pytest.mark.parametrize("size", [3e-4, 3e-2])
 @pytest.mark.parametrize("dtype", PRECISION)
 @pytest.mark.parametrize(("f", "cores"), [(1, 1), (1, 2), (1, 3), (3, 3), (3, 2), (9, 2)])
 def test_exponentials_and_their_adjoint_are_those_of_torch(crystal, size, dtype, f, cores):
-    v = crystal(7, f, size).to(dtype)
+    v = in_precision(crystal(7, f, size), dtype)
     squared = not isinstance(compiled_series.factors_of(v, TIMES, 1), compiled_series.PartFactors)
     assert squared == (size > 1e-2)
     assert_same(results(compiled_series, v, cores), results(stages, v, 1), dtype)
@@ -49,7 +49,7 @@ def test_cores_that_share_a_series_find_what_one_finds(crystal, size, f):
     for cores in (1, 2):
         made = series.Series.of(v, TIMES, cores)
         values = made.values()
-        found.append((values[-1], made.adjoint(slopes, values)))
+        found.append((values[-1], made.adjoint(slopes, values, v.dtype)))
     assert_same(*found, torch.complex128)
 
 

@@ -1,5 +1,6 @@
 """One of each set of equivalent reflections tells the structure factors of all."""
 
+import pytest
 import tiny
 import torch
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from dials_hybrid.beams import lattice_points
 from dials_hybrid.crystal import CrystalModel
-from dials_hybrid.equivalents import Equivalents
+from dials_hybrid.equivalents import Equivalents, has_centre
 from dials_hybrid.valence import ValenceSettings
 
 
@@ -23,6 +24,16 @@ def test_all_structure_factors_follow():
     assert len(found.hkl) < len(hkl) / 5
     expected = model(hkl)
     assert torch.allclose(found.spread(model(found.hkl)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shift", "centred"), [((0, 0, 0), True), ((1, -2, 0), True), ((0.5, 0, 0), False)]
+)
+def test_only_a_centre_at_the_origin_makes_structure_factors_real(shift, centred):
+    structure = tiny.inverted(shift)
+    assert has_centre(structure) == centred and not has_centre(tiny.quartz())
+    f = CrystalModel(structure)(lattice_points(structure, 1.0)).detach()
+    assert (f.imag.abs().max() < 1e-12 * f.real.abs().max()) == centred
 
 
 @given(st.lists(st.tuples(*[st.integers(-6, 6)] * 3), max_size=20))

@@ -5,6 +5,7 @@ import tiny
 import torch
 
 from dials_hybrid import fourier
+from dials_hybrid.absorption import ELASTIC, Thermal
 from dials_hybrid.batches import Portions
 from dials_hybrid.data import Result
 from dials_hybrid.model import HybridModel
@@ -39,6 +40,22 @@ def test_gradient_by_a_structure_factor_and_its_mate(model, monkeypatch, directi
         expected = weight @ (up - down) / (2 * size)
         slope = (found.conj() @ step).real
         assert slope == pytest.approx(expected, rel=1e-5, abs=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("absorption", [ELASTIC, Thermal()])
+def test_gradients_of_a_centrosymmetric_crystal_are_those_by_real_parts(absorption):
+    """Half the work finds the same, if nothing is absorbed."""
+    problem = tiny.problem(blocks=2, structure=tiny.inverted())
+    model = HybridModel(problem, tiny.settings(thickness="single", absorption=absorption))
+    assert model.matrix.real == (absorption is ELASTIC)
+    weight = torch.linspace(-1, 1, len(problem.observations.intensity)).double()[None]
+    found = model.potential_gradients(weight)
+    model.matrix.real = False
+    expected = model.potential_gradients(weight)
+    if absorption is ELASTIC:
+        assert expected.imag.abs().max() > 0.1 * expected.real.abs().max()
+        expected = expected.real.to(expected)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
 
 
 def test_random_sums_tell_the_curvature():

@@ -625,6 +625,26 @@ def test_the_origin_of_a_centrosymmetric_crystal_does_not_matter(method, dtype):
         assert (x - y).abs().max() < precision * y.abs().max()
 
 
+@pytest.mark.parametrize("method", EXACT + COARSE)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_potential_that_stays_real_has_the_real_part_of_the_gradient(method, dtype):
+    n, f, t = 20, 2, 3
+    v, s, probe = centred(n, f).to(dtype), excitations(n, f, t), probe_all(n, f, t)
+    s = s.to(dtype.to_real())
+    slope = torch.linspace(-1, 1, f * n * GRID.count, dtype=s.dtype).view(f, n, -1)
+    found = []
+    for matrix in (v.real.clone(), v):
+        inputs = matrix.requires_grad_(), s.clone().requires_grad_()
+        out = method(*inputs, probe, GRID)
+        by_v, by_s = torch.autograd.grad((out * slope).sum(), inputs)
+        found.append((out.detach(), by_v, by_s))
+    (real, real_v, real_s), (out, by_v, by_s) = found
+    assert real_v.dtype == s.dtype
+    precision = 2e-5 if dtype == torch.complex64 else 1e-11
+    for x, y in ((real, out), (real_v, by_v.real), (real_s, by_s)):
+        assert (x - y).abs().max() <= precision * y.abs().max()
+
+
 # in double precision what is left is the rounding of the coefficients
 @pytest.mark.parametrize("eps", [1.2e-7, 2.2e-16])
 @pytest.mark.parametrize("radius", [0.01, 0.3, 1.0, 2.0])
@@ -647,7 +667,7 @@ def test_adjoint_of_the_series_is_the_transpose_of_its_tangents(size):
     slopes = torch.stack([hermitian(5, 2, size=1, seed=k) + 1j for k in (4, 5)])
     moved = series.derivatives(dv[None])[:, 0]
     by_values = torch.einsum("tfij,tfji->", slopes, moved)
-    by_v = torch.einsum("fij,fji->", series.adjoint(slopes, series.values()), dv)
+    by_v = torch.einsum("fij,fji->", series.adjoint(slopes, series.values(), v.dtype), dv)
     assert abs(by_v - by_values) < 1e-9 * abs(by_values)
 
 

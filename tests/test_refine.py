@@ -8,6 +8,7 @@ import tiny
 import torch
 
 from dials_hybrid import freedom, validation
+from dials_hybrid import model as model_room
 from dials_hybrid import plan as plan_room
 from dials_hybrid import refine as refine_room
 from dials_hybrid.checkpoint import Checkpoint
@@ -243,6 +244,37 @@ def test_a_refinement_can_be_repeated(truth):
     first, second = (refinement(truth[0], 2).run() for _ in range(2))
     same_state(first, second, rel=0)
     assert torch.equal(first.calculated, second.calculated)
+
+
+@pytest.fixture
+def three_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("shared", "between"), [(0, 3), (refine_room.SHARED, 1)])
+def test_cores_share_passes_and_only_large_problems_between(
+    truth, monkeypatch, three_cores, shared, between
+):
+    used = {"solve": set(), "in_threads": set()}
+
+    def watched(room, name):
+        function = getattr(room, name)
+
+        def call(*arguments):
+            used[name].add(torch.get_num_threads())
+            return function(*arguments)
+
+        monkeypatch.setattr(room, name, call)
+
+    watched(refine_room, "solve")
+    watched(model_room, "in_threads")
+    monkeypatch.setattr(refine_room, "SHARED", shared)
+    refinement(truth[0], 1).run()
+    assert used == {"solve": {between}, "in_threads": {3}}
+    assert torch.get_num_threads() == 3
 
 
 def test_the_seed_chooses_the_networks(truth):

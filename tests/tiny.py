@@ -81,6 +81,18 @@ def triclinic(sites, a, b, cell=(6.0, 6.0, 5.0, 90.0, 90.0, 90.0)) -> Structure:
     )
 
 
+def inverted(shift=(0, 0, 0)) -> Structure:
+    """Return a structure in P-1 of two atoms, with the operator -x + shift."""
+    identity = torch.eye(3, dtype=torch.float64)
+    structure = triclinic([[0.1, 0.2, 0.3], [0.35, 0.8, 0.45]], [4.0, 2.0], [8.0, 6.0])
+    return structure.replace(
+        hall_symbol="-P 1",
+        sym_rot=torch.stack([identity, -identity]),
+        sym_trans=f64([[0, 0, 0], shift]),
+        u_iso=f64([0.01, 0.02]),
+    )
+
+
 def scan(blocks=3, samples=8, width=2.0, sweeps=1, cell=CELL) -> Scan:
     """Return sweeps about x of `blocks` blocks each, `width` degrees wide, the beam along -z."""
     part = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
@@ -92,7 +104,8 @@ def scan(blocks=3, samples=8, width=2.0, sweeps=1, cell=CELL) -> Scan:
         torch.stack([f64([0.3, -0.5, 0.9]) * (1 + 0.7 * i) for i in range(sweeps)])
     )
     # b* vectors as columns: the inverse of the cell vectors as rows
-    reciprocal = torch.linalg.inv(torch.linalg.cholesky(crystal.metric(f64(cell)))).T
+    cell = torch.as_tensor(cell, dtype=torch.float64)
+    reciprocal = torch.linalg.inv(torch.linalg.cholesky(crystal.metric(cell))).T
     axis = f64([1.0, 0, 0])
     turn = beams.rotation_matrices(angle[..., None] * axis)
     f = len(angle)
@@ -141,11 +154,12 @@ def observations(structure, scan_, g_limit=0.9, window=0.6) -> Observations:
     )
 
 
-def problem(g_limit=0.9, window=0.6, **scan_choices) -> Problem:
-    """Return quartz over a small sweep, all intensities one."""
-    scan_ = scan(**scan_choices)
-    measured = observations(quartz(), scan_, g_limit, window)
-    return Problem(quartz(), scan_, measured, {"made": "by hand"})
+def problem(g_limit=0.9, window=0.6, structure=None, **scan_choices) -> Problem:
+    """Return a structure, by default quartz, over a small sweep, all intensities one."""
+    structure = structure or quartz()
+    scan_ = scan(cell=structure.cell, **scan_choices)
+    measured = observations(structure, scan_, g_limit, window)
+    return Problem(structure, scan_, measured, {"made": "by hand"})
 
 
 def settings(**choices) -> ModelSettings:

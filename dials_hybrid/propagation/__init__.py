@@ -6,6 +6,8 @@ Every method is a callable value with one signature:
 
 - `potential` (F, N, N), complex A^-1: U_(g-h) m_g m_h / 2K, shared by all samples of a block;
   Hermitian, or with absorption an anti-Hermitian part iU', diagonal included (not for `Eigen`);
+  a real tensor says that it stays real, as in centrosymmetric crystals: then the gradient by it is
+  real, too, and takes about half the time;
 - `excitation` (F, N, T), real A^-1: S_g m_g^2 of every beam and orientation sample;
 - `probe` (`Probe`): which beams are asked for and how the samples are weighted;
 - `grid` (`DepthGrid`): the depths at which the intensity is wanted;

@@ -136,34 +136,42 @@ class _Strip:
         return last, beyond, torch.complex(*total.parts())
 
     def adjoint(
-        self, last: Tensor, beyond: Tensor, seen: Tensor, grad: Tensor
+        self, last: Tensor, beyond: Tensor, seen: Tensor, grad: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Return the gradients by V (F, N, N) and S (F, N, T) from that by the profiles."""
+        """Return the gradients by V (F, N, N), of `dtype`, and S (F, N, T) from the profiles'."""
         x = self.recurrence
         source = seen.conj() * (2 * grad.mT[:, :, None] * self.weight[:, None])
-        sources = _Sources(x.table, source, 1 if x.matrix.is_complex() else 2)
-        pairs = _Pairs(x, self.index, (beyond, last), sources.planes)
+        sources = _Sources.of(x, source, dtype)
+        pairs = _Pairs(x, self.index, (beyond, last), sources.shape[1])
         for k in reversed(range(x.terms - 1)):
-            pairs.add(sources.of(k + 1), 1.0 if k else 0.5)
+            pairs.add(sources.sent(k + 1), 1.0 if k else 0.5)
         return pairs.gradients()
 
 
 class _Sources:
-    """What the sums at all depths send back to one T_k psi(0) after another, in the slots.
+    """What the sums at all depths send back to one T_k psi(0) after another, in the slots."""
 
-    `planes` is two where the terms are real: real and imaginary parts are then apart.
-    """
+    def __init__(self, table: Tensor, turned: Tensor):
+        """Take what is sent to even and odd k, (2, F, D, T, planes, B)."""
+        self.table, self.shape, self.complex = table, turned.shape[3:], turned.is_complex()
+        if self.complex:
+            turned = torch.view_as_real(turned)
+        self.parts = turned.reshape(*turned.shape[:3], -1)
 
-    def __init__(self, table: Tensor, source: Tensor, planes: int):
-        """Take `source` (F, D, T, B), by which dL = Re sum(source dpsi) in the slots."""
-        self.table, self.planes = table, planes
-        turned = torch.view_as_real(torch.stack([source, 1j * source]))  # of even and odd k
-        if planes == 2:
-            turned = turned.movedim(-1, -2)
-        self.shape = source.shape[2], planes, source.shape[3]
-        self.parts = turned.reshape(2, *source.shape[:2], -1)
+    @classmethod
+    def of(cls, x: Recurrence, source: Tensor, dtype: torch.dtype) -> _Sources:
+        """Take `source` (F, D, T, B), by which dL = Re sum(source dpsi) in the slots.
 
-    def of(self, k: int) -> Tensor:
+        Where the terms are real, real and imaginary parts are planes of their own; for a gradient
+        of a real `dtype` there is the real one alone.
+        """
+        turned = torch.stack([source, 1j * source])
+        if x.matrix.is_complex():
+            return cls(x.table, turned.unsqueeze(-2))
+        planes = (turned.real, turned.imag) if dtype.is_complex else (turned.real,)
+        return cls(x.table, torch.stack(planes, -2))
+
+    def sent(self, k: int) -> Tensor:
         """Return what falls to T_k (F, T, planes, B); from the last k to the first one."""
         if (k + 1) % GROUP == 0 or k + 1 == self.table.shape[1]:
             begin = k - k % GROUP
@@ -171,9 +179,9 @@ class _Sources:
             pairs = zip(shares, self.parts, strict=True)
             self.group = [x.expand(len(part), -1, -1) @ part for x, part in pairs]
         found = self.group[k % 2][:, k % GROUP // 2]
-        if self.planes == 2:
-            return found.unflatten(1, self.shape)
-        return torch.view_as_complex(found.unflatten(1, (*self.shape, 2)))
+        if self.complex:
+            return torch.view_as_complex(found.unflatten(1, (*self.shape, 2)))
+        return found.unflatten(1, self.shape)
 
 
 class _Pairs:
@@ -222,10 +230,9 @@ class _Pairs:
         if self.place > 2:
             self._add_group()
         scale = 2 / self.recurrence.radius
-        if self.slopes.is_complex():
-            by_v = self.slopes.conj()
-        else:
-            real, imaginary = self.slopes.chunk(2, 1)
+        by_v = self.slopes.conj()
+        if by_v.shape[1] > by_v.shape[2]:
+            real, imaginary = by_v.chunk(2, 1)
             by_v = torch.complex(real, -imaginary)
         return scale * by_v, scale * self.flow.mT
 
@@ -247,6 +254,7 @@ class _Sweep(torch.autograd.Function):
         waves = cut.each(_Strip.carry, [(strip,) for strip in strips])
         if any(ctx.needs_input_grad):
             ctx.kept = cut, strips, waves
+            ctx.dtype = potential.dtype
         pairs = zip(strips, waves, strict=True)
         return cut.joined([intensities(seen, x.weight) for x, (*_, seen) in pairs], 0)
 
@@ -255,7 +263,7 @@ class _Sweep(torch.autograd.Function):
         """Return the gradients by the potential (F, N, N) and excitation errors (F, N, T)."""
         cut, strips, waves = ctx.kept
         work = zip(strips, waves, cut.split(grad, 0), strict=True)
-        found = cut.each(lambda strip, waves, grad: strip.adjoint(*waves, grad), work)
+        found = cut.each(lambda strip, waves, g: strip.adjoint(*waves, g, ctx.dtype), work)
         slopes, flow = zip(*found, strict=True)
         return None, None, None, cut.joined(slopes, 0), torch.cat(flow, cut.dim)
 

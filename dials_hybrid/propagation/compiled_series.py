@@ -46,9 +46,9 @@ class Factors(series.Factors):
         """Return the parts of the exponentials (M, F, 3, N, N), less the identity."""
         return parts(self.values[-1])
 
-    def adjoint(self, slopes: Tensor) -> Tensor:
-        """Return the gradient (F, N, N) by V from what falls to exponentials (M, F, 3, N, N)."""
-        return super().adjoint(torch.complex(slopes[:, :, 0], slopes[:, :, 1]))
+    def adjoint(self, slopes: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `series`; what falls to exponentials has parts (M, F, 3, N, N)."""
+        return super().adjoint(torch.complex(slopes[:, :, 0], slopes[:, :, 1]), dtype)
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,17 @@ class PartFactors:
         """Return the parts of the exponentials (M, F, 3, N, N), less the identity."""
         return self.values.mT.contiguous()
 
-    def adjoint(self, slopes: Tensor) -> Tensor:
-        """Return the gradient (F, N, N) by V from what falls to exponentials (M, F, 3, N, N)."""
+    def adjoint(self, slopes: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `series`; what falls to exponentials has parts (M, F, 3, N, N)."""
         w = self.matrices.mT.contiguous().numpy()
-        terms = _room(slopes[0, :, 0], self.table.shape[1], 2 if w.shape[1] == 1 else 3)
+        count = 1 if not dtype.is_complex else 2 if w.shape[1] == 1 else 3
+        terms = _room(slopes[0, :, 0], self.table.shape[1], count)
         _on_cores(self.cores, kernels.add_up, terms, slopes.numpy(), *_pair(self.table.T, terms))
         _on_cores(self.cores, kernels.add_right, terms, w)
         _on_cores(self.cores, kernels.add_left, terms, w)
         terms[0] *= 2 * math.pi * self.unit
-        return torch.complex(*torch.from_numpy(terms[0, :, :2]).unbind(1))
+        found = torch.from_numpy(terms[0])
+        return found[:, 0] if count == 1 else torch.complex(found[:, 0], found[:, 1])
 
 
 def _room(like: Tensor, count: int, parts: int) -> np.ndarray:

@@ -136,7 +136,7 @@ class MatrixExp(_SampleBySample):
     ) -> Tensor:
         """See the package's docstring."""
         step = torch.linalg.matrix_exp(2j * math.pi * grid.step * _matrices(potential, excitation))
-        waves = start_waves(excitation, probe.incident, potential.dtype).transpose(1, 2)
+        waves = start_waves(excitation, probe.incident, step.dtype).transpose(1, 2)
         out = []
         for _ in range(grid.count):
             waves = torch.einsum("ftgh,fth->ftg", step, waves)

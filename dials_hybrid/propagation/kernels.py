@@ -54,7 +54,7 @@ _SGEMM, _DGEMM = _gemm("sgemm_"), _gemm("dgemm_")
 def can_compile(x: Tensor) -> bool:
     """Tell whether there is machine code for tensors like this one."""
     found = _SGEMM is not None and _DGEMM is not None
-    return found and x.device.type == "cpu" and x.dtype in (torch.complex64, torch.complex128)
+    return found and x.device.type == "cpu" and x.real.dtype in (torch.float32, torch.float64)
 
 
 def _compiled(function: Callable) -> Callable:
@@ -286,21 +286,24 @@ def set_parts(parts, x, factor, noise):
 def add_up(out, parts, real, imaginary, first, last, begin, end):
     """Set rows of `out` (M, F, P, N, N) to sums of parts (K, F, Q, N, N) by a table (M, K).
 
-    Either has real and imaginary parts, and may have their sum; `parts` may be real alone.
+    Either has real and imaginary parts, and may have their sum; one of them may be real alone.
     """
     for block in range(first, last):
         for row in range(begin, end):
             for m in range(len(real)):
-                x, y = out[m, block, 0, row], out[m, block, 1, row]
+                x, y = out[m, block, 0, row], out[m, block, min(1, out.shape[2] - 1), row]
                 x[:], y[:] = 0, 0
                 for k in range(len(parts)):
-                    u, c, s = parts[k, block, 0, row], real[m, k], imaginary[m, k]
+                    u, v = parts[k, block, 0, row], parts[k, block, min(1, parts.shape[2] - 1), row]
+                    c, s = real[m, k], imaginary[m, k]
                     if parts.shape[2] == 1:
                         for i in range(x.size):
                             x[i] += c * u[i]
                             y[i] += s * u[i]
+                    elif out.shape[2] == 1:
+                        for i in range(x.size):
+                            x[i] += c * u[i] - s * v[i]
                     else:
-                        v = parts[k, block, 1, row]
                         for i in range(x.size):
                             x[i] += c * u[i] - s * v[i]
                             y[i] += c * v[i] + s * u[i]

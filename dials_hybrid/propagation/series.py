@@ -86,15 +86,17 @@ class Series:
             out = 2 * out + out @ value + value @ out
         return out
 
-    def adjoint(self, slopes: Tensor, steps: list[Tensor]) -> Tensor:
+    def adjoint(self, slopes: Tensor, steps: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Return H (F, N, N) with dL = Re tr(H dV), given dL = Re tr(slopes_t d exp(2 pi i t V)).
 
         d W^k = sum W^i dW W^(k-1-i), so that H = sum W^i H_k W^(k-1-i), where H_k is what falls
-        to the k-th power; both sums are done by Horner's rule. `steps` are the values.
+        to the k-th power; both sums are done by Horner's rule. `steps` are the values. A real
+        `dtype` asks for the real part of H alone, for real V and dV.
         """
         for value in reversed(steps[:-1]):
             slopes = 2 * slopes + value @ slopes + slopes @ value
-        terms, planes = _planes(_combine(self.table.T, slopes), self.powers, 1)
+        terms = _combine(self.table.T, slopes)
+        terms, planes = _planes(terms if dtype.is_complex else terms.real, self.powers, 1)
         w = self.powers[0].repeat(planes, 1, 1)
         _on_cores(self.cores, _add_right, terms, w, 2)
         _on_cores(self.cores, _add_left, terms, w, 3)
@@ -212,16 +214,17 @@ def _without_noise(x: Tensor) -> Tensor:
 
     Their products would be denormal numbers in float32, which take a hundred times longer.
     """
-    parts = torch.view_as_real(x)
-    if not parts.numel():
+    if not x.numel():
         return x
+    parts = torch.view_as_real(x) if x.is_complex() else x
     limit = noise_beside(float(parts.detach().abs().max()), x.dtype)
-    return torch.view_as_complex(torch.nn.functional.hardshrink(parts, limit))
+    parts = torch.nn.functional.hardshrink(parts, limit)
+    return torch.view_as_complex(parts) if x.is_complex() else parts
 
 
 def _real_if_it_is(x: Tensor) -> Tensor:
     """Return the real part alone if the imaginary one is not above rounding."""
-    if not x.numel():
+    if not x.numel() or not x.is_complex():
         return x.real
     real, imaginary = (float(part.detach().abs().max()) for part in (x.real, x.imag))
     return x.real.contiguous() if is_noise(imaginary, real, x.dtype) else x
@@ -280,6 +283,9 @@ class Factors:
         """Return the exponentials (M, F, N, N), less the identity."""
         return self.values[-1].contiguous()
 
-    def adjoint(self, slopes: Tensor) -> Tensor:
-        """Return the gradient (F, N, N) by V from what falls to the exponentials."""
-        return self.series.adjoint(slopes, self.values)
+    def adjoint(self, slopes: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the gradient (F, N, N) by V, a tensor of `dtype`.
+
+        `slopes` are what falls to the exponentials.
+        """
+        return self.series.adjoint(slopes, self.values, dtype)

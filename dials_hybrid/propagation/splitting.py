@@ -139,6 +139,7 @@ class _Sweep(torch.autograd.Function):
             profiles, waves = cut.swept([room.carry(*pair, keep) for pair in pairs])
         if keep:
             ctx.kept = room, cut, exponentials, strips, waves
+            ctx.dtype = potential.dtype
         return cut.joined(profiles, 0)
 
     @staticmethod
@@ -149,7 +150,7 @@ class _Sweep(torch.autograd.Function):
             factors = cut.split(exponentials.back(), 1)
             work = zip(strips, factors, waves, cut.split(grad, 0), strict=True)
             slopes, flow = cut.swept([room.adjoint(*own) for own in work])
-            by_potential = exponentials.adjoint(cut.joined(slopes, 1))
+            by_potential = exponentials.adjoint(cut.joined(slopes, 1), ctx.dtype)
         return None, None, by_potential.mH, torch.cat([x.mT for x in flow], cut.dim)
 
 
