@@ -23,6 +23,13 @@ from dials_hybrid.propagation import DepthGrid, Probe
 from . import common
 
 G_MAX = 2.0  # A^-1
+TO_800, TO_440 = DepthGrid(20.0, 40), DepthGrid(20.0, 22)
+CASES = (  # crystal, beams, orientations and depths
+    ("quartz", 50, 42, TO_800),
+    ("quartz", 140, 42, TO_800),
+    ("albite", 280, 42, TO_800),
+    ("CsPbBr3", 680, 60, TO_440),
+)
 WAVELENGTH = electron.wavelength(200e3)  # A
 
 

@@ -18,7 +18,8 @@ from dials_hybrid.propagation import DepthGrid, strips
 
 from . import common
 from .cases import Case, make_case
-from .propagation import OURS, measure_in_turn, own_calls
+from .propagation import OURS, own_calls
+from .timing import measure_in_turn
 
 THREADS = 2
 GRID = DepthGrid(20.0, 40)

@@ -17,7 +17,8 @@ from dials_hybrid.propagation import DepthGrid, Moves, Splitting, splitting
 
 from . import common
 from .cases import Case, make_case
-from .propagation import measure_in_turn, own_calls, single
+from .propagation import own_calls, single
+from .timing import measure_in_turn
 
 GRID = DepthGrid(20.0, 40)
 # crystal, beams, samples, blocks

@@ -7,12 +7,14 @@ inputs ask for, autograd differentiates.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dials_hybrid import electron
+from dials_hybrid.propagation import DepthGrid
 
 try:
     from abtem.bloch.dynamical import calculate_dynamical_scattering
@@ -65,3 +67,16 @@ def abtem(potential, excitation, grid) -> Tensor:
         for m in matrices
     ]
     return torch.from_numpy(np.abs(np.stack(waves)).transpose(0, 2, 1) ** 2)
+
+
+def value_and_gradient(potential: Tensor, excitation: Tensor, intensities: Callable) -> tuple:
+    """Return the gradients of the sum of squares of the intensities."""
+    inputs = potential.detach().requires_grad_(), excitation.detach().requires_grad_()
+    return torch.autograd.grad(intensities(*inputs).square().sum(), inputs)
+
+
+def reference_intensities(case) -> Tensor:
+    """Return the exact intensities (T, N) at the last depth, in double precision."""
+    last = DepthGrid(case.grid.step * case.grid.count, 1)
+    parts = case.excitation.split(1, dim=2)
+    return torch.cat([eigh(case.potential, s, last)[..., 0] for s in parts])
