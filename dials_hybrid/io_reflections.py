@@ -22,7 +22,9 @@ _MIN_ZETA = 1e-3  # keeps the window of a reflection that never crosses the sphe
 class Selection:
     """Which integrated reflections are used.
 
-    `intensity` is sum, profile or scale; `zeta` is the smallest |zeta|, the cosine between the
+    `intensity` is sum, profile or scale; `partiality` is the smallest part of a reflection that the
+    scan recorded (of summed intensities, which are those of that part; others are estimates of the
+    whole, and only WHOLE ones are used); `zeta` is the smallest |zeta|, the cosine between the
     rotation axis and the normal of the plane of s0 and s1; d_min and d_max are in A. None keeps
     all.
 
@@ -34,7 +36,7 @@ class Selection:
     """
 
     intensity: str = "sum"
-    partiality: float | None = 0.99
+    partiality: float | None = 0.1
     zeta: float | None = 0.25
     d_min: float | None = None
     d_max: float | None = None
@@ -77,6 +79,7 @@ def apply_filters(count: int, filters):
 
 
 USABLE = "finite intensity, positive variance"
+WHOLE = 0.99  # partiality of what DIALS counts as recorded in full
 
 
 def _filters(reflections, selection: Selection, value, variance) -> list:
@@ -86,8 +89,8 @@ def _filters(reflections, selection: Selection, value, variance) -> list:
         (f"integrated ({selection.intensity})", _integrated(reflections, selection.intensity)),
         (USABLE, finite & (variance > 0)),
     ]
-    for column in ("partiality", "zeta"):
-        smallest = getattr(selection, column)
+    limits_of = {"partiality": _least_partiality(selection), "zeta": selection.zeta}
+    for column, smallest in limits_of.items():
         if smallest is None:
             continue
         if column in reflections:
@@ -95,6 +98,11 @@ def _filters(reflections, selection: Selection, value, variance) -> list:
             filters.append((f"{column} >= {smallest:g}", size >= smallest))
         else:
             logger.info("The reflections have no column %s: not filtered by it", column)
+    if "partiality" in reflections and "partial_id" in reflections:
+        split = _in_several_rows(reflections)
+        whole = reflections["partiality"].as_numpy_array() >= WHOLE
+        if (split & ~whole).any():
+            filters.append(("not split into several rows", whole | ~split))
     if not selection.keep_overloaded:
         overloaded = reflections.get_flags(reflections.flags.overloaded)
         filters.append(("not overloaded", ~overloaded.as_numpy_array()))
@@ -104,6 +112,19 @@ def _filters(reflections, selection: Selection, value, variance) -> list:
         d = reflections["d"].as_numpy_array()
     sigma = np.sqrt(np.where(finite & (variance > 0), variance, np.inf))
     return filters + limits(selection, d, value, sigma)
+
+
+def _least_partiality(selection: Selection) -> float | None:
+    if selection.partiality is None or selection.intensity == "sum":
+        return selection.partiality
+    return max(selection.partiality, WHOLE)
+
+
+def _in_several_rows(reflections) -> np.ndarray:
+    """(n,) bool: rows that are parts of one reflection, cut elsewhere than at the scan's ends."""
+    key = [reflections[name].as_numpy_array().astype(np.int64) for name in ("id", "partial_id")]
+    _, place, count = np.unique(np.stack(key), axis=1, return_inverse=True, return_counts=True)
+    return count[place.reshape(-1)] > 1
 
 
 def limits(selection: Selection, d, intensity, sigma) -> list:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .crystal import reciprocal_length_sq
 from .losses import amplitudes, r1
+
+_REACH = 3.0  # s.d. of a peak, of the window to either side
 
 
 @torch.no_grad()
@@ -20,11 +24,37 @@ def kinematic_intensities(model, reference: Tensor) -> Tensor:
     """
     problem = model.problem
     o, scan = problem.observations, problem.scan
-    f_sq = model.crystal(o.hkl).abs().square()
+    f_sq = model.crystal(o.hkl).abs().square() * recorded(o, scan)
     s_sq = reciprocal_length_sq(problem.structure.cell, o.hkl) / 4
     rate = _crossing_rates(o, scan, model.wavenumber).clamp(min=1e-6)
     fits = [_fitted(o, raw, s_sq) for raw in (f_sq, f_sq / rate)]
     return min(fits, key=lambda fit: r1(o.intensity, fit, o.observed)).to(reference)
+
+
+def recorded(o, scan) -> Tensor:
+    """Return the part of each kinematic peak that the scan recorded, (R,): 1 unless it is cut.
+
+    The peak is the Gaussian that DIALS assumes (W. Kabsch 2010, doi:10.1107/S0907444909047374),
+    about the centroid, from which the window of integration reaches _REACH of its s.d. to either
+    side. Its shorter side ends at an end of the scan where that cuts it.
+    """
+    half = scan.sample_width / 2
+    first = (scan.angle - half)[o.link_block, o.link_first]
+    last = (scan.angle + half)[o.link_block, o.link_last]
+    start, end = o.angle.new_full((2, len(o.angle)), math.inf)
+    start = start.scatter_reduce(0, o.link_observation, first, "amin")
+    end = (-end).scatter_reduce(0, o.link_observation, last, "amax")
+    before, after = o.angle - start, end - o.angle
+    to_end = torch.stack([before, after]) / torch.maximum(before, after) * _REACH / math.sqrt(2)
+    share = torch.erf(to_end).sum(0) / (2 * math.erf(_REACH / math.sqrt(2)))
+    # ends of windows are those of samples
+    cut = (before - after).abs() > 4 * half.max()
+    at_end = torch.zeros_like(cut)
+    for index in torch.unique(o.sweep):
+        angles = scan.angle[scan.sweep == index]
+        mine = (start < angles.min()) | (end > angles.max())
+        at_end |= mine & (o.sweep == index)
+    return torch.where(cut & at_end, share.clamp(min=0), 1.0)
 
 
 def _fitted(o, raw: Tensor, s_sq: Tensor) -> Tensor:

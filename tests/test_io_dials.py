@@ -17,6 +17,7 @@ from dxtbx.model import ExperimentList
 
 from dials_hybrid import io_dials
 from dials_hybrid.io_reflections import Selection
+from dials_hybrid.kinematic import recorded
 from dials_hybrid.records import InputError
 
 SMALL = {"images": 6}
@@ -207,7 +208,9 @@ def test_moving_beam_and_setting_are_interpolated():
 
 def test_default_selection(loaded):
     rows, table = io_dials.select_reflections(loaded.reflections, Selection())
-    wanted = column(loaded.reflections, "partiality") >= 0.99
+    partiality = column(loaded.reflections, "partiality")
+    wanted = partiality >= 0.1
+    assert (partiality[rows] < 0.9).any()
     wanted &= np.abs(column(loaded.reflections, "zeta")) >= 0.25
     assert (rows == np.flatnonzero(wanted)).all() and 0 < len(rows) < len(loaded.reflections)
     assert table[0] == ("read", 0, len(loaded.reflections)) and table[-1][2] == len(rows)
@@ -215,7 +218,41 @@ def test_default_selection(loaded):
         assert before - removed == left
 
 
-EVERYTHING = {"partiality": 0, "zeta": 0}
+def test_kinematic_peaks_are_recorded_to_the_part_that_dials_says(loaded):
+    selection = Selection(zeta=0.1)
+    rows, _ = loaded.select(selection)
+    scan, observations = loaded.observed(rows, io_dials.Sampling(1.0, 0.02), selection)
+    found = recorded(observations, scan).numpy()
+    partiality = column(loaded.reflections, "partiality")[observations.row.numpy()]
+    assert (partiality < 0.9).sum() > 2
+    assert np.abs(found - partiality).max() < 0.02
+
+
+@pytest.mark.parametrize(("intensity", "least"), [("sum", 0.7), ("profile", 0.99)])
+def test_parts_of_profiles_are_no_intensities(loaded, intensity, least):
+    """Fitted profiles tell the intensity of the whole, also where a part was recorded."""
+    rows, table = io_dials.select_reflections(
+        loaded.reflections, Selection(intensity=intensity, partiality=0.7, zeta=None)
+    )
+    wanted = column(loaded.reflections, "partiality") >= least
+    assert (rows == np.flatnonzero(wanted)).all() and len(rows) < len(wanted)
+
+
+def test_rows_of_one_reflection_are_not_taken_for_what_an_end_cuts(loaded):
+    table = loaded.reflections
+    partiality, parts = column(table, "partiality").copy(), np.arange(len(table))
+    inside = np.flatnonzero(partiality >= 0.99)[:6]
+    partiality[inside[:4]] = 0.5
+    parts[inside[1]] = parts[inside[0]]  # two halves
+    parts[inside[5]] = parts[inside[4]]  # whole, twice
+    table["partiality"] = flex.double(partiality)
+    table["partial_id"] = flex.size_t(parts.astype(np.uint64))
+    rows, steps = io_dials.select_reflections(table, Selection(partiality=0, zeta=0))
+    assert set(range(len(table))) - set(rows.tolist()) == set(inside[:2].tolist())
+    assert ("not split into several rows", 2, len(table) - 2) in steps
+
+
+EVERYTHING = {"partiality": None, "zeta": 0}
 
 
 @pytest.mark.parametrize(
@@ -299,7 +336,7 @@ def test_scaled_intensity_is_without_lorentz_factor(loaded):
     scan = io_dials.scan_from_experiments(loaded.experiments, io_dials.Sampling(1.0, 0.5))
     found = []
     for intensity in ("sum", "scale"):
-        selection = Selection(intensity=intensity)
+        selection = Selection(intensity=intensity, partiality=0.99)
         rows, _ = io_dials.select_reflections(table, selection)
         found.append(
             io_dials.observations_from_reflections(table, rows, loaded.experiments, scan, selection)
@@ -388,9 +425,9 @@ def test_window_from_bbox_without_profile_model(loaded):
 @pytest.mark.parametrize(
     ("name", "intensity", "used", "strong"),
     [
-        ("integrated", "sum", 1009, 823),
+        ("integrated", "sum", 1042, 847),
         ("integrated", "profile", 1009, 809),
-        ("scaled", "sum", 1009, 823),
+        ("scaled", "sum", 1042, 847),
     ],
 )
 def test_real_quartz(quartz_dials, name, intensity, used, strong):
