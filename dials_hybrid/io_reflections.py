@@ -36,7 +36,7 @@ class Selection:
     """
 
     intensity: str = "sum"
-    partiality: float | None = 0.1
+    partiality: float | None = 0.3
     zeta: float | None = 0.25
     d_min: float | None = None
     d_max: float | None = None

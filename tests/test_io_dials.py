@@ -209,7 +209,7 @@ def test_moving_beam_and_setting_are_interpolated():
 def test_default_selection(loaded):
     rows, table = io_dials.select_reflections(loaded.reflections, Selection())
     partiality = column(loaded.reflections, "partiality")
-    wanted = partiality >= 0.1
+    wanted = partiality >= 0.3
     assert (partiality[rows] < 0.9).any()
     wanted &= np.abs(column(loaded.reflections, "zeta")) >= 0.25
     assert (rows == np.flatnonzero(wanted)).all() and 0 < len(rows) < len(loaded.reflections)
