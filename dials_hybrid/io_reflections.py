@@ -98,11 +98,7 @@ def _filters(reflections, selection: Selection, value, variance) -> list:
             filters.append((f"{column} >= {smallest:g}", size >= smallest))
         else:
             logger.info("The reflections have no column %s: not filtered by it", column)
-    if "partiality" in reflections and "partial_id" in reflections:
-        split = _in_several_rows(reflections)
-        whole = reflections["partiality"].as_numpy_array() >= WHOLE
-        if (split & ~whole).any():
-            filters.append(("not split into several rows", whole | ~split))
+    filters += _not_split(reflections)
     if not selection.keep_overloaded:
         overloaded = reflections.get_flags(reflections.flags.overloaded)
         filters.append(("not overloaded", ~overloaded.as_numpy_array()))
@@ -120,11 +116,19 @@ def _least_partiality(selection: Selection) -> float | None:
     return max(selection.partiality, WHOLE)
 
 
-def _in_several_rows(reflections) -> np.ndarray:
-    """(n,) bool: rows that are parts of one reflection, cut elsewhere than at the scan's ends."""
-    key = [reflections[name].as_numpy_array().astype(np.int64) for name in ("id", "partial_id")]
-    _, place, count = np.unique(np.stack(key), axis=1, return_inverse=True, return_counts=True)
-    return count[place.reshape(-1)] > 1
+def _not_split(reflections) -> list:
+    """The filter of rows that are parts of one reflection, cut elsewhere than at a scan's end.
+
+    Some integrators make such rows, one for each image. Nothing if there are none.
+    """
+    names = ("id", "partial_id")
+    if not all(name in reflections for name in ("partiality", *names)):
+        return []
+    key = np.stack([reflections[name].as_numpy_array().astype(np.int64) for name in names])
+    _, place, count = np.unique(key, axis=1, return_inverse=True, return_counts=True)
+    whole = reflections["partiality"].as_numpy_array() >= WHOLE
+    passed = whole | (count[place.reshape(-1)] == 1)
+    return [] if passed.all() else [("not split into several rows", passed)]
 
 
 def limits(selection: Selection, d, intensity, sigma) -> list:
