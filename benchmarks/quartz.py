@@ -18,6 +18,14 @@ from dials_hybrid.io_structures import read_structure
 from . import common
 
 
+CHOICES = (
+    "valence.model=none",
+    "scale.stiffness=1",
+    "orientation.sigma=Auto",
+    "beams.perturbation=None",
+)
+
+
 def refine(files: list, folder: Path, first: Path) -> dict:
     """Run the command in a folder and return the row of the table.
 
@@ -68,7 +76,7 @@ def main() -> None:
         for seed in map(int, sys.argv[1:] or (1, 2, 3)):
             path = folder / f"displaced_{seed}.cif"
             runs[f"displaced 0.05 A, {seed}"] = [common.displaced(common.MODEL, path, 0.05, seed)]
-        for choice in ("valence.model=none", "orientation.sigma=Auto", "beams.perturbation=None"):
+        for choice in CHOICES:
             runs[f"X-ray, {choice}"] = [common.MODEL, choice]
         rows = [
             {"start": start, **refine([*files, *given], folder / f"run_{i}", folder / "run_0")}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .data import Problem, Result
 from .error_model import ErrorModel
+from .losses import STIFFNESS
 from .model_settings import ModelSettings
 from .records import InputError, load_records, save_records
 
@@ -42,6 +43,7 @@ class State:
     proximity: float = 10.0
     error_model: ErrorModel = ErrorModel(3.0, 0.2)
     orientation_width: float = 1.0  # of the prior of orientations, in units of their sigma
+    scale_stiffness: float = STIFFNESS
     parameters: dict = field(default_factory=dict)
     second: list = field(default_factory=list)  # derivatives by rotations, see the room secant
     structure_step: list = field(default_factory=list)  # of its parameters, when last they moved

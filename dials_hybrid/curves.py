@@ -77,6 +77,20 @@ class CurveBasis:
         return torch.stack(rows).to(device)
 
 
+def wider(operator: Tensor, values: Tensor, covariance: Tensor) -> float:
+    """Return the factor on the variance of a prior that the data make more likely, to first order.
+
+    The squared sum of prior residuals, `operator` (m, n) of full rank times the best values (n,),
+    then equals the number of those directions that the data determine, which the covariance (n, n)
+    tells (D. J. C. MacKay 1992, doi:10.1162/neco.1992.4.3.415). One call changes the variance by a
+    factor of four at most: away from the best values the number says little.
+    """
+    rank = min(operator.shape)
+    determined = rank - float((operator @ covariance @ operator.T).trace())
+    ratio = float((operator @ values).square().sum()) / max(determined, 1e-3)
+    return min(max(ratio, 0.25), 4.0)
+
+
 def _pieces_at(points: Tensor, start: float, spacing: float, count: int):
     """Return the first of the four coefficients that act at points, and their splines there."""
     u = ((points - start) / spacing).clamp(0, count - 3)

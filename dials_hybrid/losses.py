@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .curves import CurveBasis
+from .curves import CurveBasis, wider
+
+STIFFNESS = 100.0  # at the start, where the data choose it
+SOFTEST, STIFFEST = 1.0, 1e4
 
 
 class SmoothScale(nn.Module):
-    """exp of a smooth curve over the rotation angle of each sweep."""
+    """exp of a smooth curve over the rotation angle of each sweep.
 
-    def __init__(self, basis: CurveBasis, stiffness: float):
+    `stiffness` is the strength of the prior on the curvature of the curve.
+    """
+
+    def __init__(self, basis: CurveBasis, stiffness: float = STIFFNESS):
         super().__init__()
         self.basis = basis
         self.stiffness = stiffness
@@ -25,6 +31,14 @@ class SmoothScale(nn.Module):
     def prior_operator(self) -> Tensor:
         """Return the matrix (m, size) that takes the coefficients to prior residuals."""
         return self.stiffness**0.5 * self.roughness
+
+    def likely_stiffness(self, covariance: Tensor) -> float:
+        """Return the stiffness that the data make most likely; see `curves.wider`.
+
+        `covariance` (n, n) is that of the coefficients.
+        """
+        factor = wider(self.prior_operator(), self.log_scale.detach(), covariance)
+        return min(max(self.stiffness / factor, SOFTEST), STIFFEST)
 
 
 def amplitudes(intensity: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .curves import CurveBasis
+from .curves import CurveBasis, wider
 from .data import Scan
 
 SIGMA = math.radians(0.05)
@@ -46,15 +46,9 @@ class OrientationCurve(nn.Module):
     def likely_width(self, offset: Tensor, covariance: Tensor) -> float:
         """Return the width of the prior that the data make most likely, to first order.
 
-        The squared sum of prior residuals at the best offsets (n,) then equals the number of
-        offsets that the data determine, which their covariance (n, n) tells (D. J. C. MacKay 1992,
-        doi:10.1162/neco.1992.4.3.415). One call changes the width by a factor of two at most: away
-        from the best offsets the number says little.
+        `offset` (n,) are the best offsets, `covariance` (n, n) is theirs; see `curves.wider`.
         """
-        operator = self.prior_operator()
-        determined = len(offset) - float((operator @ covariance @ operator.T).trace())
-        ratio = float((operator @ offset).square().sum()) / max(determined, 1e-3)
-        factor = min(max(ratio**0.5, 0.5), 2.0)
+        factor = wider(self.prior_operator(), offset, covariance) ** 0.5
         return min(max(factor * self.width, NARROWEST), WIDEST)
 
 

@@ -226,6 +226,7 @@ def started(first: Refined, problem: Problem, mirror: bool, progress: Progress) 
         proximity=old.proximity,
         error_model=old.error_model,
         orientation_width=old.orientation_width,
+        scale_stiffness=old.scale_stiffness,
         parameters=parameters,
     )
     given = first.refinement.settings

@@ -123,6 +123,7 @@ def _of_the_run(end: End, errors: uncertainty.Uncertainties) -> dict:
         "stages": [dataclasses.asdict(stage) for stage in end.plan],
         "error_model": dataclasses.asdict(end.state.error_model),
         "orientation": {"sigma": math.degrees(curve.width * curve.sigma)},
+        "scale": {"stiffness": end.cheap.model.scale.stiffness},
     }
 
 

@@ -90,6 +90,8 @@ class Refinement:
         if self.state.parameters:
             self._restore()
         self.model.orientation.width = self.state.orientation_width
+        if model_settings.scale_stiffness is None:
+            self.model.scale.stiffness = self.state.scale_stiffness
         self.passing = Passing(self.model, self.passes, self.state.second)
         self.state.stage = min(self.state.stage, len(self.plan) - 1)
         self.context: dict = {}  # written with every checkpoint, for the one who continues
@@ -260,7 +262,7 @@ class Refinement:
     def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, Step]:
         """One outer iteration: return the new linearisation, and the step that led there."""
         state = self.state
-        self._update_orientation_prior(cheap)
+        self._update_priors(cheap)
         x = self._update_error_model(cheap)
         sigma_w = self.sigma_w(self.intensities(cheap))
         before = LeastSquares(cheap, sigma_w, 0).cost(cheap.start())
@@ -319,18 +321,27 @@ class Refinement:
             calculated = cheap.evaluate(x)[0]
         return x
 
-    def _update_orientation_prior(self, cheap: CheapModel) -> None:
-        """Take the width of the prior of orientations that the data make most likely.
+    def _update_priors(self, cheap: CheapModel) -> None:
+        """Take the widths of the priors of scale and orientations that the data make most likely.
 
-        One that is wider than the orientations are lets them fit noise.
+        One that is wider than what it holds lets that fit noise, or what is another's: a scale that
+        bends as it likes takes the place of a thickness that changes.
         """
-        curve = self.model.orientation
-        if self.model.settings.orientation_sigma is not None or not bool(curve.offset.any()):
+        settings, state = self.model.settings, self.state
+        curve, scale, parts = self.model.orientation, self.model.scale, cheap.parts
+        turned = settings.orientation_sigma is None and bool(curve.offset.any())
+        bent = settings.scale_stiffness is None and state.iteration > 0
+        if not turned and not bent:
             return
-        part = cheap.parts.orientation
-        posterior = uncertainty.curvature_of(cheap, self.state.error_model).posterior[part, part]
-        curve.width = curve.likely_width(curve.offset.detach().flatten(), posterior)
-        self.state.orientation_width = curve.width
+        posterior = uncertainty.curvature_of(cheap, state.error_model).posterior
+        if turned:
+            own = posterior[parts.orientation, parts.orientation]
+            curve.width = curve.likely_width(curve.offset.detach().flatten(), own)
+            state.orientation_width = curve.width
+        if bent:
+            scale.stiffness = scale.likely_stiffness(posterior[parts.scale, parts.scale])
+            state.scale_stiffness = scale.stiffness
+        cheap.priors_near = None
 
     def _lowest_u(self) -> float:
         """Smallest principal U of all atoms, in A^2."""

@@ -7,7 +7,7 @@ import torch
 
 from dials_hybrid import losses
 from dials_hybrid.curves import CurveBasis
-from dials_hybrid.losses import SmoothScale
+from dials_hybrid.losses import SOFTEST, STIFFEST, STIFFNESS, SmoothScale
 
 
 def f64(*values):
@@ -130,6 +130,33 @@ def test_scale_is_the_exponential_of_the_curve(basis):
         scale.log_scale[:8] = math.log(3)
     found = scale(matrix).detach()
     assert torch.allclose(found, torch.where(SWEEP == 0, 3.0, 1.0).double())
+
+
+@pytest.mark.parametrize(("bend", "error"), [(0.05, 1e-3), (0.3, 0.05)])
+def test_the_likely_stiffness_is_that_of_the_bends_without_their_errors(bend, error):
+    angle = torch.arange(400.0).double()
+    scale = SmoothScale(CurveBasis.over(angle, torch.zeros(400).long(), 1.0))
+    n = scale.basis.size
+    bends, errors = torch.randn(2, n, generator=torch.Generator().manual_seed(1)).double()
+    measured = (bend * bends).cumsum(0).cumsum(0) + error * errors
+    for _ in range(30):
+        operator = scale.prior_operator()
+        covariance = torch.linalg.inv(torch.eye(n) / error**2 + operator.T @ operator)
+        with torch.no_grad():
+            scale.log_scale.copy_(covariance @ measured / error**2)
+        scale.stiffness = scale.likely_stiffness(covariance)
+    assert scale.stiffness == pytest.approx(bend**-2, rel=0.2)
+
+
+def test_the_stiffness_changes_by_steps_and_has_limits(basis):
+    scale, known = SmoothScale(basis), 1e-9 * torch.eye(13).double()
+    assert scale.likely_stiffness(known) == 4 * STIFFNESS
+    for bend, limit in ((0.0, STIFFEST), (100.0, SOFTEST)):
+        with torch.no_grad():
+            scale.log_scale[:] = bend * torch.tensor([1.0, -1.0]).repeat(7)[:13]
+        for _ in range(9):
+            scale.stiffness = scale.likely_stiffness(known)
+        assert scale.stiffness == limit
 
 
 def test_scale_prior_is_free_for_a_straight_logarithm(basis):

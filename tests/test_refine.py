@@ -16,6 +16,7 @@ from dials_hybrid.crystal import metric
 from dials_hybrid.data import Problem, Result
 from dials_hybrid.ending import UNHELD, Step
 from dials_hybrid.history import Progress
+from dials_hybrid.losses import STIFFNESS
 from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.records import load_records, save_records
 from dials_hybrid.refine import Refinement, RefineSettings, State, build_model
@@ -244,6 +245,17 @@ def test_a_refinement_can_be_repeated(truth):
     first, second = (refinement(truth[0], 2).run() for _ in range(2))
     same_state(first, second, rel=0)
     assert torch.equal(first.calculated, second.calculated)
+
+
+def test_a_scale_that_does_not_change_is_held_unless_the_stiffness_is_given(truth, refined):
+    assert refined[0].state.scale_stiffness > 4 * STIFFNESS
+    assert refined[1].summary["scale"]["stiffness"] == refined[0].state.scale_stiffness
+    again = refinement(truth[0], state=State.from_dict(refined[0].state.to_dict()))
+    assert again.model.scale.stiffness == refined[0].state.scale_stiffness
+    given = Refinement(
+        truth[0], dataclasses.replace(SETTINGS, scale_stiffness=3.0), RefineSettings(2)
+    )
+    assert given.run().summary["scale"]["stiffness"] == 3.0
 
 
 @pytest.fixture

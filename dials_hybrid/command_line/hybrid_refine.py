@@ -311,6 +311,7 @@ def _given(value, otherwise):
 
 def _model_settings(params) -> ModelSettings:
     prior, sigma = params.thickness.prior, params.orientation.sigma
+    stiffness = params.scale.stiffness
     return ModelSettings(
         g_max=_given(params.beams.g_max, DEFAULTS.model.g_max),
         s_max=_given(params.beams.s_max, DEFAULTS.model.s_max),
@@ -338,7 +339,7 @@ def _model_settings(params) -> ModelSettings:
             dipole_sigma=params.valence.dipole_sigma,
         ),
         scale_spacing=math.radians(params.scale.spacing),
-        scale_stiffness=params.scale.stiffness,
+        scale_stiffness=None if stiffness is Auto else stiffness,
         orientation_spacing=math.radians(params.orientation.spacing),
         orientation_sigma=None if sigma is Auto else math.radians(sigma),
         orientation_stiffness=params.orientation.stiffness,

@@ -40,6 +40,7 @@ _KEYS = {
     ),
     **dict.fromkeys(("space_group", "absolute_structure", "indexing", "error_model", "valence")),
     "orientation": {"sigma": None},  # degrees, of the prior
+    "scale": {"stiffness": None},  # of the prior
     "nuisance": [],
     "restraints": {},
     "bonds": [],
