@@ -17,7 +17,6 @@ from dials_hybrid.io_structures import read_structure
 
 from . import common
 
-
 CHOICES = (
     "valence.model=none",
     "scale.stiffness=1",
