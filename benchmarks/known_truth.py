@@ -3,9 +3,10 @@
 Each start has data with noise of their own: the errors of three runs on one noise are one error.
 With --exact there is none, and all starts have the same data: what is left is what the method does.
 
-python -m benchmarks.known_truth [--exact] [quartz] [cspbbr3] [paracetamol]: quartz alone by
-default. The data are made by exact diagonalisation (`dials.hybrid_simulate`), which takes much
-longer than the refinement where cells are large.
+python -m benchmarks.known_truth [--exact] [--with NAME=VALUE] [quartz] [cspbbr3] [paracetamol]:
+quartz alone by default; with other parameters than the command's own no file is written. The data
+are made by exact diagonalisation (`dials.hybrid_simulate`), which takes much longer than the
+refinement where cells are large.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,16 +78,16 @@ def simulate(name: str, folder: Path, seed: int, exact: bool) -> None:
         )
 
 
-def run_case(name: str, made: Path, own: Path, msd: float) -> dict:
+def run_case(name: str, made: Path, own: Path, msd: float, options: Sequence[str] = ()) -> dict:
     """Refine the data of a folder once, in another one; return the row of the table.
 
-    The start is displaced by `msd` A^2.
+    The start is displaced by `msd` A^2; `options` are parameters of the command.
     """
     model = common.data_folder() / CRYSTALS[name].model
     start = common.displaced(model, own / "start.cif", math.sqrt(msd), 1)
     data = [str(made / f"simulated.{kind}") for kind in ("expt", "refl")]
     with contextlib.chdir(own):
-        hybrid_refine.run([*data, str(start)])
+        hybrid_refine.run([*data, str(start), *options])
     found = json.loads((own / "dials.hybrid_refine.json").read_text())
     truth = json.loads((made / "simulated.json").read_text())
     row = {
@@ -127,6 +129,7 @@ def main(argv=()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("crystals", nargs="*", help=", ".join(CRYSTALS))
     parser.add_argument("--exact", action="store_true", help="data without noise")
+    parser.add_argument("--with", dest="given", action="append", default=[], help="NAME=VALUE")
     options = parser.parse_args(argv)
     if unknown := set(options.crystals) - set(CRYSTALS):
         parser.error(f"no crystal {', '.join(unknown)}; there are {', '.join(CRYSTALS)}")
@@ -140,8 +143,9 @@ def main(argv=()) -> None:
                 own.mkdir()
                 if seed == 0 or not options.exact:
                     simulate(name, made, seed, options.exact)
-                rows.append(run_case(name, made, own, msd))
-                common.save(f"known_truth_{name}" + "_exact" * options.exact, rows)
+                rows.append(run_case(name, made, own, msd, options.given))
+                if not options.given:
+                    common.save(f"known_truth_{name}" + "_exact" * options.exact, rows)
         everything += rows
     common.print_table("Known truth, displaced starts", everything)
 

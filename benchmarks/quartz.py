@@ -19,7 +19,7 @@ from . import common
 
 CHOICES = (
     "valence.model=none",
-    "scale.stiffness=1",
+    "scale.stiffness=Auto",
     "orientation.sigma=Auto",
     "beams.perturbation=None",
 )

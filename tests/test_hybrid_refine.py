@@ -257,7 +257,7 @@ def test_the_given_hand_can_be_kept_with_a_warning(crystal, here):
 
 
 def test_both_hands_are_refined_and_the_absolute_structure_is_known(finer_crystal, here):
-    found = refine(finer_crystal, "refinement.iterations=20", "hand_and_indexing.refine=hand")
+    found = refine(finer_crystal, "refinement.iterations=40", "hand_and_indexing.refine=hand")
     assert found["converged"]
     hands = found["absolute_structure"]
     assert hands["tested"] and hands["r1_obs"] < hands["r1_obs_other_hand"]  # nothing refined
@@ -278,12 +278,12 @@ def test_both_hands_are_refined_and_the_absolute_structure_is_known(finer_crysta
     page = Path("dials.hybrid_refine.html").read_text()
     assert hands["verdict"] in page and "as it stands" in page
     # the result of a continued problem that is complete says the same
-    hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=20"])
+    hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=40"])
     again = json.loads(Path("dials.hybrid_refine.json").read_text())
     assert again["absolute_structure"] == hands
     # one that lacks the comparison, as after python -m dials_hybrid, makes it
     stored_without("settings_refined", "absolute_structure")
-    hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=20"])
+    hybrid_refine.run(["hybrid_refined.h5", "refinement.iterations=40"])
     made = json.loads(Path("dials.hybrid_refine.json").read_text())["absolute_structure"]
     same = ("z_score", "z_score_left_out", "reflections", "r1_obs", "r1_obs_other_hand")
     assert [made[name] for name in same] == [hands[name] for name in same]

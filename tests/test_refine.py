@@ -247,15 +247,18 @@ def test_a_refinement_can_be_repeated(truth):
     assert torch.equal(first.calculated, second.calculated)
 
 
-def test_a_scale_that_does_not_change_is_held_unless_the_stiffness_is_given(truth, refined):
-    assert refined[0].state.scale_stiffness > 4 * STIFFNESS
-    assert refined[1].summary["scale"]["stiffness"] == refined[0].state.scale_stiffness
-    again = refinement(truth[0], state=State.from_dict(refined[0].state.to_dict()))
-    assert again.model.scale.stiffness == refined[0].state.scale_stiffness
-    given = Refinement(
-        truth[0], dataclasses.replace(SETTINGS, scale_stiffness=3.0), RefineSettings(2)
-    )
-    assert given.run().summary["scale"]["stiffness"] == 3.0
+def test_a_scale_that_does_not_change_is_held_where_the_data_choose(truth):
+    free = dataclasses.replace(SETTINGS, scale_stiffness=None)
+    loop = Refinement(truth[0], free, RefineSettings(4))
+    result = loop.run()
+    assert loop.state.scale_stiffness > 4 * STIFFNESS
+    assert result.summary["scale"]["stiffness"] == loop.state.scale_stiffness
+    again = Refinement(truth[0], free, state=State.from_dict(loop.state.to_dict()))
+    assert again.model.scale.stiffness == loop.state.scale_stiffness
+
+
+def test_a_stiffness_that_is_given_stays(refined):
+    assert refined[1].summary["scale"]["stiffness"] == SETTINGS.scale_stiffness
 
 
 @pytest.fixture
