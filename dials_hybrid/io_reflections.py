@@ -89,8 +89,8 @@ def _filters(reflections, selection: Selection, value, variance) -> list:
         (f"integrated ({selection.intensity})", _integrated(reflections, selection.intensity)),
         (USABLE, finite & (variance > 0)),
     ]
-    limits_of = {"partiality": _least_partiality(selection), "zeta": selection.zeta}
-    for column, smallest in limits_of.items():
+    smallest_of = {"partiality": _least_partiality(selection), "zeta": selection.zeta}
+    for column, smallest in smallest_of.items():
         if smallest is None:
             continue
         if column in reflections:

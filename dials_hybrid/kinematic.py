@@ -34,9 +34,8 @@ def kinematic_intensities(model, reference: Tensor) -> Tensor:
 def recorded(o, scan) -> Tensor:
     """Return the part of each kinematic peak that the scan recorded, (R,): 1 unless it is cut.
 
-    The peak is the Gaussian that DIALS assumes (W. Kabsch 2010, doi:10.1107/S0907444909047374),
-    about the centroid, from which the window of integration reaches _REACH of its s.d. to either
-    side. Its shorter side ends at an end of the scan where that cuts it.
+    The window of integration reaches _REACH s.d. of the peak to either side of the centroid; its
+    shorter side ends at an end of the scan where that cuts it.
     """
     half = scan.sample_width / 2
     first = (scan.angle - half)[o.link_block, o.link_first]
@@ -45,8 +44,7 @@ def recorded(o, scan) -> Tensor:
     start = start.scatter_reduce(0, o.link_observation, first, "amin")
     end = (-end).scatter_reduce(0, o.link_observation, last, "amax")
     before, after = o.angle - start, end - o.angle
-    to_end = torch.stack([before, after]) / torch.maximum(before, after) * _REACH / math.sqrt(2)
-    share = torch.erf(to_end).sum(0) / (2 * math.erf(_REACH / math.sqrt(2)))
+    share = recorded_fraction(o.angle, torch.maximum(before, after), _REACH, (start, end))
     # ends of windows are those of samples
     cut = (before - after).abs() > 4 * half.max()
     at_end = torch.zeros_like(cut)
@@ -54,7 +52,23 @@ def recorded(o, scan) -> Tensor:
         angles = scan.angle[scan.sweep == index]
         mine = (start < angles.min()) | (end > angles.max())
         at_end |= mine & (o.sweep == index)
-    return torch.where(cut & at_end, share.clamp(min=0), 1.0)
+    return torch.where(cut & at_end, share, 1.0)
+
+
+def recorded_fraction(centre: Tensor, half: Tensor, n_sigma: float, limits: tuple) -> Tensor:
+    """Return the partiality (R,): the share of each reflection's profile that lies in the limits.
+
+    Those are of the scan, for all or for each. The profile is the Gaussian of width half / n_sigma
+    that DIALS assumes (W. Kabsch 2010, doi:10.1107/S0907444909047374), cut off at the ends of the
+    window centre +- half.
+    """
+    start, end = limits
+    sigma = half / n_sigma * math.sqrt(2)
+    low = ((centre - half).clamp(min=start) - centre) / sigma
+    high = ((centre + half).clamp(max=end) - centre) / sigma
+    mass = (torch.erf(high) - torch.erf(low)) / (2 * math.erf(n_sigma / math.sqrt(2)))
+    whole = (centre - half >= start) & (centre + half <= end)
+    return torch.where(whole, 1.0, mass.clamp(min=0))
 
 
 def _fitted(o, raw: Tensor, s_sq: Tensor) -> Tensor:

@@ -14,13 +14,14 @@ SOFTEST, STIFFEST = 1.0, 1e4
 class SmoothScale(nn.Module):
     """exp of a smooth curve over the rotation angle of each sweep.
 
-    `stiffness` is the strength of the prior on the curvature of the curve.
+    `stiffness` is the strength of the prior on the curvature of the curve; None is the one at the
+    start of a refinement in which the data choose.
     """
 
-    def __init__(self, basis: CurveBasis, stiffness: float = STIFFNESS):
+    def __init__(self, basis: CurveBasis, stiffness: float | None = None):
         super().__init__()
         self.basis = basis
-        self.stiffness = stiffness
+        self.stiffness = STIFFNESS if stiffness is None else stiffness
         self.log_scale = nn.Parameter(torch.zeros(basis.size, dtype=torch.float64))
         self.register_buffer("roughness", basis.roughness())
 

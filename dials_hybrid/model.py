@@ -17,7 +17,7 @@ from .curves import CurveBasis
 from .data import Problem
 from .fidelity import Fidelity, thinned
 from .kinematic import powers
-from .losses import STIFFNESS, SmoothScale
+from .losses import SmoothScale
 from .model_settings import ModelSettings
 from .nuisance import About
 from .orientation import SIGMA, OrientationCurve
@@ -98,8 +98,7 @@ class HybridModel(nn.Module):
             settings.thickness_head,
         )
         basis = CurveBasis.over(scan.block_angle, scan.sweep, settings.scale_spacing)
-        stiffness = settings.scale_stiffness
-        self.scale = SmoothScale(basis, STIFFNESS if stiffness is None else stiffness)
+        self.scale = SmoothScale(basis, settings.scale_stiffness)
         self.register_buffer("scale_matrix", basis.matrix(observations.angle, observations.sweep))
         self.register_buffer("block_matrix", basis.matrix(scan.block_angle, scan.sweep))
         self.register_buffer("depth", depth)

@@ -266,20 +266,6 @@ def _check_reach(cell, hkl: np.ndarray) -> None:
         )
 
 
-def recorded_fraction(centre: np.ndarray, half: np.ndarray, n_sigma: float, limits) -> np.ndarray:
-    """Return the partiality: the share of each reflection's profile that lies in the scan.
-
-    The profile is the Gaussian of width half / n_sigma that DIALS assumes (W. Kabsch 2010,
-    doi:10.1107/S0907444909047374), cut off at the ends of the window centre +- half.
-    """
-    sigma = torch.from_numpy(half / n_sigma * math.sqrt(2))
-    low = torch.from_numpy(np.maximum(centre - half, limits[0]) - centre) / sigma
-    high = torch.from_numpy(np.minimum(centre + half, limits[1]) - centre) / sigma
-    mass = (torch.erf(high) - torch.erf(low)) / (2 * math.erf(n_sigma / math.sqrt(2)))
-    whole = (centre - half >= limits[0]) & (centre + half <= limits[1])
-    return np.where(whole, 1.0, mass.clamp(min=0).numpy())
-
-
 @dataclass(frozen=True)
 class Counts:
     """Counts (R,): intensity after background subtraction, its variance, the background."""

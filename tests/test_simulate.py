@@ -28,6 +28,7 @@ from dials_hybrid.io_dials import (
     select_reflections,
     settings_at,
 )
+from dials_hybrid.kinematic import recorded_fraction
 from dials_hybrid.losses import r1
 from dials_hybrid.model import HybridModel
 from dials_hybrid.model_settings import ModelSettings
@@ -271,9 +272,9 @@ def test_only_whole_windows_are_whole(clean):
 
 
 def test_recorded_fraction():
-    centre, half = np.array([0.0, 1.0, 1.5, -3.0]), np.array([0.5, 0.5, 0.5, 0.5])
-    fraction = simulate.recorded_fraction(centre, half, 3.0, (-1.0, 1.0))
-    assert fraction == pytest.approx([1, 0.5, 0, 0], abs=1e-12)
+    centre, half = torch.tensor([[0.0, 1.0, 1.5, -3.0], [0.5, 0.5, 0.5, 0.5]]).double()
+    fraction = recorded_fraction(centre, half, 3.0, (-1.0, 1.0))
+    assert fraction.numpy() == pytest.approx([1, 0.5, 0, 0], abs=1e-12)
 
 
 def test_the_same_seeds_give_the_same_data(folder):

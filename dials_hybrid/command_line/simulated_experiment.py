@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from dials.algorithms.profile_model.gaussian_rs.model import Model as ProfileModel
 from dials.algorithms.spot_prediction import (
     ScanStaticReflectionPredictor,
@@ -21,6 +22,7 @@ from dxtbx.model.goniometer import GoniometerFactory
 from scipy.spatial.transform import Rotation as Turn
 
 from .. import electron, simulate
+from ..kinematic import recorded_fraction
 from ..records import InputError
 
 WOBBLE_LENGTH = math.radians(15)  # over which drift and orientation error change
@@ -157,10 +159,10 @@ def predict(experiments: ExperimentList, d_min: float, min_zeta: float):
     table.compute_d(experiments)
     table.compute_zeta_multi(experiments)
     table = table.select((flex.abs(table["zeta"]) >= min_zeta) & (table["d"] >= d_min))
-    half = _half_windows(table, experiment.profile)
-    partiality = simulate.recorded_fraction(
-        predicted_angles(table), half, experiment.profile.n_sigma(), scan_limits(experiment)
-    )
+    angle, half = predicted_angles(table), _half_windows(table, experiment.profile)
+    partiality = recorded_fraction(
+        *map(torch.from_numpy, (angle, half)), experiment.profile.n_sigma(), scan_limits(experiment)
+    ).numpy()
     table["partiality"] = flumpy.from_numpy(partiality)
     # what is cut by a hair would pass for whole
     wanted = (partiality == 1) | ((partiality < FULL) & (partiality > 1 - FULL))
