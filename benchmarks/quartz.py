@@ -19,7 +19,7 @@ from . import common
 
 CHOICES = (
     "valence.model=none",
-    "scale.stiffness=Auto",
+    "scale.stiffness=1",
     "orientation.sigma=Auto",
     "beams.perturbation=None",
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .data import Problem, Result
 from .error_model import ErrorModel
-from .losses import STIFFNESS
+from .losses import SOFTEST
 from .model_settings import ModelSettings
 from .records import InputError, load_records, save_records
 
@@ -16,7 +16,7 @@ from .records import InputError, load_records, save_records
 class RefineSettings:
     """Choices of the loop; see phil/hybrid_refine.phil for their meaning."""
 
-    iterations: int = 25
+    iterations: int = 40
     cost_tolerance: float = 1e-3
     site_tolerance: float = 5e-4  # A
     seed: int = 0
@@ -43,7 +43,8 @@ class State:
     proximity: float = 10.0
     error_model: ErrorModel = ErrorModel(3.0, 0.2)
     orientation_width: float = 1.0  # of the prior of orientations, in units of their sigma
-    scale_stiffness: float = STIFFNESS
+    scale_stiffness: float = SOFTEST
+    scale_follows: bool = False  # whether the data choose its stiffness by now
     parameters: dict = field(default_factory=dict)
     second: list = field(default_factory=list)  # derivatives by rotations, see the room secant
     structure_step: list = field(default_factory=list)  # of its parameters, when last they moved

@@ -7,21 +7,20 @@ from torch import Tensor, nn
 
 from .curves import CurveBasis, wider
 
-STIFFNESS = 100.0  # at the start, where the data choose it
-SOFTEST, STIFFEST = 1.0, 1e4
+SOFTEST, STIFFEST = 1.0, 1e4  # that the data may choose, from the first one on
 
 
 class SmoothScale(nn.Module):
     """exp of a smooth curve over the rotation angle of each sweep.
 
-    `stiffness` is the strength of the prior on the curvature of the curve; None is the one at the
-    start of a refinement in which the data choose.
+    `stiffness` is the strength of the prior on the curvature of the curve, by default the one at
+    the start of a refinement in which the data choose.
     """
 
-    def __init__(self, basis: CurveBasis, stiffness: float | None = None):
+    def __init__(self, basis: CurveBasis, stiffness: float = SOFTEST):
         super().__init__()
         self.basis = basis
-        self.stiffness = STIFFNESS if stiffness is None else stiffness
+        self.stiffness = stiffness
         self.log_scale = nn.Parameter(torch.zeros(basis.size, dtype=torch.float64))
         self.register_buffer("roughness", basis.roughness())
 

@@ -98,7 +98,9 @@ class HybridModel(nn.Module):
             settings.thickness_head,
         )
         basis = CurveBasis.over(scan.block_angle, scan.sweep, settings.scale_spacing)
-        self.scale = SmoothScale(basis, settings.scale_stiffness)
+        self.scale = SmoothScale(basis)
+        if settings.scale_stiffness is not None:
+            self.scale.stiffness = settings.scale_stiffness
         self.register_buffer("scale_matrix", basis.matrix(observations.angle, observations.sweep))
         self.register_buffer("block_matrix", basis.matrix(scan.block_angle, scan.sweep))
         self.register_buffer("depth", depth)

@@ -43,7 +43,7 @@ class ModelSettings:
     prior: ThicknessPrior = ThicknessPrior()
     valence: ValenceSettings = ValenceSettings()
     scale_spacing: float = math.radians(10)
-    scale_stiffness: float | None = 1.0  # None: as the data say
+    scale_stiffness: float | None = None  # as the data say
     orientation_spacing: float = math.radians(1)
     orientation_sigma: float | None = SIGMA  # None: as the data say
     orientation_stiffness: float = 0.1

@@ -38,6 +38,7 @@ NOTHING = 1e-4  # part of the cost that is not worth another trial
 ROUNDS = 20  # of error model and step in turn, at one point of linearisation, at most
 SHORT = 1  # iterations of such a step
 SHARED = 1e9  # operations of a normal matrix from which on several cores gain by sharing them
+STEADY = 0.2  # change of the logarithm of a stiffness that is none
 # part of the structure factors that changes derivatives too; where a step failed, a smaller one
 CHANGED, SUSPECT = 0.03, 0.01
 
@@ -99,6 +100,7 @@ class Refinement:
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
         self.ending = Ending(settings)
+        self.stiffened = math.inf  # change of the logarithm of the scale's stiffness
 
     @property
     def stage(self) -> Stage:
@@ -181,7 +183,7 @@ class Refinement:
                 cheap, step = self._iterate(cheap)
                 if not self.ending.settled(step, self.stage):
                     continue
-                if self._held_back(cheap):
+                if self._held_back(cheap) or self._scale_is_loose():
                     self.ending.calm = 0
                     cheap = self.passing.around(cheap.lin)
                     continue
@@ -330,18 +332,31 @@ class Refinement:
         settings, state = self.model.settings, self.state
         curve, scale, parts = self.model.orientation, self.model.scale, cheap.parts
         turned = settings.orientation_sigma is None and bool(curve.offset.any())
-        bent = settings.scale_stiffness is None and state.iteration > 0
-        if not turned and not bent:
+        if not turned and not state.scale_follows:
             return
         posterior = uncertainty.curvature_of(cheap, state.error_model).posterior
         if turned:
             own = posterior[parts.orientation, parts.orientation]
             curve.width = curve.likely_width(curve.offset.detach().flatten(), own)
             state.orientation_width = curve.width
-        if bent:
+        if state.scale_follows:
+            before = scale.stiffness
             scale.stiffness = scale.likely_stiffness(posterior[parts.scale, parts.scale])
             state.scale_stiffness = scale.stiffness
+            self.stiffened = abs(math.log(scale.stiffness / before))
         cheap.priors_near = None
+
+    def _scale_is_loose(self) -> bool:
+        """Whether the scale has yet to become as stiff as the data say, if they are to say it.
+
+        It does not before steps have settled: all else would follow a scale that is stiff too
+        early to ends that fit worse.
+        """
+        if self.model.settings.scale_stiffness is not None:
+            return False
+        loose = not self.state.scale_follows or self.stiffened > STEADY
+        self.state.scale_follows = True
+        return loose
 
     def _lowest_u(self) -> float:
         """Smallest principal U of all atoms, in A^2."""

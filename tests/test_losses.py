@@ -7,7 +7,7 @@ import torch
 
 from dials_hybrid import losses
 from dials_hybrid.curves import CurveBasis
-from dials_hybrid.losses import SOFTEST, STIFFEST, STIFFNESS, SmoothScale
+from dials_hybrid.losses import SOFTEST, STIFFEST, SmoothScale
 
 
 def f64(*values):
@@ -150,7 +150,7 @@ def test_the_likely_stiffness_is_that_of_the_bends_without_their_errors(bend, er
 
 def test_the_stiffness_changes_by_steps_and_has_limits(basis):
     scale, known = SmoothScale(basis), 1e-9 * torch.eye(13).double()
-    assert scale.likely_stiffness(known) == 4 * STIFFNESS
+    assert scale.likely_stiffness(known) == 4 * SOFTEST
     for bend, limit in ((0.0, STIFFEST), (100.0, SOFTEST)):
         with torch.no_grad():
             scale.log_scale[:] = bend * torch.tensor([1.0, -1.0]).repeat(7)[:13]
