@@ -64,7 +64,7 @@ def problem_of(start, true) -> Problem:
     return Problem(start, scan, o, {})
 
 
-def refined(parameters, instructions=None, iterations=15) -> Refined:
+def refined(parameters, instructions=None, iterations=25) -> Refined:
     """Return a refinement from C2 0.06 A off, and a methyl group 25 degrees."""
     _, true, _ = constrained(ethanol(), FIXED, None)
     ideal, _, _ = constrained(ethanol(turn=25, shift=0.06), FIXED, None)
