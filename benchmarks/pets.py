@@ -98,6 +98,7 @@ def row_of(name: str, frames: Path, folder: Path, seconds: float) -> dict:
         "R1 free": found["free"]["r1_obs"],
         "Jana R1": jana,
         "diffBloch frame mean": diffbloch,
+        "stiffness of the scale": found["scale"]["stiffness"],
         "converged": found["converged"],
         "time / s": round(seconds),
         "refinement / s": round(found["wall_time_s"]),

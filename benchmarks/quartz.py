@@ -50,6 +50,8 @@ def refine(files: list, folder: Path, first: Path) -> dict:
         "from the first end / A": max(apart.values()),
         "space group": found["space_group"],
         "z": found["absolute_structure"]["z_score"],
+        "z left out": found["absolute_structure"]["z_score_left_out"],
+        "stiffness of the scale": found["scale"]["stiffness"],
         "converged": found["converged"],
         "refinement / s": round(found["wall_time_s"]),
         "time / s": round(seconds),
