@@ -354,9 +354,11 @@ class Refinement:
         """
         if self.model.settings.scale_stiffness is not None:
             return False
-        loose = not self.state.scale_follows or self.stiffened > STEADY
+        if self.state.scale_follows:
+            return self.stiffened > STEADY
         self.state.scale_follows = True
-        return loose
+        logger.info("Steps have settled; from here on the scale is as stiff as the data say")
+        return True
 
     def _lowest_u(self) -> float:
         """Smallest principal U of all atoms, in A^2."""

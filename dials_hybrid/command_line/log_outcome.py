@@ -35,7 +35,9 @@ def log_outcome(outcome: api.Outcome) -> None:
         c["n_parameters"],
     )
     mean = c["thickness"]["mean"]
-    logger.info("Mean thickness over the rotation: %.0f to %.0f A\n", min(mean), max(mean))
+    logger.info("Mean thickness over the rotation: %.0f to %.0f A", min(mean), max(mean))
+    stiffness = c["scale"]["stiffness"]  # results of earlier versions have none
+    logger.info("Stiffness of the scale: %s\n", "-" if stiffness is None else f"{stiffness:.3g}")
     rows = "\n".join(_atom_rows(c["sites"]))
     logger.info("Refined structure, %s\n%s\n", c["space_group"], rows)
     _log_valence(c["valence"] or {})
