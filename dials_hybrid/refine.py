@@ -20,6 +20,7 @@ from . import estimates, fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .data import LOWEST_U, Problem, Result
 from .ending import UNHELD, Ending, Step
+from .evidence import Evidence
 from .freedom import least_u, lengths
 from .history import Progress
 from .kinematic import kinematic_intensities
@@ -38,7 +39,6 @@ NOTHING = 1e-4  # part of the cost that is not worth another trial
 ROUNDS = 20  # of error model and step in turn, at one point of linearisation, at most
 SHORT = 1  # iterations of such a step
 SHARED = 1e9  # operations of a normal matrix from which on several cores gain by sharing them
-STEADY = 0.2  # change of the logarithm of a stiffness that is none
 # part of the structure factors that changes derivatives too; where a step failed, a smaller one
 CHANGED, SUSPECT = 0.03, 0.01
 
@@ -90,9 +90,7 @@ class Refinement:
         self.plan = make_plan(self.model, settings.large)
         if self.state.parameters:
             self._restore()
-        self.model.orientation.width = self.state.orientation_width
-        if model_settings.scale_stiffness is None:
-            self.model.scale.stiffness = self.state.scale_stiffness
+        self.evidence = Evidence(self.model, self.state)
         self.passing = Passing(self.model, self.passes, self.state.second)
         self.state.stage = min(self.state.stage, len(self.plan) - 1)
         self.context: dict = {}  # written with every checkpoint, for the one who continues
@@ -100,7 +98,6 @@ class Refinement:
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
         self.ending = Ending(settings)
-        self.stiffened = math.inf  # change of the logarithm of the scale's stiffness
 
     @property
     def stage(self) -> Stage:
@@ -183,7 +180,7 @@ class Refinement:
                 cheap, step = self._iterate(cheap)
                 if not self.ending.settled(step, self.stage):
                     continue
-                if self._held_back(cheap) or self._scale_is_loose():
+                if self._held_back(cheap) or self.evidence.scale_is_loose():
                     self.ending.calm = 0
                     cheap = self.passing.around(cheap.lin)
                     continue
@@ -264,7 +261,7 @@ class Refinement:
     def _iterate(self, cheap: CheapModel) -> tuple[CheapModel, Step]:
         """One outer iteration: return the new linearisation, and the step that led there."""
         state = self.state
-        self._update_priors(cheap)
+        self.evidence.update(cheap)
         x = self._update_error_model(cheap)
         sigma_w = self.sigma_w(self.intensities(cheap))
         before = LeastSquares(cheap, sigma_w, 0).cost(cheap.start())
@@ -322,43 +319,6 @@ class Refinement:
             x = solve(problem, x, SHORT)
             calculated = cheap.evaluate(x)[0]
         return x
-
-    def _update_priors(self, cheap: CheapModel) -> None:
-        """Take the widths of the priors of scale and orientations that the data make most likely.
-
-        One that is wider than what it holds lets that fit noise, or what is another's: a scale that
-        bends as it likes takes the place of a thickness that changes.
-        """
-        settings, state = self.model.settings, self.state
-        curve, scale, parts = self.model.orientation, self.model.scale, cheap.parts
-        turned = settings.orientation_sigma is None and bool(curve.offset.any())
-        if not turned and not state.scale_follows:
-            return
-        posterior = uncertainty.curvature_of(cheap, state.error_model).posterior
-        if turned:
-            own = posterior[parts.orientation, parts.orientation]
-            curve.width = curve.likely_width(curve.offset.detach().flatten(), own)
-            state.orientation_width = curve.width
-        if state.scale_follows:
-            before = scale.stiffness
-            scale.stiffness = scale.likely_stiffness(posterior[parts.scale, parts.scale])
-            state.scale_stiffness = scale.stiffness
-            self.stiffened = abs(math.log(scale.stiffness / before))
-        cheap.priors_near = None
-
-    def _scale_is_loose(self) -> bool:
-        """Whether the scale has yet to become as stiff as the data say, if they are to say it.
-
-        It does not before steps have settled: all else would follow a scale that is stiff too
-        early to ends that fit worse.
-        """
-        if self.model.settings.scale_stiffness is not None:
-            return False
-        if self.state.scale_follows:
-            return self.stiffened > STEADY
-        self.state.scale_follows = True
-        logger.info("Steps have settled; from here on the scale is as stiff as the data say")
-        return True
 
     def _lowest_u(self) -> float:
         """Smallest principal U of all atoms, in A^2."""

@@ -53,6 +53,7 @@ LEVELS = {
     "passing": 4,
     "estimates": 4,
     "ending": 4,
+    "evidence": 4,
     "work": 4,
     "outcome": 4,
     "refine": 4,
