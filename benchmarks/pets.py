@@ -1,8 +1,8 @@
 """Real PETS2 data: the command with its defaults, beside what other programs got.
 
 python -m benchmarks.pets [quartz] [quartz_absorption] [quartz_near_beams] [quartz_loose_scale]
-[albite] [cspbbr3] [cspbbr3_absorption] [paracetamol]: quartz alone by default, since the others
-take up to some hours on two cores.
+[quartz_one_radius] [albite] [cspbbr3] [cspbbr3_absorption] [paracetamol]: quartz alone by default,
+since the others take up to some hours on two cores.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ SETS = {
     "quartz_absorption": ("quartz_pets", 0.0400, None),
     "quartz_near_beams": ("quartz_pets", 0.0412, 0.0506),
     "quartz_loose_scale": ("quartz_pets", 0.0412, 0.0506),
+    "quartz_one_radius": ("quartz_pets", 0.0412, 0.0506),
     "cspbbr3": ("cspbbr3_pets", 0.0640, 0.0654),
     "cspbbr3_absorption": ("cspbbr3_pets", 0.0526, 0.0537),
     "paracetamol": ("paracetamol_pets", None, None),
@@ -43,6 +44,7 @@ OPTIONS = {
     "quartz_absorption": ABSORPTION,
     "quartz_near_beams": ["beams.perturbation=None"],
     "quartz_loose_scale": ["scale.stiffness=1"],
+    "quartz_one_radius": ["valence.charge_radius=0.68"],
     "cspbbr3_absorption": ABSORPTION,
 }
 

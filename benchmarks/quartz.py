@@ -19,6 +19,7 @@ from . import common
 
 CHOICES = (
     "valence.model=none",
+    "valence.charge_radius=0.68",
     "scale.stiffness=1",
     "orientation.sigma=Auto",
     "beams.perturbation=None",

@@ -23,11 +23,11 @@ from .freedom import metric
 from .records import InputError
 from .valence import (
     INDEPENDENT_ATOMS,
+    Shells,
     Valence,
     ValenceSettings,
-    moments,
     neutral_charges,
-    shell_form_factor,
+    shared_electrons,
 )
 
 G_LIMIT = 4.0  # A^-1, where the tabulated form factors end
@@ -91,6 +91,8 @@ class CrystalModel(nn.Module):
         self.u_shift = nn.Parameter(new(len(self.u_iso_basis), dtype=torch.float64))
         self.occ_shift = nn.Parameter(new(len(self.occ_basis), dtype=torch.float64))
         self.valence_settings = valence
+        radii = valence.radii(structure.elements) if valence.model != "none" else []
+        self.register_buffer("charge_radius", torch.tensor(radii, dtype=torch.float64))
         self.register_buffer("charge_basis", self._charge_basis(structure, valence))
         dipoles = len(self.dipole_basis) if valence.model == "dipole" else 0
         self.charge_shift = nn.Parameter(new(len(self.charge_basis), dtype=torch.float64))
@@ -135,8 +137,15 @@ class CrystalModel(nn.Module):
         return Valence(
             settings.charge_sigma * self.charge_shift @ self.charge_basis,
             torch.einsum("p,pai->ai", dipole, basis),
-            settings.radius,
+            self.shells(),
         )
+
+    def shells(self) -> Shells | None:
+        """The shells of the atoms' charges and dipoles, None if the model has none."""
+        if self.valence_settings.model == "none":
+            return None
+        radius = self.charge_radius[self.structure.type]
+        return Shells(radius, torch.full_like(radius, self.valence_settings.radius))
 
     def atoms(self) -> Atoms:
         """Return what each atom scatters by; it is linear in the parameters."""
@@ -169,9 +178,7 @@ class CrystalModel(nn.Module):
 
     def of_atoms(self, hkl: Tensor, atoms: Atoms) -> Tensor:
         """Return what each atom, with its copies by symmetry, adds to F(g) in A, (M, A)."""
-        settings = self.valence_settings
-        radius = None if settings.model == "none" else settings.radius
-        return _of_atoms(self.structure, hkl, atoms, radius)
+        return _of_atoms(self.structure, hkl, atoms, self.shells())
 
     def slices(self) -> dict[str, slice]:
         """Return where each parameter lies in the vector of all, in their fixed order."""
@@ -233,11 +240,11 @@ def structure_factors(
     charges and dipoles scatter. Differentiable in all but the structure: site (A, 3), u_iso (A,)
     in A^2, u_star (A, 6), charge and dipole.
     """
-    atoms, radius = Atoms.of(structure)._replace(site=site, u_iso=u_iso, u_star=u_star), None
+    atoms, shells = Atoms.of(structure)._replace(site=site, u_iso=u_iso, u_star=u_star), None
     if valence is not None:
-        charge, radius = valence.charge[structure.type], valence.radius
+        charge, shells = valence.charge[structure.type], valence.shells
         atoms = atoms._replace(charge=charge, dipole=valence.dipole)
-    return in_chunks(structure, hkl, lambda h: _of_atoms(structure, h, atoms, radius).sum(-1))
+    return in_chunks(structure, hkl, lambda h: _of_atoms(structure, h, atoms, shells).sum(-1))
 
 
 def in_chunks(structure: Structure, hkl: Tensor, calculate: Callable[[Tensor], Tensor]) -> Tensor:
@@ -247,8 +254,8 @@ def in_chunks(structure: Structure, hkl: Tensor, calculate: Callable[[Tensor], T
     return torch.cat([calculate(some) for some in chunks])
 
 
-def _of_atoms(structure: Structure, hkl: Tensor, atoms: Atoms, radius: float | None) -> Tensor:
-    """What each atom adds to F(g), (M, A); `radius` (A) of the valence shell, None without."""
+def _of_atoms(structure: Structure, hkl: Tensor, atoms: Atoms, shells: Shells | None) -> Tensor:
+    """What each atom adds to F(g), (M, A); without `shells` that of free, spherical atoms."""
     g_sq = reciprocal_length_sq(structure.cell, hkl)
     h_rot, angle = rotated(structure, hkl, atoms.site)
     waves = torch.polar(_damping(structure, h_rot, atoms.u_star), angle)
@@ -256,9 +263,9 @@ def _of_atoms(structure: Structure, hkl: Tensor, atoms: Atoms, radius: float | N
     share = torch.exp(-2 * math.pi**2 * g_sq[:, None] * u_iso) * (atoms.occ * structure.weight)
     f = form_factors(structure, g_sq / 4)[:, structure.type]
     found = waves.sum(1) * f
-    if radius is not None:
-        shared = (waves * moments(h_rot, atoms.charge, atoms.dipole)).sum(1)
-        found = found + shared * shell_form_factor(g_sq / 4, radius)[:, None]
+    if shells is not None:
+        moments = atoms.charge, atoms.dipole
+        found = found + shared_electrons(g_sq / 4, h_rot, waves, *moments, shells)
     return found * share
 
 

@@ -34,8 +34,15 @@ class ErrorModel:
 
     def is_like(self, other: ErrorModel) -> bool:
         """Whether two make much the same weights."""
-        pairs = (self.k, other.k), (self.p, other.p)
-        return all(abs(math.log(a / b)) < 0.001 for a, b in pairs)
+        return all(abs(change) < 0.001 for change in self.change(other))
+
+    def change(self, later: ErrorModel) -> tuple[float, float]:
+        """Return by how much the logarithms of k and p of a later one are larger."""
+        return math.log(later.k / self.k), math.log(later.p / self.p)
+
+    def midway(self, other: ErrorModel) -> ErrorModel:
+        """Return the model with the geometric means of k and p."""
+        return ErrorModel(math.sqrt(self.k * other.k), math.sqrt(self.p * other.p), self.freedom)
 
     def sigma(self, noise: Noise, intensity: Tensor) -> Tensor:
         """Return sigma_w (R,) at the intensities (R,)."""

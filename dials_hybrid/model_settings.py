@@ -76,14 +76,15 @@ class ModelSettings:
     @classmethod
     def from_dict(cls, values: dict) -> ModelSettings:
         """Return the settings that `to_dict` described."""
+        valence = values.get("valence", {"model": "none"})
         nested = {
             "depth": DepthGrid(**values["depth"]),
             "propagator": propagation.from_dict(values["propagator"]),
             # files of earlier versions have neither absorption nor valence nor nuisance terms,
-            # leave no beam out and have none to second order
+            # leave no beam out and have none to second order; all shells had one radius
             "absorption": absorption.from_dict(values.get("absorption", {"model": "none"})),
             "prior": ThicknessPrior(**values["prior"]),
-            "valence": ValenceSettings(**values.get("valence", {"model": "none"})),
+            "valence": ValenceSettings(**{"charge_radius": valence.get("radius"), **valence}),
             "nuisance": tuple(Term(**term) for term in values.get("nuisance", ())),
         }
         return cls(**{"left_out": None, "perturbation": None, **values, **nested})

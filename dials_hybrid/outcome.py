@@ -200,16 +200,18 @@ def _frame_mean(o: Observations, scan, calculated: Tensor) -> float:
 
 
 def _valence(model, errors: uncertainty.Uncertainties) -> dict:
-    """Charges (e) of the elements and dipoles (e A, along the cell axes) of the atoms."""
+    """Charges (e) and shells (A) of elements, dipoles (e A, along the cell axes) of atoms."""
     found, structure = model.crystal.valence(), model.problem.structure
     settings = dataclasses.asdict(model.settings.valence)
     if found is None:
         return settings
     dipole = found.dipole * structure.cell[:3]
     of_elements = zip(structure.elements, found.charge, errors.charge, strict=True)
+    radii = dict(zip(structure.elements, model.crystal.charge_radius.tolist(), strict=True))
     of_atoms = zip(structure.labels, dipole, errors.dipole, strict=True)
     return {
         **settings,
+        "charge_radius": radii,
         "charge": {e: {"value": float(q), "su": float(su)} for e, q, su in of_elements},
         "dipole": {e: {"value": m.tolist(), "su": su.tolist()} for e, m, su in of_atoms},
     }

@@ -38,6 +38,7 @@ logger = logging.getLogger("dials.hybrid.refine")
 NOTHING = 1e-4  # part of the cost that is not worth another trial
 ROUNDS = 20  # of error model and step in turn, at one point of linearisation, at most
 SHORT = 1  # iterations of such a step
+SWING = 0.02  # change of the error model's logarithms, there and back, that does not end by itself
 SHARED = 1e9  # operations of a normal matrix from which on several cores gain by sharing them
 # part of the structure factors that changes derivatives too; where a step failed, a smaller one
 CHANGED, SUSPECT = 0.03, 0.01
@@ -98,6 +99,7 @@ class Refinement:
         self.began = time.monotonic() - self.state.seconds
         self.saved = -math.inf
         self.ending = Ending(settings)
+        self.error_change = (0.0, 0.0)  # of the error model in the last iteration
 
     @property
     def stage(self) -> Stage:
@@ -306,9 +308,11 @@ class Refinement:
         """Fit the error model, then again where a step with it leads to; return where that is.
 
         Each follows the other slowly, and a propagation in between would take longer. Leverages
-        hardly change meanwhile.
+        hardly change meanwhile. They follow the error model in the next iteration: where few
+        reflections hold many parameters, both may swing for ever, unless met halfway.
         """
         state, x, calculated = self.state, cheap.start(), self.intensities(cheap)
+        began, last = state.error_model, self.error_change
         leverage = uncertainty.curvature_of(cheap, state.error_model).leverage
         for _ in range(ROUNDS):
             before = state.error_model
@@ -318,6 +322,12 @@ class Refinement:
             problem = LeastSquares(cheap, self.sigma_w(calculated), state.proximity)
             x = solve(problem, x, SHORT)
             calculated = cheap.evaluate(x)[0]
+        self.error_change = began.change(state.error_model)
+        back = -sum(a * b for a, b in zip(last, self.error_change, strict=True))
+        if back > SWING**2:
+            state.error_model = began.midway(state.error_model)
+            self.error_change = began.change(state.error_model)
+            x = solve(LeastSquares(cheap, self.sigma_w(calculated), state.proximity), x, SHORT)
         return x
 
     def _lowest_u(self) -> float:

@@ -9,7 +9,9 @@ doi:10.1002/andp.19303970302)
 for a charge q (units of e, positive where electrons were lost) and a dipole moment mu (e A) of
 an atom, the first two terms of a multipole expansion (N. K. Hansen & P. Coppens 1978,
 doi:10.1107/S0567739478001886), spread over a Gaussian valence shell with
-b = 8 pi^2 <r^2> / 3. Without the dipoles the sites answer for them.
+b = 8 pi^2 <r^2> / 3. Without the dipoles the sites answer for them. An electron leaves the
+outermost shell of one element for that of another, which may be half as wide: for charges each
+element has a radius of its own. Dipoles are of what is left, whose size differs less.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BOHR = 0.529177210903  # A, CODATA 2018
+from .slater import BOHR, valence_radius
+
 MOTT_BETHE = 1 / (8 * math.pi**2 * BOHR)  # A^-1
 MODELS = ("none", "charge", "dipole")
 
@@ -30,12 +33,14 @@ class ValenceSettings:
     """Which terms are refined, and the Gaussian priors that hold them.
 
     `model`: "none"; "charge", one charge per element, the cell neutral; "dipole", these and the
-    dipole of every atom that its site symmetry allows. `radius` is the r.m.s. radius of the
-    valence shell in A; `charge_sigma` (e) and `dipole_sigma` (e A) are the expected sizes.
+    dipole of every atom that its site symmetry allows. `charge_radius` is the r.m.s. radius in A of
+    the shells that charges leave, None takes that of each element by Slater's rules; `radius` is
+    that of dipoles. `charge_sigma` (e) and `dipole_sigma` (e A) are the expected sizes.
     """
 
     model: str = "dipole"
     radius: float = 0.68
+    charge_radius: float | None = None
     charge_sigma: float = 0.3
     dipole_sigma: float = 0.2
 
@@ -43,8 +48,24 @@ class ValenceSettings:
         if self.model not in MODELS:
             raise ValueError(f"ValenceSettings.model is {self.model}, not one of {MODELS}")
 
+    def radii(self, elements: tuple[str, ...]) -> list[float]:
+        """Return the r.m.s. radii in A of the shells that the charges of elements leave.
+
+        Raises ValueError where a symbol is none of an element.
+        """
+        given = self.charge_radius
+        return [valence_radius(element) if given is None else given for element in elements]
+
 
 INDEPENDENT_ATOMS = ValenceSettings("none")
+
+
+@dataclass(frozen=True)
+class Shells:
+    """R.m.s. radii of the shells of A atoms, in A."""
+
+    charge: Tensor  # (A,)
+    dipole: Tensor  # (A,)
 
 
 @dataclass(frozen=True)
@@ -53,28 +74,34 @@ class Valence:
 
     charge: Tensor  # (K,) e
     dipole: Tensor  # (A, 3) e times fractional coordinates
-    radius: float  # A
+    shells: Shells
 
 
-def shell_form_factor(s_sq: Tensor, radius: float) -> Tensor:
-    """Return the form factor of unit charge in A at s^2 (M,) in A^-2; zero at s = 0.
+def shell_form_factor(s_sq: Tensor, radius: Tensor) -> Tensor:
+    """Return the form factors (M, A) of unit charges in A at s^2 (M,) in A^-2; zero at s = 0.
 
     There the charges of a neutral cell cancel, and its dipole has no meaning in the bulk. `radius`
-    is that of the valence shell in A.
+    (A,) is that of the shells in A.
     """
     b = 8 * math.pi**2 * radius**2 / 3
-    away = s_sq > 0
-    safe = torch.where(away, s_sq, torch.ones_like(s_sq))
-    return torch.where(away, MOTT_BETHE * torch.exp(-b * safe) / safe, torch.zeros_like(safe))
+    away = (s_sq > 0)[:, None]
+    safe = torch.where(away, s_sq[:, None], 1.0)
+    return MOTT_BETHE * torch.exp(-b * safe) / safe * away
 
 
-def moments(h_rot: Tensor, charge: Tensor, dipole: Tensor) -> Tensor:
-    """Return q + 2 pi i g.mu (M, S, A) for rotated indices h_rot (M, S, 3).
+def shared_electrons(
+    s_sq: Tensor, h_rot: Tensor, waves: Tensor, charge: Tensor, dipole: Tensor, shells: Shells
+) -> Tensor:
+    """Return what charges and dipoles of A atoms add to F(g) in A, (M, A), at s^2 (M,) in A^-2.
 
-    `charge` (A,) is in e, `dipole` (A, 3) in e times fractional coordinates.
+    `waves` (M, S, A) are what their copies by symmetry add to a sum of unit scatterers, at rotated
+    indices h_rot (M, S, 3); `charge` (A,) is in e, `dipole` (A, 3) in e times fractional
+    coordinates.
     """
-    turned = 2 * math.pi * torch.einsum("msj,aj->msa", h_rot, dipole)
-    return torch.complex(charge.expand_as(turned), turned)
+    turned = torch.einsum("msj,aj->msa", h_rot, dipole)
+    charges = charge * shell_form_factor(s_sq, shells.charge) * waves.sum(1)
+    dipoles = shell_form_factor(s_sq, shells.dipole) * (waves * turned).sum(1)
+    return charges + 2j * math.pi * dipoles
 
 
 def neutral_charges(count: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dials_hybrid"
 LEVELS = {
     "": 0,  # the version
     "electron": 0,
+    "slater": 0,
     "noise": 0,
     "records": 0,
     "calls": 0,

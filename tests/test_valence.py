@@ -8,20 +8,30 @@ import tiny
 import torch
 
 from dials_hybrid.crystal import CrystalModel, reciprocal_length_sq, structure_factors
+from dials_hybrid.model_settings import ModelSettings
 from dials_hybrid.refine import Refinement, RefineSettings, build_model
-from dials_hybrid.valence import MODELS, MOTT_BETHE, Valence, ValenceSettings, neutral_charges
+from dials_hybrid.slater import valence_radius
+from dials_hybrid.valence import (
+    MODELS,
+    MOTT_BETHE,
+    Shells,
+    Valence,
+    ValenceSettings,
+    neutral_charges,
+)
 
 RADIUS = 0.5
+SHELLS = Shells(tiny.f64([RADIUS, 1.2]), tiny.f64([0.7, RADIUS]))  # of the two atoms of `pair`
 HKL = torch.cartesian_prod(*[torch.arange(-3, 4)] * 3)
 
 
-def point_charges(structure, charges, sites, hkl):
-    """F(g) in A of point charges (e) at fractional sites of P1, spread as the valence shell is."""
-    s_sq = reciprocal_length_sq(structure.cell, hkl) / 4
-    b = 8 * math.pi**2 * RADIUS**2 / 3
+def point_charges(structure, charges, sites, radii, hkl):
+    """F(g) in A of point charges (e) at fractional sites of P1, each spread over its radius."""
+    s_sq = reciprocal_length_sq(structure.cell, hkl)[:, None] / 4
+    spread = torch.exp(-8 * math.pi**2 * tiny.f64(radii) ** 2 / 3 * s_sq)
     phase = 2 * math.pi * hkl.double() @ tiny.f64(sites).T
-    waves = (tiny.f64(charges) * torch.polar(torch.ones_like(phase), phase)).sum(1)
-    return MOTT_BETHE * torch.exp(-b * s_sq) / s_sq * waves
+    waves = tiny.f64(charges) * spread * torch.polar(torch.ones_like(phase), phase)
+    return (MOTT_BETHE / s_sq * waves).sum(1)
 
 
 def valence_part(structure, valence, hkl):
@@ -41,10 +51,10 @@ def test_the_constant_of_mott_and_bethe():
     assert pytest.approx(0.0239337, rel=1e-5) == MOTT_BETHE
 
 
-def test_charges_scatter_as_point_charges_spread_over_a_shell(pair):
+def test_charges_scatter_as_point_charges_spread_over_shells_of_their_own(pair):
     hkl = HKL[(HKL != 0).any(1)]
-    valence = Valence(tiny.f64([0.7, -0.7]), torch.zeros(2, 3).double(), RADIUS)
-    expected = point_charges(pair, [0.7, -0.7], pair.site.tolist(), hkl)
+    valence = Valence(tiny.f64([0.7, -0.7]), torch.zeros(2, 3).double(), SHELLS)
+    expected = point_charges(pair, [0.7, -0.7], pair.site.tolist(), [RADIUS, 1.2], hkl)
     assert torch.allclose(valence_part(pair, valence, hkl), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -53,14 +63,14 @@ def test_a_dipole_scatters_as_two_near_charges(pair):
     hkl = HKL[(HKL != 0).any(1)]
     step = [0.0005, -0.0003, 0.0002]
     ends = [[x + sign * d for x, d in zip((0.4, 0.1, 0.8), step, strict=True)] for sign in (1, -1)]
-    expected = point_charges(pair, [50.0, -50.0], ends, hkl)
+    expected = point_charges(pair, [50.0, -50.0], ends, [RADIUS, RADIUS], hkl)
     dipole = torch.stack([torch.zeros(3).double(), 100 * tiny.f64(step)])
-    found = valence_part(pair, Valence(torch.zeros(2).double(), dipole, RADIUS), hkl)
+    found = valence_part(pair, Valence(torch.zeros(2).double(), dipole, SHELLS), hkl)
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_nothing_is_added_to_the_mean_potential(pair):
-    valence = Valence(tiny.f64([0.7, -0.7]), torch.ones(2, 3).double(), RADIUS)
+    valence = Valence(tiny.f64([0.7, -0.7]), torch.ones(2, 3).double(), SHELLS)
     assert valence_part(pair, valence, torch.zeros(1, 3, dtype=torch.int64)).abs().max() == 0
 
 
@@ -101,6 +111,23 @@ def test_dipoles_have_the_freedom_of_the_sites():
     dipole = model.valence().dipole * model.structure.cell[:3]
     assert (dipole[0, 1:] == 0).all()  # Si on a two-fold axis along a
     assert abs(float(dipole[0, 0].detach())) == pytest.approx(0.2)
+
+
+def test_charges_leave_the_shells_of_their_elements():
+    """Or all the same one, if its radius is given."""
+    quartz = tiny.quartz()
+    shells = CrystalModel(quartz, ValenceSettings(radius=0.5)).valence().shells
+    assert shells.charge.tolist() == [valence_radius(quartz.elements[k]) for k in quartz.type]
+    assert shells.dipole.tolist() == [0.5] * len(quartz.type)
+    given = CrystalModel(quartz, ValenceSettings(charge_radius=0.8)).valence().shells
+    assert given.charge.tolist() == [0.8] * len(quartz.type)
+
+
+def test_files_of_earlier_versions_have_one_radius_for_all():
+    plain = ModelSettings().to_dict()
+    assert ModelSettings.from_dict(plain).valence.charge_radius is None
+    del plain["valence"]["charge_radius"]
+    assert ModelSettings.from_dict(plain).valence.charge_radius == plain["valence"]["radius"]
 
 
 def test_unknown_model():

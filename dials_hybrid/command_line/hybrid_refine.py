@@ -311,7 +311,7 @@ def _given(value, otherwise):
 
 def _model_settings(params) -> ModelSettings:
     prior, sigma = params.thickness.prior, params.orientation.sigma
-    stiffness = params.scale.stiffness
+    stiffness, charge_radius = params.scale.stiffness, params.valence.charge_radius
     return ModelSettings(
         g_max=_given(params.beams.g_max, DEFAULTS.model.g_max),
         s_max=_given(params.beams.s_max, DEFAULTS.model.s_max),
@@ -335,6 +335,7 @@ def _model_settings(params) -> ModelSettings:
         valence=ValenceSettings(
             model=params.valence.model or "none",  # PHIL takes the choice none as no choice
             radius=params.valence.radius,
+            charge_radius=None if charge_radius is Auto else charge_radius,
             charge_sigma=params.valence.charge_sigma,
             dipole_sigma=params.valence.dipole_sigma,
         ),
