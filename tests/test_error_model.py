@@ -72,3 +72,12 @@ def test_fit_does_not_trust_data_beyond_their_sigmas():
     used = torch.ones(50, dtype=torch.bool)
     found = fit_error_model(calculated, calculated, plain(one), torch.zeros(50).double(), used)
     assert found.k == pytest.approx(NORMAL_SCALE) and found.p > 0
+
+
+def test_changes_are_of_logarithms():
+    small, large = ErrorModel(1.0, 0.04, 4.0), ErrorModel(2.0, 0.01, 4.0)
+    assert small.change(large) == pytest.approx((math.log(2), -math.log(4)))
+    middle = small.midway(large)
+    assert small.change(middle) == pytest.approx(middle.change(large))
+    assert middle.freedom == 4.0
+    assert small.is_like(ErrorModel(1.0005, 0.04)) and not small.is_like(ErrorModel(1.0, 0.0401))
