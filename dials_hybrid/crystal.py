@@ -264,8 +264,8 @@ def _of_atoms(structure: Structure, hkl: Tensor, atoms: Atoms, shells: Shells | 
     f = form_factors(structure, g_sq / 4)[:, structure.type]
     found = waves.sum(1) * f
     if shells is not None:
-        moments = atoms.charge, atoms.dipole
-        found = found + shared_electrons(g_sq / 4, h_rot, waves, *moments, shells)
+        charge, dipole = atoms.charge, atoms.dipole
+        found = found + shared_electrons(g_sq / 4, h_rot, waves, charge, dipole, shells)
     return found * share
 
 

@@ -20,6 +20,7 @@ from . import estimates, fourier, losses, uncertainty
 from .checkpoint import DEFAULTS, Checkpoint, RefineSettings, State
 from .data import LOWEST_U, Problem, Result
 from .ending import UNHELD, Ending, Step
+from .error_model import ErrorModel
 from .evidence import Evidence
 from .freedom import least_u, lengths
 from .history import Progress
@@ -308,11 +309,10 @@ class Refinement:
         """Fit the error model, then again where a step with it leads to; return where that is.
 
         Each follows the other slowly, and a propagation in between would take longer. Leverages
-        hardly change meanwhile. They follow the error model in the next iteration: where few
-        reflections hold many parameters, both may swing for ever, unless met halfway.
+        hardly change meanwhile.
         """
         state, x, calculated = self.state, cheap.start(), self.intensities(cheap)
-        began, last = state.error_model, self.error_change
+        began = state.error_model
         leverage = uncertainty.curvature_of(cheap, state.error_model).leverage
         for _ in range(ROUNDS):
             before = state.error_model
@@ -322,13 +322,24 @@ class Refinement:
             problem = LeastSquares(cheap, self.sigma_w(calculated), state.proximity)
             x = solve(problem, x, SHORT)
             calculated = cheap.evaluate(x)[0]
-        self.error_change = began.change(state.error_model)
-        back = -sum(a * b for a, b in zip(last, self.error_change, strict=True))
-        if back > SWING**2:
-            state.error_model = began.midway(state.error_model)
-            self.error_change = began.change(state.error_model)
+        if self._met_halfway(began):
             x = solve(LeastSquares(cheap, self.sigma_w(calculated), state.proximity), x, SHORT)
         return x
+
+    def _met_halfway(self, began: ErrorModel) -> bool:
+        """Halve the change of the error model, from `began` on, if it takes the last one back.
+
+        Leverages follow the error model in the next iteration: where few reflections hold many
+        parameters, both may swing for ever. Returns whether it was halved.
+        """
+        state, last = self.state, self.error_change
+        self.error_change = began.change(state.error_model)
+        back = -sum(a * b for a, b in zip(last, self.error_change, strict=True))
+        if back <= SWING**2:
+            return False
+        state.error_model = began.midway(state.error_model)
+        self.error_change = began.change(state.error_model)
+        return True
 
     def _lowest_u(self) -> float:
         """Smallest principal U of all atoms, in A^2."""

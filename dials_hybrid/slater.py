@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 
-BOHR = 0.529177210903  # A, CODATA 2018
+from .electron import BOHR
+
 SYMBOLS = (
     *("H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S"),
     *("Cl", "Ar", "K", "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga"),

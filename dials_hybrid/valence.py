@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .slater import BOHR, valence_radius
+from .electron import BOHR
+from .slater import valence_radius
 
 MOTT_BETHE = 1 / (8 * math.pi**2 * BOHR)  # A^-1
 MODELS = ("none", "charge", "dipole")

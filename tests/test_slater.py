@@ -2,7 +2,8 @@
 
 import pytest
 
-from dials_hybrid.slater import BOHR, SYMBOLS, valence_radius
+from dials_hybrid.electron import BOHR
+from dials_hybrid.slater import SYMBOLS, valence_radius
 
 
 def test_hydrogen_is_exact():
