@@ -91,6 +91,18 @@ def distances(path, reference: Path = MODEL) -> dict[str, float]:
     return out
 
 
+def recorded(found: dict) -> dict[str, float]:
+    """Return what the terms of the detector came to, from the JSON of a run; none if left out."""
+    of = {term["term"]: term for term in found["nuisance"]}
+    places = {"faint lost": ("faint", "lost"), "background level": ("level", "level")}
+    out = {}
+    for name, (kind, quantity) in places.items():
+        told = of.get(kind, {}).get(quantity)
+        out[name] = told and told["value"][0]
+        out[f"{name}, s.u."] = told and told["su"][0]
+    return out
+
+
 def machine() -> str:
     """Return the processor's model and the number of its cores."""
     info = Path("/proc/cpuinfo")

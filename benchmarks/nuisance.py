@@ -21,6 +21,7 @@ from dials_hybrid.cross_validation import unique_groups
 from dials_hybrid.io_cctbx import update_xray_structure
 from dials_hybrid.linear import CheapModel, LeastSquares, solve
 from dials_hybrid.losses import r1
+from dials_hybrid.model_settings import DETECTOR
 from dials_hybrid.nuisance import About
 from dials_hybrid.outcome import End, result_of
 from dials_hybrid.uncertainty import error_model_of
@@ -28,14 +29,20 @@ from dials_hybrid.uncertainty import error_model_of
 from . import common
 from .linearised import resumed, step
 
+FAINT, LEVEL = DETECTOR
+OTHERS = {
+    "frame_scale=0.02": Term("frame_scale", 0.02),
+    "frame_scale=0.1": Term("frame_scale", 0.1),
+    "background=0.1": Term("background", 0.1),
+    "window=0.1": Term("window", 0.1),
+    "resolution=0.2": Term("resolution", 0.2),
+}
 CHOICES = {
     "none": (),
-    "frame_scale=0.02": (Term("frame_scale", 0.02),),
-    "frame_scale=0.1": (Term("frame_scale", 0.1),),
-    "background=0.1": (Term("background", 0.1),),
-    "window=0.1": (Term("window", 0.1),),
-    "resolution=0.2": (Term("resolution", 0.2),),
-    "background=0.1 window=0.1": (Term("background", 0.1), Term("window", 0.1)),
+    "faint": (FAINT,),
+    "level": (LEVEL,),
+    "faint, level": DETECTOR,
+    **{f"faint, level, {name}": (*DETECTOR, term) for name, term in OTHERS.items()},
 }
 ROUNDS = 4  # of the error model, which follows the residuals
 PARTS = 8
@@ -90,6 +97,8 @@ class Ended:
             "R1 free": found.summary["free"]["r1_obs"],
             "R1 each left out": found.summary["cross_validated"]["r1_obs"],
             "R1 held out": r1(o.intensity, held_out, o.observed & ~o.free),
+            "R1 of all": found.summary["final"]["r1_all"],
+            "of all, held out": r1(o.intensity, held_out, ~o.free),
         }
         with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ValueError):
             path = Path(folder) / "refined.cif"

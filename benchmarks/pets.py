@@ -19,6 +19,7 @@ import numpy as np
 from dials_hybrid import io_pets
 from dials_hybrid.checkpoint import Checkpoint
 from dials_hybrid.command_line import hybrid_refine
+from dials_hybrid.freedom import least_u
 from dials_hybrid.io_reflections import Selection
 from dials_hybrid.losses import r1
 
@@ -33,14 +34,20 @@ SETS = {
     "quartz_near_beams": ("quartz_pets", 0.0412, 0.0506),
     "quartz_loose_scale": ("quartz_pets", 0.0412, 0.0506),
     "quartz_one_radius": ("quartz_pets", 0.0412, 0.0506),
+    "quartz_no_detector": ("quartz_pets", 0.0412, 0.0506),
     "cspbbr3": ("cspbbr3_pets", 0.0640, 0.0654),
     "cspbbr3_absorption": ("cspbbr3_pets", 0.0526, 0.0537),
     "paracetamol": ("paracetamol_pets", None, None),
     "albite": ("albite_jana", 0.1003, None),
+    "albite_no_detector": ("albite_jana", 0.1003, None),
 }
 ABSORPTION = ["absorption.model=thermal"]
+NO_DETECTOR = ["nuisance.faint=None", "nuisance.level=None"]
+ALBITE = ["structure.block=albite_kinematical"]
 OPTIONS = {
-    "albite": ["structure.block=albite_kinematical"],
+    "albite": ALBITE,
+    "albite_no_detector": [*ALBITE, *NO_DETECTOR],
+    "quartz_no_detector": NO_DETECTOR,
     "quartz_absorption": ABSORPTION,
     "quartz_near_beams": ["beams.perturbation=None"],
     "quartz_loose_scale": ["scale.stiffness=1"],
@@ -85,7 +92,8 @@ def row_of(name: str, frames: Path, folder: Path, seconds: float) -> dict:
     """Return the row of the table of what the command wrote in a folder."""
     _, jana, diffbloch = SETS[name]
     found = json.loads((folder / "dials.hybrid_refine.json").read_text())
-    count, r1_rows = rows_of_frames(frames, Checkpoint.load(folder / "hybrid_refined.h5"))
+    end = Checkpoint.load(folder / "hybrid_refined.h5")
+    count, r1_rows = rows_of_frames(frames, end)
     row = {
         "set": name,
         "observed": found["n_obs"],
@@ -98,6 +106,10 @@ def row_of(name: str, frames: Path, folder: Path, seconds: float) -> dict:
         "R1 merged": found["merged"]["r1_obs"],
         "R1 each left out": found["cross_validated"]["r1_obs"],
         "R1 free": found["free"]["r1_obs"],
+        "R1 of all": found["final"]["r1_all"],
+        "of all, each left out": found["cross_validated"]["r1_all"],
+        "least principal U / A^2": float(least_u(end.result.structure).min()),
+        **common.recorded(found),
         "Jana R1": jana,
         "diffBloch frame mean": diffbloch,
         "stiffness of the scale": found["scale"]["stiffness"],

@@ -18,6 +18,7 @@ from dials_hybrid.io_structures import read_structure
 from . import common
 
 CHOICES = (
+    "nuisance.faint=None nuisance.level=None",
     "valence.model=none",
     "valence.charge_radius=0.68",
     "scale.stiffness=1",
@@ -45,9 +46,13 @@ def refine(files: list, folder: Path, first: Path) -> dict:
         "R1": found["final"]["r1_obs"],
         "R1 free": found["free"]["r1_obs"],
         "R1 each left out": found["cross_validated"]["r1_obs"],
+        "R1 of all": found["final"]["r1_all"],
+        "of all, each left out": found["cross_validated"]["r1_all"],
         "observed": found["n_obs"],
         **{f"{label} to X-ray / A": d for label, d in distance.items()},
         "mean to X-ray / A": sum(distance.values()) / len(distance),
+        **{f"U of {site['label']} / A^2": site["u_iso"] for site in found["sites"]},
+        **common.recorded(found),
         "from the first end / A": max(apart.values()),
         "space group": found["space_group"],
         "z": found["absolute_structure"]["z_score"],
@@ -79,7 +84,7 @@ def main() -> None:
             path = folder / f"displaced_{seed}.cif"
             runs[f"displaced 0.05 A, {seed}"] = [common.displaced(common.MODEL, path, 0.05, seed)]
         for choice in CHOICES:
-            runs[f"X-ray, {choice}"] = [common.MODEL, choice]
+            runs[f"X-ray, {choice}"] = [common.MODEL, *choice.split()]
         rows = [
             {"start": start, **refine([*files, *given], folder / f"run_{i}", folder / "run_0")}
             for i, (start, given) in enumerate(runs.items())

@@ -130,14 +130,16 @@ class Slopes:
     """Derivatives of R corrected intensities."""
 
     by_intensity: Tensor  # (R,) by its own intensity
-    by_power: Tensor | None  # (R,) by its own |U_g / 2K|^2; None without terms
+    by_scale: Tensor  # (R,) by the logarithm of its own scale
+    by_power: Tensor | None  # (R,) by its own |U_g / 2K|^2; None where no term asks for it
     by_parameter: Tensor  # (R, n) by the parameters of all terms
 
 
 class Terms(nn.Module):
-    """All terms of a model, one after the other; n parameters in one vector, perhaps none.
+    """The scale and all terms of a model, one after the other; n parameters in one vector.
 
-    `power` is asked for |U_g / 2K|^2 (R,) in A^-2 where there are terms.
+    There may be none. Those of what was recorded come after the scale (R,), all others before.
+    `power`, |U_g / 2K|^2 (R,) in A^-2, is None unless a term `asks_power`.
     """
 
     def __init__(self, terms: tuple[Term, ...], about: Callable[[], About]):
@@ -151,10 +153,19 @@ class Terms(nn.Module):
         """Take what is known of the observations to the device."""
         self.about = None if self.about is None else self.about.to(device)
 
-    def forward(self, intensity: Tensor, power: Tensor | None) -> Tensor:
-        """Return the corrected intensities (R,)."""
+    @property
+    def asks_power(self) -> bool:
+        """Whether any term does."""
+        return any(term.asks_power for term in self.terms)
+
+    def forward(self, intensity: Tensor, power: Tensor | None, scale: Tensor) -> Tensor:
+        """Return the corrected intensities (R,), with their scale."""
+        about = self.about if power is None else self.about.replace(power=power)
         for term in self.terms:
-            intensity = term(intensity, self.about.replace(power=power))
+            intensity = intensity if term.recorded else term(intensity, about)
+        intensity = intensity * scale
+        for term in self.terms:
+            intensity = term(intensity, about) if term.recorded else intensity
         return intensity
 
     def prior_residuals(self) -> Tensor:
@@ -181,19 +192,26 @@ class Terms(nn.Module):
         for name, value in self._named(flat).items():
             self.get_parameter(name).copy_(value)
 
-    def corrected(self, flat: Tensor, intensity: Tensor, power: Tensor | None) -> Tensor:
+    def corrected(
+        self, flat: Tensor, intensity: Tensor, power: Tensor | None, scale: Tensor
+    ) -> Tensor:
         """Return what `forward` does, with parameters (n,)."""
-        return functional_call(self, self._named(flat), (intensity, power))
+        return functional_call(self, self._named(flat), (intensity, power, scale))
 
-    def slopes(self, flat: Tensor, intensity: Tensor, power: Tensor | None) -> Slopes:
+    def slopes(
+        self, flat: Tensor, intensity: Tensor, power: Tensor | None, scale: Tensor
+    ) -> Slopes:
         """Return the derivatives of `corrected`."""
-        one = torch.ones_like(intensity)
-        if power is None:
-            return Slopes(one, None, intensity.new_zeros(len(intensity), 0))
+        if not self.terms:
+            return Slopes(scale, intensity * scale, None, intensity.new_zeros(len(intensity), 0))
+        one, by_power = torch.ones_like(intensity), None
+        if power is not None:
+            by_power = jvp(lambda p: self.corrected(flat, intensity, p, scale), (power,), (one,))[1]
         return Slopes(
-            jvp(lambda i: self.corrected(flat, i, power), (intensity,), (one,))[1],
-            jvp(lambda p: self.corrected(flat, intensity, p), (power,), (one,))[1],
-            jacfwd(lambda x: self.corrected(x, intensity, power))(flat),
+            jvp(lambda i: self.corrected(flat, i, power, scale), (intensity,), (one,))[1],
+            jvp(lambda s: self.corrected(flat, intensity, power, s), (scale,), (scale,))[1],
+            by_power,
+            jacfwd(lambda x: self.corrected(x, intensity, power, scale))(flat),
         )
 
     def penalties(self, flat: Tensor) -> Tensor:

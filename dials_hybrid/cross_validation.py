@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import losses
-from .data import Observations, Structure
+from .data import Structure
 from .equivalents import images, numbered
 from .linear import LeastSquares
 
@@ -69,21 +69,21 @@ def left_out(problem: LeastSquares, groups: Tensor) -> Tensor:
     return out
 
 
-def merged_r1(observations: Observations, calculated, sigma, f_sq, groups) -> float:
+def merged_r1(observed: Tensor, calculated: Tensor, sigma: Tensor, f_sq, groups) -> float:
     """Return R1 of amplitudes merged over equivalents, each with its own dynamical correction.
 
-    The merged |Fo| is |F| sqrt(k), k = sum w Io Ic / sum w Ic^2 over the working members of a
-    group with w = 1 / sigma^2; groups with k > 3 s.u. count. `calculated`, `sigma` and
-    `f_sq` = |F|^2 are (R,). NaN if nothing counts.
+    The merged |Fo| is |F| sqrt(k), k = sum w Io Ic / sum w Ic^2 over the members of a group with
+    w = 1 / sigma^2; groups with k > 3 s.u. count. `observed` and `calculated` intensities, both in
+    proportion to the diffracted ones, `sigma` and `f_sq` = |F|^2 are (R,), of the work set. NaN
+    if nothing counts.
     """
-    work = ~observations.free
-    _, place = torch.unique(groups[work], return_inverse=True)
-    weight, ic = sigma[work] ** -2, calculated[work]
+    _, place = torch.unique(groups, return_inverse=True)
+    weight, ic = sigma**-2, calculated
 
     def total(values: Tensor) -> Tensor:
         return values.new_zeros(int(place.max()) + 1).index_add(0, place, values)
 
     norm = total(weight * ic.square()).clamp(min=1e-300)
-    ratio = total(weight * observations.intensity[work] * ic) / norm
-    power = total(f_sq[work]) / total(torch.ones_like(ic))
+    ratio = total(weight * observed * ic) / norm
+    power = total(f_sq) / total(torch.ones_like(ic))
     return losses.r1(power * ratio, power, ratio > 3 / norm.sqrt())

@@ -345,6 +345,9 @@ class Result(Record):
     thickness_average_su: Tensor | None = None  # (D,) of p(t) averaged over all blocks
     # (R,) what fits to all but a reflection and its equivalents predict for it, to first order
     unseen: Tensor | None = None
+    # (R,) the part of `calculated` that goes with what the crystal diffracts, which nuisance terms
+    # may add to; files of earlier versions lack it
+    diffracted: Tensor | None = None
 
     def __post_init__(self):
         r, d, f = len(self.calculated), len(self.depth), len(self.orientation)
@@ -359,7 +362,18 @@ class Result(Record):
             "thickness_mean_su": (f,),
             "thickness_average_su": (d,),
             "unseen": (r,),
+            "diffracted": (r,),
         }
         for name, shape in optional.items():
             if getattr(self, name) is not None:
                 self._expect(name, *shape)
+
+    def proportional(self, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the parts of observed and calculated intensities (R,) that go with diffraction.
+
+        What nuisance terms add to the calculated ones is taken off both, so that ratios of the two
+        are ratios of structure factors.
+        """
+        if self.diffracted is None:
+            return observed, self.calculated
+        return observed - (self.calculated - self.diffracted), self.diffracted

@@ -161,8 +161,9 @@ def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
         weights 1 / sigma^2 of the error model, so that they can be compared
     corrected -- merged kinematical amplitudes |F| with s.u., absolute scale: |Fc| times the
         square root of sum w Io Ic / sum w Ic^2, Ic the dynamical intensity with its scale. For
-        one reflection that is sqrt(Io) |Fc| / sqrt(Ic). The s.u. is at least what the curvature of
-        the data by |F| allows: other beams may have more to do with Io than this one.
+        one reflection that is sqrt(Io) |Fc| / sqrt(Ic). What nuisance terms add to Ic is taken off
+        both. The s.u. is at least what the curvature of the data by |F| allows: other beams may
+        have more to do with Io than this one.
     f_calc -- complex kinematical structure factors, electron form factors, in A, with the
         charges and dipoles of the model, so that they are no feature of a difference
     free -- merged flags, True where none of the observations was refined against
@@ -193,7 +194,11 @@ def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
     }
     work = np.bincount(group, weights=~problem.observations.free.cpu().numpy())
     arrays["free"] = miller.array(unique, data=flex.bool((work == 0).tolist()))
-    present = flex.bool(total(calculated**2) > 0) & ~unique.sys_absent_flags().data()
+    measured, diffracted = (
+        x.detach().cpu().numpy().astype(float)
+        for x in result.proportional(problem.observations.intensity.to(result.calculated))
+    )
+    present = flex.bool(total(diffracted**2) > 0) & ~unique.sys_absent_flags().data()
     kept = np.flatnonzero(present.as_numpy_array())
     f_calc = kinematic_structure_factors(refined, unique.select(present))
     least = np.zeros(f_calc.size())
@@ -203,8 +208,8 @@ def miller_arrays(xray_structure, problem: Problem, result: Result) -> dict:
         least = amplitude_su(symmetry, result.fourier).common_set(f_calc).data().as_numpy_array()
         arrays |= maps
     power = np.abs(f_calc.data().as_numpy_array()) ** 2
-    norm = total(calculated**2)[kept]
-    intensity = power * total(observed * calculated)[kept] / norm
+    norm = total(diffracted**2)[kept]
+    intensity = power * total(measured * diffracted)[kept] / norm
     arrays["corrected"] = _amplitudes(f_calc, intensity, power / np.sqrt(norm), least)
     arrays["f_calc"] = f_calc
     return arrays

@@ -115,7 +115,7 @@ def _nearest_samples(o, scan) -> Tensor:
 
 def powers(model) -> Tensor | None:
     """Return |U_g / 2K|^2 (R,) in A^-2 of every observation; None where no nuisance term asks."""
-    if not len(model.nuisance.terms):
+    if not model.nuisance.asks_power:
         return None
     v = model.optical()(-model.problem.observations.hkl) * model.matrix.factor  # M_g0 = U_-g
     return v.real.square() + v.imag.square()

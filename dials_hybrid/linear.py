@@ -3,7 +3,7 @@
 Propagation is the costly part; it is linearised in atoms and orientations once, and within a
 trust region the intensities are then a cheap function
 
-    I = scale(phi) T(sum_t p(t | phi) (P + dP_c . c + dP_o . o))
+    I = T(scale(phi), sum_t p(t | phi) (P + dP_c . c + dP_o . o))
 
 of the steps c and o and, exactly, of thickness, scale and what the nuisance terms T correct.
 """
@@ -107,7 +107,7 @@ class CheapModel:
         self.parts = Parts(*(slice(a, b) for a, b in zip(ends, ends[1:], strict=False)), ends[-1])
         self.valence = slice(ends[1] - len(model.crystal.prior_residuals()), ends[1])
         with torch.no_grad():
-            self.powers = powers(model)  # None without nuisance terms
+            self.powers = powers(model)  # None unless a nuisance term asks
             self.power_slopes = None if self.powers is None else power_slopes(model)
         self.priors_near: Tensor | None = None  # `prior_matrix` where `solve` last asked for it
 
@@ -173,10 +173,17 @@ class CheapModel:
     @torch.no_grad()
     def scales(self) -> Tensor:
         """Return the derivatives (R,) of intensities by what the propagation gives, at `start`."""
-        x, model = self.start(), self.model
-        raw = self._summed((model.thickness()[self.block] * self.lin.profiles).sum(1))
-        slopes = model.nuisance.slopes(x[self.parts.nuisance], raw, self.powers)
-        return model.scale(model.scale_matrix) * slopes.by_intensity
+        nuisance, scale = self.model.nuisance, self.model.scale(self.model.scale_matrix)
+        return nuisance.slopes(nuisance.flat(), self._raw(), self.powers, scale).by_intensity
+
+    @torch.no_grad()
+    def diffracted(self) -> Tensor:
+        """Return the part (R,) of the intensities that goes with what the propagation gives."""
+        return self.scales() * self._raw()
+
+    def _raw(self) -> Tensor:
+        """What the propagation gives for each observation, (R,), at `start`."""
+        return self._summed((self.model.thickness()[self.block] * self.lin.profiles).sum(1))
 
     @torch.no_grad()
     def distribution_slopes(self) -> Tensor:
@@ -242,7 +249,7 @@ class CheapModel:
         weight = p[self.block]
         raw = self._summed((weight * profiles).sum(1))
         powers, nuisance = self._moved_powers(x), x[parts.nuisance]
-        intensity = scale * model.nuisance.corrected(nuisance, raw, powers)
+        intensity = model.nuisance.corrected(nuisance, raw, powers, scale)
         if not jacobian:
             return intensity, None
         by_crystal, by_turn = self.lin.weighted(weight)
@@ -251,13 +258,12 @@ class CheapModel:
             self._orientation_jacobian(by_turn),
             self._thickness_jacobian(profiles, *dp),
         ]
-        slopes = model.nuisance.slopes(nuisance, raw, powers)
-        rate = scale * slopes.by_intensity
-        columns = [rate[:, None] * block for block in blocks]
+        slopes = model.nuisance.slopes(nuisance, raw, powers, scale)
+        columns = [slopes.by_intensity[:, None] * block for block in blocks]
         if slopes.by_power is not None:
-            columns[0] += (scale * slopes.by_power)[:, None] * self.power_slopes
-        columns.append(intensity[:, None] * model.scale_matrix)
-        columns.append(scale[:, None] * slopes.by_parameter)
+            columns[0] += slopes.by_power[:, None] * self.power_slopes
+        columns.append(slopes.by_scale[:, None] * model.scale_matrix)
+        columns.append(slopes.by_parameter)
         return intensity, torch.cat(columns, 1)
 
     def prior(self, x: Tensor) -> Tensor:

@@ -297,7 +297,7 @@ class HybridModel(nn.Module):
     def intensities(self, profiles: Tensor) -> Tensor:
         """Return the calculated intensity of every observation, (R,)."""
         raw = self.summed((self.thickness()[self.portions.block] * profiles).sum(1))
-        return self.nuisance(raw, powers(self)) * self.scale(self.scale_matrix)
+        return self.nuisance(raw, powers(self), self.scale(self.scale_matrix))
 
     def summed(self, values: Tensor) -> Tensor:
         """Return the sums (R,) over each observation of values (G,) of the portions."""

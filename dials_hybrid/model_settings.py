@@ -17,6 +17,8 @@ from .propagation import DepthGrid, Propagator, Splitting
 from .thickness import ThicknessPrior
 from .valence import ValenceSettings
 
+DETECTOR = (Term("faint", 1.0), Term("level", 1.0))  # what frames and their background do
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -47,7 +49,7 @@ class ModelSettings:
     orientation_spacing: float = math.radians(1)
     orientation_sigma: float | None = SIGMA  # None: as the data say
     orientation_stiffness: float = 0.1
-    nuisance: tuple[Term, ...] = ()
+    nuisance: tuple[Term, ...] = DETECTOR
     memory: float = 2e9
 
     @property

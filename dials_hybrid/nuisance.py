@@ -1,13 +1,17 @@
 """Corrections of intensities that diffraction does not explain, each a small module.
 
 A term is a `Nuisance` built as `Kind(about, sigma)`. It gets the calculated intensities of all
-observations on the way from the propagation, which is linear in them, to the scale, and returns
-them corrected:
+observations on the way from the propagation, which is linear in them, to the scale, or after the
+scale, as they are recorded, and returns them corrected:
 
 - `forward(intensity, about) -> (R,)`: each observation by its own intensity alone, and as it came
   where all parameters are zero;
 - `prior_residuals() -> (m,)`, half of whose squared sum is the negative log prior; by default
   the parameters themselves, which are then in units of `sigma`, their expected size.
+
+Two constants of the class may be set. `recorded = True`: the intensities come with their scale, in
+the units of the data (default: False). `asks_power = False`: it does not look at `about.power`
+or `about.kinematic`, which then need not be kept up to date (default: True).
 
 The refinement needs nothing else: derivatives, standard uncertainties and cross-validation follow.
 `About` holds no observed intensity, since a term that saw it could fit it.
@@ -27,6 +31,7 @@ from .data import Problem, block_of, sample_weights
 from .records import Record
 
 SPREAD = 0.35  # of the thickness, standard deviation over mean, for kinematic intensities
+_EDGE = 4.0  # times the noise of its background is about where a spot of some pixels stands out
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class About(Record):
     # (R,) |S| in the middle of the window over dS from there to its end: R_Sg of a PETS2 row
     offset: Tensor
     sigma: Tensor  # (R,) of the integration
+    noise: Tensor  # (R,) the part of sigma that is not the reflection's own: of the background
     exposure: Tensor  # (R,) kinematic intensity of |U_g / 2K| = 1 A^-1, in A^2 rad
     power: Tensor  # (R,) |U_g / 2K|^2 in A^-2 of the structure as it is
 
@@ -68,6 +74,7 @@ class About(Record):
             s_sq=reciprocal_length_sq(problem.structure.cell, o.hkl) / 4,
             offset=mean.abs() / reach.clamp(min=1e-9),
             sigma=o.sigma,
+            noise=o.noise.background.sqrt(),
             exposure=total(weight * kinematic_rocking(s, thickness)),
             power=torch.zeros_like(o.intensity),
         )
@@ -100,6 +107,9 @@ def kinematic_rocking(s: Tensor, thickness: float) -> Tensor:
 class Nuisance(nn.Module):
     """Base of the terms; see the docstring of this room. `sigma` is the size it may well have."""
 
+    recorded = False
+    asks_power = True
+
     def __init__(self, about: About, sigma: float):
         super().__init__()
         self.sigma = sigma
@@ -124,6 +134,8 @@ def zeros(*shape: int) -> nn.Parameter:
 
 class FrameScale(Nuisance):
     """exp of a deviation of every block from the smooth scale; sigma is that of the logarithm."""
+
+    asks_power = False
 
     def __init__(self, about: About, sigma: float):
         super().__init__(about, sigma)
@@ -156,6 +168,8 @@ class Window(Nuisance):
     sigma is that of a, the change of an intensity whose S = 0 lies at the very end.
     """
 
+    asks_power = False
+
     def __init__(self, about: About, sigma: float):
         super().__init__(about, sigma)
         self.at_end = zeros(1)
@@ -172,6 +186,8 @@ class ResolutionScale(Nuisance):
     travel in, but the data hardly tell the two apart where scattering is weak.
     """
 
+    asks_power = False
+
     def __init__(self, about: About, sigma: float):
         super().__init__(about, sigma)
         self.b = zeros(1)
@@ -181,9 +197,56 @@ class ResolutionScale(Nuisance):
         return intensity * torch.exp(-2 * self.sigma * self.b * about.s_sq)
 
 
+class Faint(Nuisance):
+    """I (1 - f / (1 + I / I_0)): a share f of faint reflections is lost, less of brighter ones.
+
+    A detector that counts nothing below a threshold does so, and so do frames whose dark current
+    was taken off and whose negative pixels were set to zero: where a spot does not rise above
+    the noise, part of it is lost in what would have been negative. I_0 is _EDGE times the noise
+    of the background, times the exponential of the second parameter, whose prior has the width
+    one; sigma is that of -log(1 - f), so that never more is lost than there is.
+    """
+
+    recorded = True
+    asks_power = False
+
+    def __init__(self, about: About, sigma: float):
+        super().__init__(about, sigma)
+        self.lost, self.edge = zeros(1), zeros(1)
+
+    def forward(self, intensity: Tensor, about: About) -> Tensor:
+        """See the base class."""
+        half = _EDGE * about.noise * self.edge.exp()
+        return intensity * (1 + torch.expm1(-self.sigma * self.lost) / (1 + intensity.abs() / half))
+
+    def quantities(self) -> dict[str, Tensor]:
+        """Return f, and I_0 over the noise of the background."""
+        return {"lost": -torch.expm1(-self.sigma * self.lost), "edge": _EDGE * self.edge.exp()}
+
+
+class Level(Nuisance):
+    """I + o b: a background that was found too low or too high, by o times its own noise b.
+
+    sigma is that of o.
+    """
+
+    recorded = True
+    asks_power = False
+
+    def __init__(self, about: About, sigma: float):
+        super().__init__(about, sigma)
+        self.level = zeros(1)
+
+    def forward(self, intensity: Tensor, about: About) -> Tensor:
+        """See the base class."""
+        return intensity + self.sigma * self.level * about.noise
+
+
 KINDS = {
     "frame_scale": FrameScale,
     "background": Background,
     "window": Window,
     "resolution": ResolutionScale,
+    "faint": Faint,
+    "level": Level,
 }

@@ -53,7 +53,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
     kinematic = calculated.new_tensor(state.start["kinematic"])
     with torch.no_grad():
         depth, thickness = model.thickness.fine()
-        unseen, agreements_unseen = _unseen(final, calculated, sigma_w)
+        unseen, agreements_unseen = _unseen(final, sigma_w)
         result = Result(
             structure=model.crystal.refined(),
             start_structure=model.problem.structure,
@@ -61,6 +61,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
             start_calculated=start,
             kinematic=kinematic,
             scale=end.cheap.scales(),
+            diffracted=end.cheap.diffracted(),
             sigma_weight=sigma_w,
             depth=depth,
             thickness=thickness,
@@ -168,9 +169,7 @@ def _agreement(o: Observations, calculated: Tensor, sigma_w: Tensor) -> dict:
     }
 
 
-def _unseen(
-    final: LeastSquares, calculated: Tensor, sigma_w: Tensor
-) -> tuple[Tensor, dict[str, dict]]:
+def _unseen(final: LeastSquares, sigma_w: Tensor) -> tuple[Tensor, dict[str, dict]]:
     """Predictions (R,) of reflections left out with their equivalents, and R1 of these.
 
     Beside it comes R1 of merged amplitudes.
@@ -179,13 +178,17 @@ def _unseen(
     o, structure = model.problem.observations, model.problem.structure
     groups = cross_validation.unique_groups(structure, o.hkl)
     unseen = cross_validation.left_out(final, groups)
-    power = model.crystal(o.hkl).abs().square()
-    merged = cross_validation.merged_r1(o, calculated, sigma_w, power, groups)
+    power, work = model.crystal(o.hkl).abs().square(), ~o.free
+    diffracted = final.cheap.diffracted()
+    measured = o.intensity - (final.cheap.intensities() - diffracted)
+    merged = cross_validation.merged_r1(
+        *(values[work] for values in (measured, diffracted, sigma_w, power, groups))
+    )
     return unseen, {
         "merged": {"r1_obs": number(merged)},
         "cross_validated": {
             "r1_obs": losses.r1(o.intensity, unseen, o.observed & ~o.free),
-            "r1_all": losses.r1(o.intensity, unseen, ~o.free),
+            "r1_all": losses.r1(o.intensity, unseen, work),
         },
     }
 

@@ -173,5 +173,6 @@ def settings(**choices) -> ModelSettings:
         "propagator": Splitting(),
         "precision": "double",
         "thickness_start": 120.0,
+        "nuisance": (),
     }
     return ModelSettings(**values | choices)
