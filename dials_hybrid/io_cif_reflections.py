@@ -31,7 +31,8 @@ def reflection_loops(problem: Problem, result: Result) -> list:
     block = problem.scan.frame[block_of(o, problem.scan)].cpu().numpy()
     codes = _codes(problem)
     used = np.unique(block)
-    numbers = {"meas": o.intensity, "calc": result.calculated, "sigma": o.sigma}
+    # a background that was too high makes some negative, which the dictionary does not allow
+    numbers = {"meas": o.intensity, "calc": result.calculated.clamp(min=0), "sigma": o.sigma}
     reflections = {f"_refln_index_{x}": o.hkl[:, i].tolist() for i, x in enumerate("hkl")}
     for name, values in numbers.items():
         reflections[f"_refln_intensity_{name}"] = [f"{x:.6g}" for x in values.tolist()]

@@ -128,7 +128,8 @@ def test_nuisance_terms_are_refined_told_and_gone_on_with(frames, here):
     mine = "nuisance.module=my_terms.py:Tilt 0.2"
     quick = (*QUICK, *ONCE, "thickness.model=single", "hand_and_indexing.refine=none")
     found = refine(frames.path, frames.model, *quick, *terms, mine, "refinement.iterations=1")
-    scale, window, own = found["nuisance"]
+    scale, window, faint, level, own = found["nuisance"]
+    assert {"term", "expected", "lost", "edge"} < faint.keys() and "level" in level
     assert [scale["term"], window["term"]] == ["frame_scale", "window"]
     assert len(scale["log_scale"]["value"]) == len(scale["log_scale"]["su"]) == 10
     assert own["term"] == f"{here / 'my_terms.py'}:Tilt" and len(own["slope"]["su"]) == 1
@@ -149,6 +150,7 @@ def test_bad_nuisance_terms_are_one_sentence(frames, here):
     assert "absent.py:Tilt: there is no such file" in absent
     assert "holds no class Tilt" in failure(*files, "nuisance.module=bad.py:Tilt")
     assert "nuisance.window" in failure(*files, "nuisance.window=-1")
+    assert "nuisance.faint" in failure(*files, "nuisance.faint=0")
     assert "nuisance.windows" in failure(*files, "nuisance.windows=1")
 
 
