@@ -200,11 +200,11 @@ class ResolutionScale(Nuisance):
 class Faint(Nuisance):
     """I (1 - f / (1 + I / I_0)): a share f of faint reflections is lost, less of brighter ones.
 
-    A detector that counts nothing below a threshold does so, and so do frames whose dark current
-    was taken off and whose negative pixels were set to zero: where a spot does not rise above
-    the noise, part of it is lost in what would have been negative. I_0 is _EDGE times the noise
-    of the background, times the exponential of the second parameter, whose prior has the width
-    one; sigma is that of -log(1 - f), so that never more is lost than there is.
+    Frames whose negative pixels were set to zero do so: where a spot does not rise above the noise,
+    what it adds to pixels below zero is lost. Of Gaussian spots on Gaussian noise the form is
+    right within 2 % of I, with f = 1 / 2 for a noise about zero. I_0 is _EDGE times the noise of
+    the background, times the exponential of the second parameter, whose prior has the width one;
+    sigma is that of -log(1 - f), so that never more is lost than there is.
     """
 
     recorded = True

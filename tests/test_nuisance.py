@@ -16,7 +16,7 @@ from dials_hybrid.data import Problem
 from dials_hybrid.kinematic import power_slopes, powers
 from dials_hybrid.linear import CheapModel, Linearisation
 from dials_hybrid.model_settings import ModelSettings
-from dials_hybrid.nuisance import KINDS, SPREAD, About, kinematic_rocking
+from dials_hybrid.nuisance import KINDS, SPREAD, About, Faint, kinematic_rocking
 from dials_hybrid.propagation import DepthGrid
 from dials_hybrid.records import InputError
 from dials_hybrid.refine import Refinement, RefineSettings, State, build_model
@@ -98,6 +98,32 @@ def test_windows_over_several_blocks_count_as_one():
     narrow, wide = (tiny.problem(blocks=b, samples=24 // b, width=6 / b) for b in (3, 1))
     pairs = zip(about_of(narrow).exposure, about_of(wide).exposure, strict=True)
     assert all(float(a) == pytest.approx(float(b), rel=1e-9) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("mean", "sigma"), [(0.0, 1.5), (0.0, 2.0), (-0.3, 1.5), (0.5, 2.0)])
+def test_faint_ones_lose_what_negative_pixels_set_to_zero_take(problem, mean, sigma):
+    """A Gaussian spot on pixels with noise of one; what lies below zero is recorded as zero."""
+    normal = torch.distributions.Normal(tiny.f64([0.0]), tiny.f64([1.0]))
+
+    def recorded(value):
+        return value * normal.cdf(value) + normal.log_prob(value).exp()
+
+    x, frame = torch.arange(-8.0, 9).double(), torch.arange(-4.0, 5).double()
+    along = torch.exp(-0.5 * (x / sigma) ** 2)
+    spot = along[:, None, None] * along[:, None] * torch.exp(-(frame**2))
+    intensity = torch.logspace(0, 5, 30, dtype=torch.float64)
+    pixels = mean + intensity[:, None] * (spot / spot.sum()).flatten()
+    kept = (recorded(pixels) - recorded(tiny.f64([mean]))).sum(1)
+    about, worst = about_of(problem), []
+    about = about.replace(noise=torch.ones_like(intensity))
+    for half in torch.logspace(1, 3, 60):
+        term = Faint(about, 1.0)
+        with torch.no_grad():
+            term.lost += -normal.cdf(tiny.f64([mean])).log()
+            term.edge += (half / 4).log()
+            worst.append(float(((term(intensity, about) - kept) / intensity).abs().max()))
+    assert min(worst) < 0.02
+    assert kept[0] / intensity[0] == pytest.approx(float(normal.cdf(tiny.f64([mean]))), rel=0.02)
 
 
 # --- composition and derivatives ------------------------------------------------------------
@@ -254,6 +280,18 @@ def test_a_refinement_finds_what_made_the_data(kind, name, sigma, made_with, exp
     assert found["stretched"] == pytest.approx(float(loop.model.nuisance.flat().abs().max()))
     assert result.summary["cross_validated"]["r1_all"] < without["cross_validated"]["r1_all"]
     assert without["nuisance"] == []
+
+
+def test_what_a_background_adds_is_taken_off_for_maps():
+    problem = made("level", 1.0, tiny.f64([2.5]))
+    loop = refined(problem, (Term("level", 1.0),))
+    result, o = loop.run(), problem.observations
+    measured, diffracted = result.proportional(o.intensity)
+    added = result.summary["nuisance"][0]["level"]["value"][0] * o.noise.background.sqrt()
+    assert diffracted == pytest.approx(result.calculated - added, rel=1e-9)
+    assert measured == pytest.approx(o.intensity - added, rel=1e-9)
+    old = result.replace(diffracted=None)  # of an earlier version
+    assert old.proportional(o.intensity) == (o.intensity, result.calculated)
 
 
 def test_frame_scales_are_found_stored_and_gone_on_from():
