@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jvp
 
 from .calls import call
-from .nuisance import KINDS, About, Nuisance
+from .nuisance import KINDS, NOTHING, About, Nuisance
 from .records import InputError
 
 _MODULE_ADVICE = "nuisance.module is FILE.py:CLASS or PACKAGE.MODULE:CLASS"
@@ -222,11 +222,28 @@ class Terms(nn.Module):
         """Return the derivatives (m, n) of `penalties`."""
         return jacfwd(self.penalties)(flat) if len(flat) else flat.new_zeros(0, 0)
 
+    def places(self) -> list[int]:
+        """Return where the parameter that each term `follows` stands in `flat`; those that do."""
+        starts = dict(zip(self._names(), self._starts(), strict=True))
+        return [
+            starts[f"terms.{i}.{term.follows}"]
+            for i, term in enumerate(self.terms)
+            if term.follows is not None
+        ]
+
+    def _names(self) -> list[str]:
+        return [name for name, _ in self.named_parameters()]
+
+    def _starts(self) -> list[int]:
+        sizes = [p.numel() for p in self.parameters()]
+        return [sum(sizes[:i]) for i in range(len(sizes))]
+
     def summary(self, covariance: Tensor) -> list[dict]:
         """Return what every term came to, as plain values; covariance (n, n).
 
-        Beside its quantities with their s.u. that is its `expected` size, and by how many standard
-        deviations the priors are `stretched` at most.
+        Beside its quantities with their s.u. that is its `expected` size, the `width` that the
+        data gave its prior relative to that, 0 where they do not ask for the term, and by how many
+        standard deviations the priors are `stretched` at most.
         """
         out, start = [], 0
         for kind, term in zip(self.kinds, self.terms, strict=True):
@@ -234,6 +251,7 @@ class Terms(nn.Module):
             stretch = term.prior_residuals().detach().abs()
             size = {
                 "expected": term.sigma,
+                "width": 0.0 if term.width == NOTHING else term.width,
                 "stretched": float(stretch.max()) if len(stretch) else 0.0,
             }
             told = _told(term, covariance[start:stop, start:stop])

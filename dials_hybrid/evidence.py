@@ -1,7 +1,8 @@
 """Widths of priors that the data choose while a refinement goes on (MacKay's evidence).
 
 A prior that is wider than what it holds lets that fit noise, or what is another's: a scale that
-bends as it likes takes the place of a thickness that changes.
+bends as it likes takes the place of a thickness that changes. A nuisance term of one number that
+the data do not ask for is held at nothing.
 """
 
 from __future__ import annotations
@@ -9,58 +10,118 @@ from __future__ import annotations
 import logging
 import math
 
+from torch import Tensor
+
 from . import uncertainty
 from .checkpoint import State
 from .linear import CheapModel
 from .model import HybridModel
+from .nuisance import NOTHING, Nuisance
 
 logger = logging.getLogger("dials.hybrid.evidence")
 
-STEADY = 0.2  # change of the logarithm of a stiffness that is none
+STEADY = 0.2  # change of the logarithm of a variance that is none
+LEAST = 0.1  # part of a prior's information that the data must add to say anything
 
 
 class Evidence:
-    """Chooses the widths of the priors of scale and orientations, as far as settings leave it to.
+    """Chooses the widths of priors of scale, orientations and terms, as far as settings leave it.
 
     The state keeps what has been found; a model that continues from it gets that.
     """
 
     def __init__(self, model: HybridModel, state: State):
         self.model, self.state = model, state
-        self.stiffened = math.inf  # last change of the logarithm of the scale's stiffness
+        self.changed = math.inf  # last change of the logarithm of a variance
+        self.opened = False  # whether terms have yet to move after they were let go
+        self.terms = [term for term in model.nuisance.terms if term.follows is not None]
+        if not state.term_widths:
+            state.term_widths = [NOTHING] * len(self.terms)
+        for term, width in zip(self.terms, state.term_widths, strict=True):
+            term.width = width
         model.orientation.width = state.orientation_width
-        if model.settings.scale_stiffness is None:
+        if self._scale_follows:
             model.scale.stiffness = state.scale_stiffness
+
+    @property
+    def _scale_follows(self) -> bool:
+        return self.model.settings.scale_stiffness is None
 
     def update(self, cheap: CheapModel) -> None:
         """Take the widths that the data make most likely at the point of linearisation."""
         state, curve, parts = self.state, self.model.orientation, cheap.parts
         turned = self.model.settings.orientation_sigma is None and bool(curve.offset.any())
-        if not turned and not state.scale_follows:
+        if not turned and not state.follows:
             return
         posterior = uncertainty.curvature_of(cheap, state.error_model).posterior
         if turned:
             own = posterior[parts.orientation, parts.orientation]
             curve.width = curve.likely_width(curve.offset.detach().flatten(), own)
             state.orientation_width = curve.width
-        if state.scale_follows:
-            scale = self.model.scale
-            before = scale.stiffness
-            scale.stiffness = scale.likely_stiffness(posterior[parts.scale, parts.scale])
-            state.scale_stiffness = scale.stiffness
-            self.stiffened = abs(math.log(scale.stiffness / before))
+        if state.follows:
+            changes = [self._stiffen(posterior[parts.scale, parts.scale])]
+            changes += self._choose(posterior[parts.nuisance, parts.nuisance].diagonal())
+            self.changed = max(changes)
         cheap.priors_near = None
 
-    def scale_is_loose(self) -> bool:
-        """Whether the scale has yet to become as stiff as the data say, if they are to say it.
+    def _stiffen(self, covariance: Tensor) -> float:
+        """Take the likely stiffness of the scale; return the change of its logarithm."""
+        if not self._scale_follows:
+            return 0.0
+        scale = self.model.scale
+        before = scale.stiffness
+        scale.stiffness = scale.likely_stiffness(covariance)
+        self.state.scale_stiffness = scale.stiffness
+        return abs(math.log(scale.stiffness / before))
+
+    def _choose(self, variances: Tensor) -> list[float]:
+        """Take the likely widths of the terms' priors; return the changes of their logarithms."""
+        if self.opened:
+            self.opened = False
+            return [math.inf]
+        places, changes = self.model.nuisance.places(), []
+        for term, place in zip(self.terms, places, strict=True):
+            before = term.width
+            term.width = likely_width(term, float(variances[place]))
+            changes.append(2 * abs(math.log(term.width / before)))
+        self.state.term_widths = [term.width for term in self.terms]
+        return changes
+
+    def is_loose(self) -> bool:
+        """Whether what the data are to choose has yet to become what they say.
 
         To be asked once steps have settled, since it begins then: all else would follow a scale
-        that is stiff too early to ends that fit worse.
+        that is stiff too early to ends that fit worse, and terms of the detector would take
+        what is the atoms'.
         """
-        if self.model.settings.scale_stiffness is not None:
+        if not self._scale_follows and not self.terms:
             return False
-        if self.state.scale_follows:
-            return self.stiffened > STEADY
-        self.state.scale_follows = True
-        logger.info("Steps have settled; from here on the scale is as stiff as the data say")
+        if self.state.follows:
+            return self.changed > STEADY
+        self.state.follows = self.opened = True
+        for term in self.terms:
+            term.width = 1.0
+        self.state.term_widths = [1.0] * len(self.terms)
+        logger.info(
+            "Steps have settled; from here on the data choose how stiff the scale is and which "
+            "terms of the detector there are"
+        )
         return True
+
+
+def likely_width(term: Nuisance, variance: float) -> float:
+    """Return the relative width of a term's prior that the data make most likely, at most 1.
+
+    `variance` is the posterior one of the parameter that it follows. Without a prior that would be
+    x with variance v, and the most likely variance of the prior is x^2 - v (MacKay's fixed point,
+    doi:10.1162/neco.1992.4.3.415, of a single number). Where that is not positive, or the data tell
+    little beside the prior, they do not ask for the term; it is NOTHING, and stays so.
+    """
+    if term.width == NOTHING:
+        return NOTHING
+    determined = 1 - variance / term.width**2
+    if determined < LEAST:
+        return NOTHING
+    best = float(getattr(term, term.follows)) / determined
+    likely = best**2 - variance / determined
+    return min(1.0, math.sqrt(likely)) if likely > NOTHING**2 else NOTHING

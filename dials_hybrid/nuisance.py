@@ -12,6 +12,9 @@ scale, as they are recorded, and returns them corrected:
 Two constants of the class may be set. `recorded = True`: the intensities come with their scale, in
 the units of the data (default: False). `asks_power = False`: it does not look at `about.power`
 or `about.kinematic`, which then need not be kept up to date (default: True).
+`follows = "name"`, of a parameter of one number: the width of its prior, relative to sigma, is the
+term's `width`, which a refinement keeps at nothing until steps have settled, and then chooses (see
+the room evidence).
 
 The refinement needs nothing else: derivatives, standard uncertainties and cross-validation follow.
 `About` holds no observed intensity, since a term that saw it could fit it.
@@ -31,6 +34,7 @@ from .data import Problem, block_of, sample_weights
 from .records import Record
 
 SPREAD = 0.35  # of the thickness, standard deviation over mean, for kinematic intensities
+NOTHING = 1e-3  # relative width of a prior that holds a term where it does nothing
 _EDGE = 4.0  # times the noise of its background is about where a spot of some pixels stands out
 
 
@@ -109,10 +113,11 @@ class Nuisance(nn.Module):
 
     recorded = False
     asks_power = True
+    follows: str | None = None
 
     def __init__(self, about: About, sigma: float):
         super().__init__()
-        self.sigma = sigma
+        self.sigma, self.width = sigma, 1.0
 
     def forward(self, intensity: Tensor, about: About) -> Tensor:
         """Return the corrected intensities (R,)."""
@@ -120,7 +125,8 @@ class Nuisance(nn.Module):
 
     def prior_residuals(self) -> Tensor:
         """Return the residuals (m,) of the priors; here the parameters, in units of sigma."""
-        return torch.cat([p.flatten() for p in self.parameters()])
+        own = {self.follows: self.width}
+        return torch.cat([p.flatten() / own.get(name, 1.0) for name, p in self.named_parameters()])
 
     def quantities(self) -> dict[str, Tensor]:
         """Return what the results tell of the term, by its name: sigma times the parameters."""
@@ -209,6 +215,7 @@ class Faint(Nuisance):
 
     recorded = True
     asks_power = False
+    follows = "lost"
 
     def __init__(self, about: About, sigma: float):
         super().__init__(about, sigma)
@@ -232,6 +239,7 @@ class Level(Nuisance):
 
     recorded = True
     asks_power = False
+    follows = "level"
 
     def __init__(self, about: About, sigma: float):
         super().__init__(about, sigma)

@@ -227,6 +227,7 @@ def started(first: Refined, problem: Problem, mirror: bool, progress: Progress) 
         error_model=old.error_model,
         orientation_width=old.orientation_width,
         scale_stiffness=old.scale_stiffness,
+        term_widths=list(old.term_widths),
         parameters=parameters,
     )
     given = first.refinement.settings

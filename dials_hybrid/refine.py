@@ -183,7 +183,7 @@ class Refinement:
                 cheap, step = self._iterate(cheap)
                 if not self.ending.settled(step, self.stage):
                     continue
-                if self._held_back(cheap) or self.evidence.scale_is_loose():
+                if self._held_back(cheap) or self.evidence.is_loose():
                     self.ending.calm = 0
                     cheap = self.passing.around(cheap.lin)
                     continue

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -13,10 +14,19 @@ from dials_hybrid import correlations
 from dials_hybrid.absorption import MODELS
 from dials_hybrid.corrections import Term, load_class
 from dials_hybrid.data import Problem
+from dials_hybrid.evidence import likely_width
 from dials_hybrid.kinematic import power_slopes, powers
 from dials_hybrid.linear import CheapModel, Linearisation
 from dials_hybrid.model_settings import ModelSettings
-from dials_hybrid.nuisance import KINDS, SPREAD, About, Faint, kinematic_rocking
+from dials_hybrid.nuisance import (
+    KINDS,
+    NOTHING,
+    SPREAD,
+    About,
+    Faint,
+    Level,
+    kinematic_rocking,
+)
 from dials_hybrid.propagation import DepthGrid
 from dials_hybrid.records import InputError
 from dials_hybrid.refine import Refinement, RefineSettings, State, build_model
@@ -270,7 +280,7 @@ def refined(problem, terms, iterations=4, state=None):
 def test_a_refinement_finds_what_made_the_data(kind, name, sigma, made_with, expected):
     problem = made(kind, sigma, tiny.f64(made_with))
     without = refined(problem, ()).run().summary
-    loop = refined(problem, (Term(kind, sigma),))
+    loop = refined(problem, (Term(kind, sigma),), iterations=30)
     result = loop.run()
     (found,) = result.summary["nuisance"]
     (value,), (su,) = found[name]["value"], found[name]["su"]
@@ -282,9 +292,42 @@ def test_a_refinement_finds_what_made_the_data(kind, name, sigma, made_with, exp
     assert without["nuisance"] == []
 
 
+def test_terms_wait_until_steps_have_settled_and_then_follow_the_data():
+    problem, level = made("level", 1.0, tiny.f64([2.5])), (Term("level", 1.0),)
+    (early,) = refined(problem, level, iterations=1).run().summary["nuisance"]
+    assert early["width"] == 0 and abs(early["level"]["value"][0]) < 0.01
+    loop = refined(problem, level, iterations=30)
+    (found,) = loop.run().summary["nuisance"]
+    assert found["width"] > 0.5 and found["level"]["value"][0] > 1
+    again = refined(problem, level, state=State.from_dict(loop.state.to_dict()))
+    assert [term.width for term in again.model.nuisance.terms] == [found["width"]]
+
+
+def test_terms_that_the_data_do_not_ask_for_go():
+    problem = made("level", 1.0, tiny.f64([0.0]))
+    loop = refined(problem, (Term("level", 1.0),), iterations=30)
+    (found,) = loop.run().summary["nuisance"]
+    assert loop.state.follows and found["width"] == 0
+    assert abs(found["level"]["value"][0]) < 0.01
+
+
+def test_the_likely_width_is_that_of_the_value_beyond_its_error():
+    about = SimpleNamespace(noise=torch.ones(1))
+    term, exact, variance = Level(about, 1.0), 0.5, 0.01
+    shrunk = variance / (1 + variance)  # posterior of a prior of width one
+    with torch.no_grad():
+        term.level += exact / (1 + variance)
+    assert likely_width(term, shrunk) == pytest.approx((exact**2 - variance) ** 0.5)
+    assert likely_width(term, 0.999) == NOTHING
+    term.width = NOTHING
+    assert likely_width(term, 1e-8) == NOTHING
+    term.width, term.level.data[0] = 1.0, 5.0
+    assert likely_width(term, 1e-4) == 1.0
+
+
 def test_what_a_background_adds_is_taken_off_for_maps():
     problem = made("level", 1.0, tiny.f64([2.5]))
-    loop = refined(problem, (Term("level", 1.0),))
+    loop = refined(problem, (Term("level", 1.0),), iterations=30)
     result, o = loop.run(), problem.observations
     measured, diffracted = result.proportional(o.intensity)
     added = result.summary["nuisance"][0]["level"]["value"][0] * o.noise.background.sqrt()
