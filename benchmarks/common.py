@@ -97,7 +97,8 @@ def recorded(found: dict) -> dict[str, float]:
     places = {"faint lost": ("faint", "lost"), "background level": ("level", "level")}
     out = {}
     for name, (kind, quantity) in places.items():
-        told = of.get(kind, {}).get(quantity)
+        term = of.get(kind, {"width": 0})
+        told = term[quantity] if term["width"] else None  # None: the data do not ask for it
         out[name] = told and told["value"][0]
         out[f"{name}, s.u."] = told and told["su"][0]
     return out

@@ -101,6 +101,9 @@ def _log_valence(valence: dict) -> None:
 def _log_nuisance(terms: list[dict]) -> None:
     """Log what the nuisance terms came to: the value, or the root mean square of several."""
     for term in terms:
+        if term.get("width") == 0:
+            logger.info("Nuisance term %s: the data do not ask for it", term["term"])
+            continue
         for name, found in term.items():
             if not isinstance(found, dict):  # its name and size
                 continue

@@ -124,6 +124,8 @@ def corrections(contract: dict) -> list[dict]:
     """Return what the nuisance terms came to: the value, or the root mean square of several."""
     rows = []
     for term in contract["nuisance"]:
+        if term.get("width") == 0:  # the data do not ask for it
+            continue
         for name, found in term.items():
             if not isinstance(found, dict):  # the term's name and size
                 continue
