@@ -122,6 +122,6 @@ def likely_width(term: Nuisance, variance: float) -> float:
     determined = 1 - variance / term.width**2
     if determined < LEAST:
         return NOTHING
-    best = float(getattr(term, term.follows)) / determined
+    best = float(getattr(term, term.follows).detach()) / determined
     likely = best**2 - variance / determined
     return min(1.0, math.sqrt(likely)) if likely > NOTHING**2 else NOTHING

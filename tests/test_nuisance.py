@@ -17,7 +17,7 @@ from dials_hybrid.data import Problem
 from dials_hybrid.evidence import likely_width
 from dials_hybrid.kinematic import power_slopes, powers
 from dials_hybrid.linear import CheapModel, Linearisation
-from dials_hybrid.model_settings import ModelSettings
+from dials_hybrid.model_settings import DETECTOR, ModelSettings
 from dials_hybrid.nuisance import (
     KINDS,
     NOTHING,
@@ -304,11 +304,13 @@ def test_terms_wait_until_steps_have_settled_and_then_follow_the_data():
 
 
 def test_terms_that_the_data_do_not_ask_for_go():
-    problem = made("level", 1.0, tiny.f64([0.0]))
-    loop = refined(problem, (Term("level", 1.0),), iterations=30)
-    (found,) = loop.run().summary["nuisance"]
-    assert loop.state.follows and found["width"] == 0
-    assert abs(found["level"]["value"][0]) < 0.01
+    problem = tiny.problem(**FRAMES)
+    exact = calculated(problem)
+    o = problem.observations.replace(intensity=exact, sigma=0.01 * exact + 1e-4 * exact.max())
+    loop = refined(problem.replace(observations=o), DETECTOR, iterations=30)
+    found = loop.run().summary["nuisance"]
+    assert loop.state.follows and [term["width"] for term in found] == [0, 0]
+    assert max(abs(found[0]["lost"]["value"][0]), abs(found[1]["level"]["value"][0])) < 0.01
 
 
 def test_the_likely_width_is_that_of_the_value_beyond_its_error():
