@@ -26,8 +26,7 @@ class RefineSettings:
 
 
 DEFAULTS = RefineSettings()
-# in files of earlier versions, without meaning
-RETIRED = ("error_model_updates", "stage_began", "scale_follows")
+RETIRED = ("error_model_updates", "stage_began")  # in files of earlier versions, without meaning
 
 
 def _present(values: dict) -> dict:
@@ -45,8 +44,9 @@ class State:
     error_model: ErrorModel = ErrorModel(3.0, 0.2)
     orientation_width: float = 1.0  # of the prior of orientations, in units of their sigma
     scale_stiffness: float = SOFTEST
+    scale_follows: bool = False  # whether the data choose its stiffness by now
     term_widths: list = field(default_factory=list)  # of nuisance terms that follow the data
-    follows: bool = False  # whether the data choose the stiffness and these widths by now
+    terms_follow: bool = False  # whether the data choose these widths by now
     parameters: dict = field(default_factory=dict)
     second: list = field(default_factory=list)  # derivatives by rotations, see the room secant
     structure_step: list = field(default_factory=list)  # of its parameters, when last they moved

@@ -40,34 +40,35 @@ class Evidence:
         for term, width in zip(self.terms, state.term_widths, strict=True):
             term.width = width
         model.orientation.width = state.orientation_width
-        if self._scale_follows:
+        self.stiffens = model.settings.scale_stiffness is None
+        if self.stiffens:
             model.scale.stiffness = state.scale_stiffness
-
-    @property
-    def _scale_follows(self) -> bool:
-        return self.model.settings.scale_stiffness is None
 
     def update(self, cheap: CheapModel) -> None:
         """Take the widths that the data make most likely at the point of linearisation."""
         state, curve, parts = self.state, self.model.orientation, cheap.parts
         turned = self.model.settings.orientation_sigma is None and bool(curve.offset.any())
-        if not turned and not state.follows:
+        if not turned and not self._following:
             return
         posterior = uncertainty.curvature_of(cheap, state.error_model).posterior
         if turned:
             own = posterior[parts.orientation, parts.orientation]
             curve.width = curve.likely_width(curve.offset.detach().flatten(), own)
             state.orientation_width = curve.width
-        if state.follows:
-            changes = [self._stiffen(posterior[parts.scale, parts.scale])]
+        changes = [0.0]
+        if state.terms_follow:
             changes += self._choose(posterior[parts.nuisance, parts.nuisance].diagonal())
-            self.changed = max(changes)
+        if state.scale_follows:
+            changes.append(self._stiffen(posterior[parts.scale, parts.scale]))
+        self.changed = max(changes)
         cheap.priors_near = None
+
+    @property
+    def _following(self) -> bool:
+        return self.state.terms_follow or self.state.scale_follows
 
     def _stiffen(self, covariance: Tensor) -> float:
         """Take the likely stiffness of the scale; return the change of its logarithm."""
-        if not self._scale_follows:
-            return 0.0
         scale = self.model.scale
         before = scale.stiffness
         scale.stiffness = scale.likely_stiffness(covariance)
@@ -92,21 +93,24 @@ class Evidence:
 
         To be asked once steps have settled, since it begins then: all else would follow a scale
         that is stiff too early to ends that fit worse, and terms of the detector would take
-        what is the atoms'.
+        what is the atoms'. The terms come first, the scale once they have settled: thickness and
+        scale have until then answered for what the terms now take.
         """
-        if not self._scale_follows and not self.terms:
-            return False
-        if self.state.follows:
-            return self.changed > STEADY
-        self.state.follows = self.opened = True
-        for term in self.terms:
-            term.width = 1.0
-        self.state.term_widths = [1.0] * len(self.terms)
-        logger.info(
-            "Steps have settled; from here on the data choose how stiff the scale is and which "
-            "terms of the detector there are"
-        )
-        return True
+        state = self.state
+        if self._following and self.changed > STEADY:
+            return True
+        if self.terms and not state.terms_follow:
+            state.terms_follow = self.opened = True
+            for term in self.terms:
+                term.width = 1.0
+            state.term_widths = [1.0] * len(self.terms)
+            logger.info("Steps have settled; from here on the data choose terms of the detector")
+            return True
+        if self.stiffens and not state.scale_follows:
+            state.scale_follows, self.changed = True, math.inf
+            logger.info("Steps have settled; from here on the scale is as stiff as the data say")
+            return True
+        return False
 
 
 def likely_width(term: Nuisance, variance: float) -> float:

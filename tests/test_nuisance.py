@@ -309,7 +309,7 @@ def test_terms_that_the_data_do_not_ask_for_go():
     o = problem.observations.replace(intensity=exact, sigma=0.01 * exact + 1e-4 * exact.max())
     loop = refined(problem.replace(observations=o), DETECTOR, iterations=30)
     found = loop.run().summary["nuisance"]
-    assert loop.state.follows and [term["width"] for term in found] == [0, 0]
+    assert loop.state.terms_follow and [term["width"] for term in found] == [0, 0]
     assert max(abs(found[0]["lost"]["value"][0]), abs(found[1]["level"]["value"][0])) < 0.01
 
 
