@@ -91,16 +91,17 @@ def distances(path, reference: Path = MODEL) -> dict[str, float]:
     return out
 
 
-def recorded(found: dict) -> dict[str, float]:
-    """Return what the terms of the detector came to, from the JSON of a run; none if left out."""
-    of = {term["term"]: term for term in found["nuisance"]}
+def recorded(found: dict) -> dict[str, float | None]:
+    """Return what the terms of the detector came to, from the JSON of a run.
+
+    None where a term was left out or the data do not ask for it.
+    """
+    there = {term["term"]: term for term in found["nuisance"] if term["width"]}
     places = {"faint lost": ("faint", "lost"), "background level": ("level", "level")}
     out = {}
     for name, (kind, quantity) in places.items():
-        term = of.get(kind, {"width": 0})
-        told = term[quantity] if term["width"] else None  # None: the data do not ask for it
-        out[name] = told and told["value"][0]
-        out[f"{name}, s.u."] = told and told["su"][0]
+        told = there[kind][quantity] if kind in there else {"value": [None], "su": [None]}
+        (out[name],), (out[f"{name}, s.u."],) = told["value"], told["su"]
     return out
 
 

@@ -15,6 +15,13 @@ def resumed(path: str) -> tuple[api.Job, Refinement]:
     return job, Refinement(job.problem, options.model, options.refine, state=job.state)
 
 
+def at_end(path: str) -> tuple[api.Job, Refinement, CheapModel]:
+    """Return the same, and the linearisation there by the passes of the last stage."""
+    job, refinement = resumed(path)
+    refinement.state.stage = len(refinement.plan) - 1
+    return job, refinement, refinement.linearise()
+
+
 def weighted(cheap: CheapModel, error_model: ErrorModel, proximity: float = 0.0) -> LeastSquares:
     """Return the least squares at the present parameters, outliers let go."""
     o = cheap.model.problem.observations

@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from cctbx import uctbx
 from torch import Tensor
 
 from dials_hybrid import uncertainty
 from dials_hybrid.crystal import quadratic, reciprocal_length_sq, rotated
+from dials_hybrid.freedom import to_cartesian
 from dials_hybrid.valence import shell_form_factor
 
 from . import common
-from .linearised import resumed
+from .linearised import at_end
 
 SMALL = 1e-3  # change of the geometry whose differences are taken
 BLUR = math.radians(0.03)
@@ -37,10 +37,8 @@ class Ended:
     """A refinement at its end, linearised there once."""
 
     def __init__(self, path: str):
-        _, refinement = resumed(path)
-        refinement.state.stage = len(refinement.plan) - 1
+        _, refinement, cheap = at_end(path)
         self.model, error_model = refinement.model, refinement.state.error_model
-        cheap = refinement.linearise()
         self.curvature = uncertainty.curvature_of(cheap, error_model)
         self.observations = self.model.problem.observations
         self.intensity = cheap.intensities()
@@ -117,7 +115,7 @@ class Ended:
         crystal = self.model.crystal
         structure, order = crystal.structure, len(axes)
         h_rot, angle = rotated(structure, hkl, crystal.site())
-        g = torch.einsum("msj,ja->msa", h_rot, _reciprocal_axes(structure.cell))
+        g = torch.einsum("msj,ja->msa", h_rot, torch.linalg.inv(to_cartesian(structure.cell)))
         g_sq = reciprocal_length_sq(structure.cell, hkl)
         along = g[..., list(axes)].prod(-1)
         for a, b in itertools.combinations(range(order), 2):
@@ -151,12 +149,6 @@ class Ended:
             return model.intensities(model.profiles())
         finally:
             model.problem = before
-
-
-def _reciprocal_axes(cell: Tensor) -> Tensor:
-    """The reciprocal axes as rows, Cartesian, (3, 3) A^-1; x is along a."""
-    matrix = uctbx.unit_cell(tuple(cell.tolist())).fractionalization_matrix()
-    return torch.tensor(matrix, dtype=torch.float64).view(3, 3)
 
 
 def main() -> None:

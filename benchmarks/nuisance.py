@@ -27,7 +27,7 @@ from dials_hybrid.outcome import End, result_of
 from dials_hybrid.uncertainty import error_model_of
 
 from . import common
-from .linearised import resumed, step
+from .linearised import at_end, step
 
 FAINT, LEVEL = DETECTOR
 OTHERS = {
@@ -52,9 +52,8 @@ class Ended:
     """A refinement at its end, linearised there once."""
 
     def __init__(self, path: str):
-        self.job, self.refinement = resumed(path)
-        self.refinement.state.stage = len(self.refinement.plan) - 1
-        self.linearisation = self.refinement.linearise().lin
+        self.job, self.refinement, cheap = at_end(path)
+        self.linearisation = cheap.lin
 
     def with_terms(self, terms: tuple[Term, ...]) -> dict:
         """Return a row of the table: everything fitted again with these terms."""

@@ -1,8 +1,9 @@
 """Real PETS2 data: the command with its defaults, beside what other programs got.
 
 python -m benchmarks.pets [quartz] [quartz_absorption] [quartz_near_beams] [quartz_loose_scale]
-[quartz_one_radius] [albite] [cspbbr3] [cspbbr3_absorption] [paracetamol]: quartz alone by default,
-since the others take up to some hours on two cores.
+[quartz_one_radius] [quartz_no_detector] [albite] [albite_no_detector] [cspbbr3]
+[cspbbr3_absorption] [paracetamol]: quartz alone by default, since the others take up to some hours
+on two cores.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ class State:
     scale_follows: bool = False  # whether the data choose its stiffness by now
     term_widths: list = field(default_factory=list)  # of nuisance terms that follow the data
     terms_follow: bool = False  # whether the data choose these widths by now
+    terms_opened: bool = False  # whether the terms were let go and have yet to move
     parameters: dict = field(default_factory=dict)
     second: list = field(default_factory=list)  # derivatives by rotations, see the room secant
     structure_step: list = field(default_factory=list)  # of its parameters, when last they moved

@@ -222,21 +222,19 @@ class Terms(nn.Module):
         """Return the derivatives (m, n) of `penalties`."""
         return jacfwd(self.penalties)(flat) if len(flat) else flat.new_zeros(0, 0)
 
-    def places(self) -> list[int]:
-        """Return where the parameter that each term `follows` stands in `flat`; those that do."""
-        starts = dict(zip(self._names(), self._starts(), strict=True))
+    @property
+    def following(self) -> list[Nuisance]:
+        """The terms that follow the data."""
+        return [term for term in self.terms if term.follows is not None]
+
+    def followed(self, flat: Tensor) -> list[float]:
+        """Return, of numbers (n,) for the parameters, those for what the `following` follow."""
+        named = self._named(flat)
         return [
-            starts[f"terms.{i}.{term.follows}"]
+            float(named[f"terms.{i}.{term.follows}"])
             for i, term in enumerate(self.terms)
             if term.follows is not None
         ]
-
-    def _names(self) -> list[str]:
-        return [name for name, _ in self.named_parameters()]
-
-    def _starts(self) -> list[int]:
-        sizes = [p.numel() for p in self.parameters()]
-        return [sum(sizes[:i]) for i in range(len(sizes))]
 
     def summary(self, covariance: Tensor) -> list[dict]:
         """Return what every term came to, as plain values; covariance (n, n).

@@ -33,8 +33,7 @@ class Evidence:
     def __init__(self, model: HybridModel, state: State):
         self.model, self.state = model, state
         self.changed = math.inf  # last change of the logarithm of a variance
-        self.opened = False  # whether terms have yet to move after they were let go
-        self.terms = [term for term in model.nuisance.terms if term.follows is not None]
+        self.terms = model.nuisance.following
         if not state.term_widths:
             state.term_widths = [NOTHING] * len(self.terms)
         for term, width in zip(self.terms, state.term_widths, strict=True):
@@ -77,13 +76,13 @@ class Evidence:
 
     def _choose(self, variances: Tensor) -> list[float]:
         """Take the likely widths of the terms' priors; return the changes of their logarithms."""
-        if self.opened:
-            self.opened = False
+        if self.state.terms_opened:
+            self.state.terms_opened = False
             return [math.inf]
-        places, changes = self.model.nuisance.places(), []
-        for term, place in zip(self.terms, places, strict=True):
+        changes = []
+        for term, variance in zip(self.terms, self.model.nuisance.followed(variances), strict=True):
             before = term.width
-            term.width = likely_width(term, float(variances[place]))
+            term.width = likely_width(term, variance)
             changes.append(2 * abs(math.log(term.width / before)))
         self.state.term_widths = [term.width for term in self.terms]
         return changes
@@ -100,7 +99,7 @@ class Evidence:
         if self._following and self.changed > STEADY:
             return True
         if self.terms and not state.terms_follow:
-            state.terms_follow = self.opened = True
+            state.terms_follow = state.terms_opened = True
             for term in self.terms:
                 term.width = 1.0
             state.term_widths = [1.0] * len(self.terms)

@@ -53,7 +53,8 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
     kinematic = calculated.new_tensor(state.start["kinematic"])
     with torch.no_grad():
         depth, thickness = model.thickness.fine()
-        unseen, agreements_unseen = _unseen(final, sigma_w)
+        groups = cross_validation.unique_groups(model.problem.structure, o.hkl)
+        unseen = cross_validation.left_out(final, groups)
         result = Result(
             structure=model.crystal.refined(),
             start_structure=model.problem.structure,
@@ -82,7 +83,10 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
                 **_of_the_run(end, errors),
                 "su_time_s": seconds,
                 **_agreements(o, (kinematic, start, calculated), sigma_w),
-                **agreements_unseen,
+                "cross_validated": {
+                    "r1_obs": losses.r1(o.intensity, unseen, o.observed & ~o.free),
+                    "r1_all": losses.r1(o.intensity, unseen, ~o.free),
+                },
                 **_correlations(end.cheap, errors.curvature),
                 "shift_over_su": _shift_over_su(end, errors.curvature.covariance),
                 "thickness_su": bands.overall,
@@ -93,6 +97,7 @@ def result_of(end: End) -> tuple[Result, uncertainty.Curvature]:
             converged=end.converged,
             stop_reason=end.stop_reason,
         )
+        result.summary["merged"] = {"r1_obs": number(_merged_r1(end.cheap, result, groups))}
         result.summary["final"] |= {
             "gof": errors.goodness_of_fit,
             "r1_obs_frame_mean": _frame_mean(o, model.problem.scan, calculated),
@@ -169,28 +174,13 @@ def _agreement(o: Observations, calculated: Tensor, sigma_w: Tensor) -> dict:
     }
 
 
-def _unseen(final: LeastSquares, sigma_w: Tensor) -> tuple[Tensor, dict[str, dict]]:
-    """Predictions (R,) of reflections left out with their equivalents, and R1 of these.
-
-    Beside it comes R1 of merged amplitudes.
-    """
-    model = final.cheap.model
-    o, structure = model.problem.observations, model.problem.structure
-    groups = cross_validation.unique_groups(structure, o.hkl)
-    unseen = cross_validation.left_out(final, groups)
+@torch.no_grad()
+def _merged_r1(cheap: CheapModel, result: Result, groups: Tensor) -> float:
+    """R1 of merged amplitudes of the work set; what nuisance terms add is taken off."""
+    model, o = cheap.model, cheap.model.problem.observations
+    parts = *result.proportional(o.intensity), result.sigma_weight
     power, work = model.crystal(o.hkl).abs().square(), ~o.free
-    diffracted = final.cheap.diffracted()
-    measured = o.intensity - (final.cheap.intensities() - diffracted)
-    merged = cross_validation.merged_r1(
-        *(values[work] for values in (measured, diffracted, sigma_w, power, groups))
-    )
-    return unseen, {
-        "merged": {"r1_obs": number(merged)},
-        "cross_validated": {
-            "r1_obs": losses.r1(o.intensity, unseen, o.observed & ~o.free),
-            "r1_all": losses.r1(o.intensity, unseen, work),
-        },
-    }
+    return cross_validation.merged_r1(*(values[work] for values in (*parts, power, groups)))
 
 
 def _frame_mean(o: Observations, scan, calculated: Tensor) -> float:

@@ -303,6 +303,17 @@ def test_terms_wait_until_steps_have_settled_and_then_follow_the_data():
     assert [term.width for term in again.model.nuisance.terms] == [found["width"]]
 
 
+def test_terms_that_were_let_go_and_not_moved_yet_stay_so_when_gone_on_from():
+    problem, level = made("level", 1.0, tiny.f64([2.5])), (Term("level", 1.0),)
+    loop = refined(problem, level, iterations=1)
+    loop.run()
+    assert loop.evidence.is_loose()
+    again = refined(problem, level, state=State.from_dict(loop.state.to_dict()))
+    again.evidence.update(again.linearise())
+    (term,) = again.model.nuisance.terms
+    assert term.width == 1.0 and not again.state.terms_opened
+
+
 def test_terms_that_the_data_do_not_ask_for_go():
     problem = tiny.problem(**FRAMES)
     exact = calculated(problem)
